@@ -1,0 +1,112 @@
+"""The benchmark cases: each is one PyTorch function (or module) with its inputs, defined once.
+
+`CASES[name].make()` gives the function and a tuple of input tensors; peers compile that function.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from _minilm_model import VOCABULARY, MiniLM, find_weights
+
+Function = Callable[..., Tensor]
+Made = tuple[Function, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named computation; `make()` builds the same function and the same inputs every time."""
+
+    name: str
+    make: Callable[[], Made]
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(name: str, **arguments: Any) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """Files the decorated maker, called with `arguments`, under `name`."""
+
+    def file(maker: Callable[..., Made]) -> Callable[..., Made]:
+        def make() -> Made:
+            torch.manual_seed(0)
+            return maker(**arguments)
+
+        CASES[name] = Case(name, make)
+        return maker
+
+    return file
+
+
+def exact(function: Function, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The result in float64: the same function on doubled inputs (and weights)."""
+    if isinstance(function, nn.Module):
+        function = copy.deepcopy(function).double()
+    return function(*(x.double() if x.is_floating_point() else x for x in inputs))
+
+
+@case("matmul 16x768x768", m=16, n=768, k=768)
+@case("matmul 1024x1024x1024", m=1024, n=1024, k=1024)
+@case("matmul 512x512x512", m=512, n=512, k=512)
+def matmul(m: int, n: int, k: int) -> Made:
+    return torch.matmul, (torch.randn(m, k), torch.randn(k, n))
+
+
+@case("attention explicit 12x512x64")
+def attention_explicit() -> Made:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.transpose(-2, -1) * 0.125, dim=-1) @ v
+
+    return attention, tuple(torch.randn(3, 1, 12, 512, 64))
+
+
+@case("attention sdpa 12x1024x64")
+def attention_sdpa() -> Made:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    return attention, tuple(torch.randn(3, 1, 12, 1024, 64))
+
+
+@case("softmax rows 4096x1024")
+def softmax_rows() -> Made:
+    def softmax(x: Tensor) -> Tensor:
+        return torch.softmax(x, dim=-1)
+
+    return softmax, (torch.randn(4096, 1024),)
+
+
+@case("layer norm 4096x768")
+def layer_norm() -> Made:
+    norm = nn.LayerNorm(768)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm.requires_grad_(False), (torch.randn(4096, 768),)
+
+
+@case("mlp gelu 128x768x3072")
+def mlp_gelu() -> Made:
+    mlp = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
+    return mlp.requires_grad_(False).eval(), (torch.randn(128, 768),)
+
+
+@case("minilm 32x128", batch=32, tokens=128)
+@case("minilm 1x16", batch=1, tokens=16)
+def minilm(batch: int, tokens: int) -> Made:
+    """The demo's encoder on random words; rows are from half to all of `tokens` long."""
+    folder = find_weights()
+    model = MiniLM.load(folder) if folder else MiniLM().requires_grad_(False).eval()
+    ids = torch.randint(1000, VOCABULARY, (batch, tokens))
+    lengths = torch.linspace(tokens, tokens // 2, batch).long()
+    return model, (ids, (torch.arange(tokens) < lengths[:, None]).long())

@@ -1,0 +1,1 @@
+"""tcc, the tensor cascade compiler."""

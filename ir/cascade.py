@@ -1,0 +1,213 @@
+"""The cascade level: what to compute, as a list of definitions over named ranks, without order or storage.
+
+    cascade    ::= "cascade" name, ranks, inputs, outputs, definitions
+    definition ::= T[i, …] = e :: monoid(v, …), …  where p, …
+                 | extern T: dtype[size, …] = function(…)
+
+A definition holds for every point of the box of its variables at which its predicates hold and every tensor that it
+reads exists. Variables that are absent from the target are reduced, with `sum` unless said otherwise. A predicate that
+mentions no reduced variable decides where the target *exists*; the others only restrict the reduction, and an empty
+reduction gives the identity. An output holds its fill where it does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from tcc.ir.diagnostics import Span
+from tcc.ir.dtype import DType
+from tcc.ir.expr import Access, Const, Expr, Size, accesses, text, variables
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rank:
+    """A named extent: a size expression over other ranks, or None when it is given by the inputs."""
+
+    name: str
+    size: Expr | None = None
+    span: Span | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A tensor's type: element type, one size expression per dimension, and its value outside its bounds."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    fill: float = 0
+    span: Span | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        shape = f"[{', '.join(text(s) for s in self.shape)}]" if self.shape else ""
+        fill = f" fill {text(Const(self.fill))}" if self.fill else ""
+        return f"{self.name}: {self.dtype}{shape}{fill}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reduction:
+    """The monoid that combines the values along one variable."""
+
+    var: str
+    monoid: str
+    span: Span | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Einsum:
+    """`target[indices] = body :: reductions where …`, for all points of the box of its variables."""
+
+    target: str
+    indices: tuple[Expr, ...]
+    body: Expr
+    reductions: tuple[Reduction, ...] = ()
+    where: tuple[Expr, ...] = ()
+    span: Span | None = field(default=None, repr=False)
+
+    @property
+    def free(self) -> list[str]:
+        """Variables of the target, in order of appearance."""
+        return variables(*self.indices)
+
+    @property
+    def reduced(self) -> list[str]:
+        """Reduced variables, in order of appearance."""
+        free = set(self.free)
+        return [v for v in variables(self.body, *self.where) if v not in free]
+
+    @property
+    def reads(self) -> list[Access]:
+        """Every access in body, predicates and target indices."""
+        return accesses(self.body, *self.where, *self.indices)
+
+    def monoid(self, var: str) -> str:
+        """The name of the monoid that reduces `var`."""
+        return next((r.monoid for r in self.reductions if r.var == var), "sum")
+
+    def __str__(self) -> str:
+        head = text(Access(self.target, self.indices))
+        line = f"{head} = {text(self.body)}"
+        shown: dict[str, list[str]] = {}
+        for var in self.reduced:
+            if self.monoid(var) != "sum":
+                shown.setdefault(self.monoid(var), []).append(var)
+        if shown:
+            line += " :: " + ", ".join(f"{m}({', '.join(vs)})" for m, vs in shown.items())
+        if self.where:
+            line += " where " + ", ".join(text(p) for p in self.where)
+        return line
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extern:
+    """A call to a function that is no tensor algebra, with known result types.
+
+    `arguments` is a JSON array; `"%X"` in it stands for tensor X and `"$e"` for the size expression e.
+    """
+
+    targets: tuple[Tensor, ...]
+    function: str
+    arguments: str
+    operands: tuple[str, ...]
+    span: Span | None = field(default=None, repr=False)
+
+    @property
+    def target(self) -> str:
+        return self.targets[0].name
+
+    @property
+    def reads(self) -> list[Access]:
+        return [Access(name, ()) for name in self.operands]
+
+    def __str__(self) -> str:
+        return f"extern {', '.join(map(str, self.targets))} = {self.function} '{self.arguments}'"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """`stop v when p`: once p holds after step v of a recurrence, later steps keep the state unchanged."""
+
+    var: str
+    condition: Expr
+    span: Span | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"stop {self.var} when {text(self.condition)}"
+
+
+Definition = Einsum | Extern
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cascade:
+    """A verified program. Build one with `tcc.ir.infer.build`, which checks it and infers `tensors` and `ranks`."""
+
+    name: str
+    ranks: tuple[Rank, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    definitions: tuple[Definition, ...]
+    stops: tuple[Stop, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rank(self, name: str) -> Rank | None:
+        return next((r for r in self.ranks if r.name == name), None)
+
+    def extents(self, e: Einsum) -> dict[str, Expr]:
+        """The extent of each variable of a definition: the size of the rank of its name."""
+        names = variables(*e.indices, e.body, *e.where)
+        return {v: self.extent(v) for v in names}
+
+    def extent(self, var: str) -> Expr:
+        """The extent of variable `v`: its rank's size where that is fixed or another rank's, else the rank `V`."""
+        rank = self.rank(var.upper())
+        assert rank is not None, var
+        return rank.size if rank.size is not None else Size(rank.name)
+
+    def defining(self, tensor: str) -> list[Definition]:
+        """The definitions that write `tensor`."""
+        return [d for d in self.definitions if tensor in targets(d)]
+
+    def readers(self, tensor: str) -> list[Definition]:
+        """The definitions that read `tensor`."""
+        return [d for d in self.definitions if any(a.tensor == tensor for a in d.reads)]
+
+    def with_definitions(self, definitions: tuple[Definition, ...]) -> Cascade:
+        """The same program over other definitions, verified again; itself when nothing changed."""
+        if len(definitions) == len(self.definitions) and all(
+            a is b for a, b in zip(definitions, self.definitions, strict=True)
+        ):
+            return self
+        from tcc.ir.infer import build
+
+        return build(replace(self, definitions=definitions))
+
+    def __str__(self) -> str:
+        from tcc.ir.cascade_text import print_cascade
+
+        return print_cascade(self)
+
+
+def targets(d: Definition) -> tuple[str, ...]:
+    """The tensors that a definition writes."""
+    return (d.target,) if isinstance(d, Einsum) else tuple(t.name for t in d.targets)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recurrence:
+    """Definitions that depend on each other along variable `var`; executed for var = 0, 1, … in the given order."""
+
+    var: str
+    steps: tuple[Einsum, ...]
+    stop: Stop | None
+
+
+Step = Definition | Recurrence
+
+
+def steps(c: Cascade) -> Iterator[Step]:
+    """The definitions in an order in which each is computed before it is read; cycles along a rank become recurrences."""
+    from tcc.ir.infer import schedule
+
+    yield from schedule(c)

@@ -1,0 +1,214 @@
+"""The text of the cascade level: printer and parser of one language.
+
+    cascade attention                 # comments run to the end of the line
+    ranks P, M, E=64
+    in  Q: f32[E,P], K: f32[E,M]
+    out S: f32[M,P]
+    S[m,p] = Q[e,p] * K[e,m] / sqrt(E)  where m <= p
+
+A line that starts with `::`, `where` or an operator, and everything inside brackets, continues the line before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Reduction, Stop, Tensor
+from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
+from tcc.ir.dtype import DTYPES
+from tcc.ir.expr import Const, Expr, Size, text
+from tcc.ir.expr_text import ExprBuilder, Names, children_named, parse_tree
+from tcc.ir.infer import build
+from tcc.ir.ops import MONOIDS, PLANNED_MONOIDS
+
+GRAMMAR = r"""
+program: _NL* (unit | block+)
+unit: statement*
+block: header statement*
+header: "cascade" NAME _NL+
+?statement: (ranks | inputs | outputs | definition | extern | stop) _NL+
+ranks: "ranks" rank ("," rank)*
+rank: NAME ["=" expr]
+inputs: "in" tensor ("," tensor)*
+outputs: "out" tensor ("," tensor)*
+tensor: NAME ":" NAME ["[" [expr ("," expr)*] "]"] [FILL expr]
+FILL: /fill(?=\s)/
+definition: NAME ["[" [expr ("," expr)*] "]"] "=" expr ["::" reduction ("," reduction)*] ["where" predicate ("," predicate)*]
+reduction: NAME "(" NAME ("," NAME)* ")"
+predicate: expr [(IN expr ".." expr)]
+IN: /in(?=\s)/
+extern: "extern" tensor ("," tensor)* "=" QUALIFIED STRING
+stop: "stop" NAME "when" expr
+QUALIFIED: /[A-Za-z_]\w*(\.\w+)+/
+STRING: /'[^'\n]*'/
+"""
+
+
+def print_cascade(c: Cascade) -> str:
+    """The program as text that `parse_cascades` reads back."""
+    lines = [f"cascade {c.name}"]
+    ranks = [f"{r.name}={text(r.size)}" if r.size is not None else r.name for r in c.ranks]
+    if ranks:
+        lines.append(f"ranks {', '.join(ranks)}")
+    lines += [f"in  {t}" for t in c.inputs] + [f"out {t}" for t in c.outputs]
+    lines += [""] + [str(d) for d in c.definitions] + [str(s) for s in c.stops]
+    return "\n".join(lines) + "\n"
+
+
+def parse_cascade(program: str, name: str = "<string>") -> Cascade:
+    """The one cascade of a text; raises `CompileError` at the place of the first mistake."""
+    found = parse_cascades(program, name)
+    if len(found) != 1:
+        raise CompileError("T0102", f"{name} holds {len(found)} cascades, not one",
+                           helps="name the cascade that is meant, or split the file")  # fmt: skip
+    return found[0]
+
+
+def parse_cascades(program: str, name: str = "<string>") -> list[Cascade]:
+    """Every cascade of a text, verified."""
+    source = Source(name, program)
+    tree = parse_tree(GRAMMAR, "program", source)
+    return [_Block(source, block).cascade() for block in tree.children]
+
+
+class _Block:
+    def __init__(self, source: Source, block: Any) -> None:
+        self.source = source
+        self.name = "main"
+        statements = list(block.children)
+        if block.data == "block":
+            self.name = str(statements.pop(0).children[0])
+        self.statements = statements
+        declared = {str(t.children[0]) for kind in ("tensor",) for s in statements for t in children_named(s, kind)}
+        defined = {str(s.children[0]) for s in statements if s.data == "definition"}
+        ranks = {str(r.children[0]) for s in statements for r in children_named(s, "rank")}
+        shapes = {
+            str(t)
+            for s in statements
+            for d in children_named(s, "tensor")
+            for e in d.children[2:]
+            if e is not None and hasattr(e, "scan_values")
+            for t in e.scan_values(lambda token: getattr(token, "type", "") == "NAME")
+        }
+        self.names = Names(declared | defined, ranks | shapes)
+        self.expr = ExprBuilder(source, self.names)
+
+    def span(self, node: Any) -> Span:
+        return self.expr.span(node)
+
+    def cascade(self) -> Cascade:
+        ranks: list[Rank] = []
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+        definitions: list[Definition] = []
+        stops: list[Stop] = []
+        for s in self.statements:
+            if s.data == "ranks":
+                ranks += [self._rank(r) for r in s.children]
+            elif s.data == "inputs":
+                inputs += [self._tensor(t) for t in s.children]
+            elif s.data == "outputs":
+                outputs += [self._tensor(t) for t in s.children]
+            elif s.data == "definition":
+                definitions.append(self._definition(s))
+            elif s.data == "extern":
+                definitions.append(self._extern(s))
+            else:
+                var, condition = s.children
+                stops.append(Stop(str(var), self.expr.build(condition), self.span(s)))
+        return build(
+            Cascade(self.name, tuple(ranks), tuple(inputs), tuple(outputs), tuple(definitions), tuple(stops))
+        )
+
+    def _rank(self, node: Any) -> Rank:
+        name, size = node.children
+        if not name[0].isupper():
+            raise CompileError("T0120", f"rank `{name}` starts with a lower-case letter", self.span(name),
+                               helps=f"ranks are upper case, their variables lower case: `{str(name).upper()}`")  # fmt: skip
+        return Rank(str(name), self.expr.build(size) if size is not None else None, self.span(node))
+
+    def _tensor(self, node: Any) -> Tensor:
+        name, dtype, *rest = node.children
+        if str(dtype) not in DTYPES:
+            raise CompileError("T0121", f"unknown dtype `{dtype}`", self.span(dtype),
+                               helps=(*did_you_mean(str(dtype), list(DTYPES)), f"known: {', '.join(DTYPES)}"))  # fmt: skip
+        fill = 0.0
+        marks = [i for i, e in enumerate(rest) if getattr(e, "type", "") == "FILL"]
+        if marks:
+            value = _constant(self.expr.build(rest[marks[0] + 1]))
+            if value is None:
+                raise CompileError("T0122", "a fill value is a literal", self.span(rest[marks[0] + 1]),
+                                   helps="write a number, `inf` or `-inf`")  # fmt: skip
+            fill, rest = value, rest[: marks[0]]
+        shape = tuple(self.expr.build(e) for e in rest if e is not None)
+        return Tensor(str(name), DTYPES[str(dtype)], shape, fill, self.span(node))
+
+    def _definition(self, node: Any) -> Einsum:
+        parts = [p for p in node.children if p is not None]
+        name = parts.pop(0)
+        predicates = [p for p in parts if getattr(p, "data", "") == "predicate"]
+        reductions = [p for p in parts if getattr(p, "data", "") == "reduction"]
+        values = [p for p in parts if getattr(p, "data", "") not in ("predicate", "reduction")]
+        *indices, body = [self.expr.build(v) for v in values]
+        where = tuple(e for p in predicates for e in self._predicate(p))
+        return Einsum(
+            str(name), tuple(indices), body, tuple(r for n in reductions for r in self._reduction(n)),
+            where, self.span(node),
+        )  # fmt: skip
+
+    def _predicate(self, node: Any) -> list[Expr]:
+        value, mark, low, high = (node.children + [None] * 3)[:4]
+        if mark is None:
+            return [self.expr.build(value)]
+        v = self.expr.build(value)
+        return [self.expr.call("le", node, self.expr.build(low), v), self.expr.call("lt", node, v, self.expr.build(high))]
+
+    def _reduction(self, node: Any) -> list[Reduction]:
+        monoid, *names = node.children
+        if str(monoid) in PLANNED_MONOIDS:
+            raise CompileError("T0123", f"the reduction `{monoid}` is not supported yet", self.span(monoid),
+                               helps=f"use one of {', '.join(MONOIDS)}")  # fmt: skip
+        if str(monoid) not in MONOIDS:
+            raise CompileError("T0101", f"unknown reduction `{monoid}`", self.span(monoid),
+                               helps=did_you_mean(str(monoid), list(MONOIDS)) or f"known: {', '.join(MONOIDS)}")  # fmt: skip
+        return [Reduction(str(v), str(monoid), self.span(v)) for v in names]
+
+    def _extern(self, node: Any) -> Extern:
+        *tensors, function, arguments = node.children
+        return make_extern(tuple(self._tensor(t) for t in tensors), str(function), str(arguments)[1:-1],
+                           self.span(node))  # fmt: skip
+
+
+def make_extern(
+    targets: tuple[Tensor, ...], function: str, arguments: str, span: Span | None = None
+) -> Extern:
+    """An extern definition whose operands are the `"%X"` strings of its JSON arguments."""
+    import json
+
+    operands: list[str] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, str) and value.startswith("%"):
+            operands.append(value[1:])
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            collect(item)
+
+    try:
+        collect(json.loads(arguments))
+    except json.JSONDecodeError as error:
+        raise CompileError("T0100", f"the arguments of `{function}` are no JSON: {error.msg}", span,
+                           helps='write a JSON array, with `"%X"` for tensor X') from None  # fmt: skip
+    return Extern(targets, function, arguments, tuple(dict.fromkeys(operands)), span)
+
+
+def _constant(e: Expr) -> float | None:
+    if isinstance(e, Const):
+        return float(e.value)
+    from tcc.ir.expr import Call
+
+    if isinstance(e, Call) and e.op == "neg" and isinstance(e.args[0], Const):
+        return -float(e.args[0].value)
+    return None
+
+
+__all__ = ["GRAMMAR", "Size", "make_extern", "parse_cascade", "parse_cascades", "print_cascade"]

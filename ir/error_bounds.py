@@ -1,0 +1,74 @@
+"""First-order forward error bounds of scalar operators, for a working precision with unit roundoff u."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tcc.ir.ops import Op
+
+Array = Any
+
+
+def propagate(op: Op, x: list[Array], errors: list[Array | None], result: Array, u: float) -> Array:
+    """A bound on |computed - exact| for `op` on operands with the given error bounds.
+
+    Where a discontinuity may be crossed the bound is infinite. Errors are doubled on amplification to cover the second
+    order. Source: standard running error analysis (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3).
+    """
+    e = [np.zeros(()) if v is None else v for v in errors]
+    magnitude = np.abs(np.nan_to_num(np.asarray(result, dtype=np.float64), posinf=0, neginf=0))
+    own = u * op.ulp * magnitude
+    kind = op.name
+    if kind in ("add", "sub"):
+        return e[0] + e[1] + own
+    if kind == "mul":
+        return _times(x[0], e[1]) + _times(x[1], e[0]) + e[0] * e[1] + own
+    if kind == "div":
+        near = np.abs(x[1]) <= 2 * e[1]
+        safe = np.where(x[1] == 0, 1, np.abs(x[1]))
+        moved = np.where(e[0] + e[1] > 0, 2 * (e[0] + magnitude * e[1]) / safe, 0.0)
+        return np.where(near & (e[1] > 0), np.inf, moved) + own
+    if kind in ("max", "min"):
+        return np.maximum(*np.broadcast_arrays(e[0], e[1]))
+    if kind == "select":
+        chosen = np.where(x[0], e[1], e[2])
+        return np.where(e[0] > 0, np.abs(np.nan_to_num(x[1] - x[2])) + e[1] + e[2], chosen)
+    if kind == "take":
+        return np.where(x[2] == 0, e[0], e[1])
+    if kind == "neg":
+        return e[0]
+    if kind == "pow":
+        base = np.where(x[0] == 0, 1, np.abs(x[0]))
+        exponent = np.abs(np.asarray(x[1], dtype=np.float64))
+        amplified = magnitude * (exponent * e[0] / base + np.abs(np.log(base)) * e[1])
+        rounding = u * magnitude * (4 + 4 * np.abs(exponent * np.log(base)))
+        return np.where(e[0] + e[1] > 0, 2 * amplified, 0.0) + rounding
+    if kind in ("and", "or", "not", "bit_and", "bit_or", "bit_xor"):
+        return sum(e, np.zeros(()))
+    if op.discontinuous:
+        return _jump(op, x, e, result)
+    if op.derivative is not None:
+        # the derivative's largest value over the interval, taken at its ends and its middle
+        lo, hi = np.abs(op.derivative(x[0] - e[0])), np.abs(op.derivative(x[0] + e[0]))
+        slope = np.maximum(np.maximum(lo, hi), np.abs(op.derivative(np.asarray(x[0]))))
+        spread = np.where(e[0] > 0, slope * e[0], 0.0)
+        return np.where(np.isnan(spread), np.inf, spread) + own
+    return sum(e, np.zeros(())) + own
+
+
+def _times(x: Array, e: Array) -> Array:
+    return np.where(e > 0, np.abs(x) * e, 0.0)
+
+
+def _jump(op: Op, x: list[Array], e: list[Array], result: Array) -> Array:
+    """Infinite where an operand's error could move the value across a jump, else zero."""
+    if len(x) == 2 and op.result == "bool":
+        margin = e[0] + e[1]
+        near = (np.abs(np.asarray(x[0], dtype=np.float64) - x[1]) <= margin) & (margin > 0)
+        return np.where(near, np.inf, 0.0)
+    if len(x) == 2:
+        return np.where(e[0] + e[1] > 0, np.inf, 0.0)
+    moved = (op.evaluate(x[0] - e[0]) != result) | (op.evaluate(x[0] + e[0]) != result)
+    return np.where(moved & (e[0] > 0), np.inf, 0.0)

@@ -1,0 +1,451 @@
+"""The verifier of cascades: infers ranks, shapes and element types, and reports each mistake at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Step, Tensor, targets
+from tcc.ir.diagnostics import CompileError, Label, Span, did_you_mean
+from tcc.ir.dtype import BOOL, F32, I64, DType, promote
+from tcc.ir.expr import (
+    Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, transform, variables, walk,
+)  # fmt: skip
+from tcc.ir.index import Poly, bounds, evaluate_size, is_size, nonnegative, poly
+from tcc.ir.ops import MONOIDS
+
+MAX_ELEMENTS = 2**63 - 1
+_WEAK_FLOAT = DType("float literal", "f", 0)
+_WEAK_INT = DType("integer literal", "i", 0)
+
+
+def build(c: Cascade) -> Cascade:
+    """`c` verified, its definitions in executable order, with every rank and tensor inferred."""
+    return _Inference(c).run()
+
+
+def schedule(c: Cascade) -> list[Step]:
+    """Definitions in dependence order; cycles along one rank as recurrences. Raises T0108 on other cycles."""
+    writers: dict[str, list[int]] = {}
+    for i, d in enumerate(c.definitions):
+        for name in targets(d):
+            writers.setdefault(name, []).append(i)
+    edges = {
+        i: sorted({j for a in d.reads for j in writers.get(a.tensor, [])})
+        for i, d in enumerate(c.definitions)
+    }
+    if all(j < i for i, js in edges.items() for j in js):
+        return list(c.definitions)
+    return [_step(c, group, edges) for group in _components(edges)]
+
+
+def _components(edges: dict[int, list[int]]) -> list[list[int]]:
+    """Strongly connected components, dependences first, stable in program order."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(edges)
+    graph.add_edges_from((j, i) for i, js in edges.items() for j in js)
+    dag = nx.condensation(graph)
+    order = nx.lexicographical_topological_sort(dag, key=lambda n: min(dag.nodes[n]["members"]))
+    return [sorted(dag.nodes[n]["members"]) for n in order]
+
+
+def _step(c: Cascade, group: list[int], edges: dict[int, list[int]]) -> Step:
+    first = c.definitions[group[0]]
+    if len(group) == 1 and group[0] not in edges[group[0]]:
+        return first
+    members = [d for i in group if isinstance(d := c.definitions[i], Einsum)]
+    names = {d.target for d in members}
+    steps = {
+        v for d in members for i in d.indices
+        for v in variables(i) if (k := (poly(i) - poly(Var(v))).constant) is not None and k > 0
+    }  # fmt: skip
+    if len(steps) != 1 or len(members) != len(group):
+        cycle = ", ".join(f"`{d.target}`" for d in members)
+        raise CompileError(
+            "T0108", f"cyclic definitions: {cycle}", first.span,
+            helps="a tensor may depend on itself only along an iterative rank: `S[t+1] = g(S[t])`",
+        )  # fmt: skip
+    (var,) = steps
+
+    def offset(indices: tuple[Expr, ...]) -> int | None:
+        for i in indices:
+            if var in variables(i):
+                return (poly(i) - poly(Var(var))).constant
+        return None
+
+    at = {d.target: offset(d.indices) for d in members}
+    inner: dict[int, list[int]] = {i: [] for i in range(len(members))}
+    for i, d in enumerate(members):
+        mine = at[d.target]
+        for a in d.reads:
+            if a.tensor not in names:
+                continue
+            theirs = offset(a.indices)
+            late = mine is None or theirs is None or theirs > (at[a.tensor] or 0)
+            if late or (theirs == at[a.tensor] and a.tensor == d.target):
+                raise CompileError(
+                    "T0108", f"`{d.target}` at step `{var}` reads `{text(a)}`, which is not computed yet",
+                    a.span or d.span, helps=f"read an earlier step along `{var}`",
+                )  # fmt: skip
+            if theirs == at[a.tensor]:
+                inner[i] += [j for j, other in enumerate(members) if other.target == a.tensor]
+    order = _components(inner)
+    if any(len(g) > 1 for g in order):
+        raise CompileError(
+            "T0108", f"cyclic definitions within one step of `{var}`", first.span,
+            helps=f"one of them has to read an earlier step along `{var}`",
+        )  # fmt: skip
+    stop = next((s for s in c.stops if s.var == var), None)
+    return Recurrence(var, tuple(members[g[0]] for g in order), stop)
+
+
+class _Inference:
+    def __init__(self, c: Cascade) -> None:
+        self.c = c
+        self.ranks: dict[str, Rank] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    def run(self) -> Cascade:
+        for rank in self.c.ranks:
+            self._rank(rank)
+        for t in self.c.inputs:
+            self._declare(t)
+        for t in self.c.outputs:
+            for s in t.shape:
+                self._known_ranks(s, t.span)
+            self._check_elements(t)
+        self._check_written()
+        ordered: list[Definition] = []
+        for step in schedule(self.c):
+            members = step.steps if isinstance(step, Recurrence) else (step,)
+            self._shape_ahead(members)
+            for d in members:
+                ordered.append(self._extern(d) if isinstance(d, Extern) else self._einsum(d))
+        for stop in self.c.stops:
+            self._expr(stop.condition, stop.span)
+        return replace(
+            self.c, ranks=tuple(self.ranks.values()), definitions=tuple(ordered),
+            tensors=dict(self.tensors),
+        )  # fmt: skip
+
+    # ---- ranks and declarations
+
+    def _rank(self, rank: Rank) -> None:
+        if rank.name in self.ranks:
+            raise CompileError("T0104", f"rank `{rank.name}` is declared twice", rank.span)
+        if rank.size is not None:
+            self._known_ranks(rank.size, rank.span)
+            value = poly(rank.size).constant
+            if value is not None and value < 0:
+                raise CompileError(
+                    "T0110", f"rank `{rank.name}` has the negative size {value}", rank.span,
+                    helps="sizes are 0 or more",
+                )  # fmt: skip
+            if value is not None and value > MAX_ELEMENTS:
+                raise CompileError("T0111", f"rank `{rank.name}` has {value} coordinates, more than 2^63 - 1",
+                                   rank.span, helps="choose a smaller size")  # fmt: skip
+        self.ranks[rank.name] = rank
+
+    def _known_ranks(self, size: Expr, span: Span | None) -> None:
+        if not is_size(size):
+            raise CompileError(
+                "T0112", f"`{text(size)}` is no size", span,
+                helps="a size is an integer expression over ranks and constants",
+            )  # fmt: skip
+        for n in walk(size):
+            if isinstance(n, Size) and n.rank not in self.ranks:
+                self.ranks[n.rank] = Rank(n.rank, None, n.span)
+
+    def _declare(self, t: Tensor) -> None:
+        if t.name in self.tensors:
+            first = self.tensors[t.name].span
+            labels = (Label(first, "first declared here"),) if first else ()
+            raise CompileError("T0104", f"tensor `{t.name}` is declared twice", t.span, labels=labels)
+        for s in t.shape:
+            self._known_ranks(s, t.span)
+        self._check_elements(t)
+        self.tensors[t.name] = t
+
+    def _check_elements(self, t: Tensor) -> None:
+        sizes = {r.name: v for r in self.ranks.values() if (v := self._value(r)) is not None}
+        count = t.dtype.itemsize
+        for s in t.shape:
+            try:
+                n = evaluate_size(s, sizes)
+            except KeyError:
+                continue
+            if n < 0:
+                raise CompileError("T0110", f"`{t.name}` has the negative size {n} along `{text(s)}`", t.span,
+                                   helps="sizes are 0 or more")  # fmt: skip
+            count *= n
+        if count > MAX_ELEMENTS:
+            raise CompileError(
+                "T0111", f"`{t.name}` would need {count} bytes, more than 2^63 - 1", t.span,
+                helps="choose smaller sizes",
+            )  # fmt: skip
+
+    def _value(self, rank: Rank) -> int | None:
+        return None if rank.size is None else poly(rank.size).constant
+
+    def _check_written(self) -> None:
+        written = {name for d in self.c.definitions for name in targets(d)}
+        declared = {t.name for t in self.c.inputs}
+        for t in self.c.outputs:
+            if t.name not in written and t.name not in declared:
+                raise CompileError(
+                    "T0107", f"output `{t.name}` is never defined", t.span,
+                    helps=(*did_you_mean(t.name, sorted(written)), f"add a definition `{t.name}[…] = …`"),
+                )  # fmt: skip
+        outputs = {t.name: t for t in self.c.outputs}
+        for d in self.c.definitions:
+            for name in targets(d):
+                if name in declared and name not in outputs:
+                    raise CompileError("T0106", f"input `{name}` is defined again", d.span,
+                                       helps="give the definition another name")  # fmt: skip
+        known = sorted(written | declared)
+        for d in self.c.definitions:
+            for a in d.reads:
+                if a.tensor not in written and a.tensor not in declared:
+                    raise CompileError(
+                        "T0103", f"tensor `{a.tensor}` is neither an input nor defined", a.span or d.span,
+                        helps=did_you_mean(a.tensor, known) or f"declare it: `in {a.tensor}: f32[…]`",
+                    )  # fmt: skip
+
+    # ---- definitions
+
+    def _extern(self, d: Extern) -> Extern:
+        for t in d.targets:
+            self._declare(t)
+        return d
+
+    def _shape_ahead(self, members: Iterable[Definition]) -> None:
+        """Shapes of targets first, from their indices, so that recurrences may read themselves."""
+        pending = [d for d in members if isinstance(d, Einsum)]
+        for d in pending:
+            self._infer_ranks(d)
+        outputs = {t.name: t for t in self.c.outputs}
+        for d in pending:
+            shape = tuple(self._dimension(d, i) for i in d.indices)
+            if d.target in outputs:
+                self._arity(d.target, d.indices, outputs[d.target], d.span)
+                self._same_ranks(d, outputs[d.target])
+                self.tensors[d.target] = outputs[d.target]
+                continue
+            old = self.tensors.get(d.target)
+            if old is not None:
+                self._arity(d.target, d.indices, old, d.span)
+                shape = tuple(_larger(a, b) for a, b in zip(old.shape, shape, strict=True))
+            dtype = old.dtype if old else _WEAK_INT
+            self.tensors[d.target] = Tensor(d.target, dtype, shape, 0, d.span)
+        for _ in range(2):  # a recurrence takes its type from its initial value, then from its steps
+            for d in pending:
+                t = self.tensors[d.target]
+                if d.target not in outputs:
+                    body = self._body(d)
+                    merged = body if t.dtype.bits == 0 else t.dtype if body.bits == 0 else promote(t.dtype, body)
+                    self.tensors[d.target] = replace(t, dtype=merged)
+        for d in pending:
+            t = self.tensors[d.target]
+            if t.dtype.bits == 0:
+                self.tensors[d.target] = replace(t, dtype=_strong(t.dtype))
+
+    def _infer_ranks(self, d: Einsum) -> None:
+        """Gives every variable a rank: the declared one, else the extent of a dimension that it walks alone."""
+        outputs = {t.name: t for t in self.c.outputs}
+        reads = [*d.reads, Access(d.target, d.indices, d.span)]
+        for a in reads:
+            t = self.tensors.get(a.tensor) or outputs.get(a.tensor)
+            if t is None:
+                continue
+            self._arity(a.tensor, a.indices, t, a.span or d.span)
+            for i, s in zip(a.indices, t.shape, strict=True):
+                if isinstance(i, Var) and i.name.upper() not in self.ranks:
+                    self.ranks[i.name.upper()] = Rank(i.name.upper(), s, i.span)
+        for e in walk(*d.indices, d.body, *d.where):
+            if isinstance(e, Size) and e.rank not in self.ranks:
+                raise CompileError(
+                    "T0105", f"rank `{e.rank}` is not declared", e.span or d.span,
+                    helps=did_you_mean(e.rank, sorted([*self.ranks, *self.tensors]))
+                    or f"declare it: `ranks {e.rank}=…`",
+                )  # fmt: skip
+            if isinstance(e, Var) and e.name.upper() not in self.ranks:
+                raise CompileError(
+                    "T0109", f"index `{e.name}` is unbounded: no tensor is walked by it alone", e.span or d.span,
+                    helps=(*did_you_mean(e.name, [r.lower() for r in self.ranks]),
+                           f"give its rank a size: `ranks {e.name.upper()}=…`"),
+                )  # fmt: skip
+
+    def _arity(self, name: str, indices: tuple[Expr, ...], t: Tensor, span: Span | None) -> None:
+        if len(indices) != len(t.shape):
+            labels = (Label(t.span, f"`{name}` has {len(t.shape)} ranks"),) if t.span else ()
+            raise CompileError(
+                "T0113", f"`{name}` has {len(t.shape)} ranks, but {len(indices)} indices are given", span,
+                labels=labels, helps="give one index per rank",
+            )  # fmt: skip
+
+    def _extent(self, var: str) -> Expr:
+        rank = self.ranks[var.upper()]
+        return rank.size if rank.size is not None else Size(rank.name)
+
+    def _same_ranks(self, d: Einsum, t: Tensor | None = None) -> None:
+        """A variable that walks a dimension alone must have that dimension's size."""
+        for a in ([Access(d.target, d.indices, d.span)] if t else d.reads):
+            tensor = t or self.tensors[a.tensor]
+            for n, (i, s) in enumerate(zip(a.indices, tensor.shape, strict=True)):
+                if not isinstance(i, Var):
+                    continue
+                mine, other = poly(self._extent(i.name)), poly(s)
+                if mine.same(other) or self._unfolded(self._extent(i.name)).same(self._unfolded(s)):
+                    continue
+                if len(self.c.defining(a.tensor)) > 1 and nonnegative(other - mine):
+                    continue  # the state of a recurrence has more steps than the rank that it is walked by
+                labels = (Label(tensor.span, f"`{a.tensor}` is declared here"),) if tensor.span else ()
+                raise CompileError(
+                    "T0114", f"rank `{i.name.upper()}` is used with two sizes: `{text(self._extent(i.name))}`, "
+                    f"and `{text(s)}` in dimension {n} of `{a.tensor}`", i.span or a.span or d.span, labels=labels,
+                    helps=f"use the variable `{text(s).lower()}` there" if isinstance(s, Size)
+                    else f"use another variable, or declare `ranks {i.name.upper()}={text(s)}`",
+                )  # fmt: skip
+
+    def _unfolded(self, e: Expr) -> Poly:
+        def rule(n: Expr) -> Expr:
+            if isinstance(n, Size):
+                size = self.ranks[n.rank].size if n.rank in self.ranks else None
+                return transform(size, rule) if size is not None else n
+            return n
+
+        return poly(transform(e, rule))
+
+    def _dimension(self, d: Einsum, i: Expr) -> Expr:
+        """The extent of a target's dimension: one more than the largest coordinate that is written."""
+        extents = {v: self._extent(v) for v in variables(i)}
+        if isinstance(i, Var):
+            return extents[i.name]
+        span = bounds(i, extents)
+        if span is None:
+            raise CompileError("T0109", f"target index `{text(i)}` is unbounded", d.span,
+                               helps="a target index is affine in rank variables")  # fmt: skip
+        return (span[1] + poly(Const(1))).expr()
+
+    def _einsum(self, d: Einsum) -> Einsum:
+        self._same_ranks(d)
+        reduced = set(d.reduced)
+        for r in d.reductions:
+            if r.var not in reduced:
+                why = "it is in the output" if r.var in d.free else "it does not occur"
+                raise CompileError("T0115", f"`{r.var}` can not be reduced: {why}", r.span or d.span,
+                                   helps="reduce a variable of the right side that the output lacks")  # fmt: skip
+        body, out = self._body(d), self.tensors[d.target].dtype
+        for p in d.where:
+            if self._expr(p, d.span).kind != "b":
+                raise CompileError("T0117", f"`where {text(p)}` is no predicate", p.span or d.span,
+                                   helps="compare something: `where m <= p`")  # fmt: skip
+        for i in d.indices:
+            self._index(i, d.span)
+            if accesses(i):
+                raise CompileError("T0118", f"target index `{text(i)}` reads a tensor, which is not supported yet",
+                                   d.span, helps="write with affine indices; read indirectly instead")  # fmt: skip
+        if body.bits and promote(body, out) != out:
+            t = self.tensors[d.target]
+            labels = (Label(t.span, f"declared as {out} here"),) if t.span and t.span != d.span else ()
+            raise CompileError(
+                "T0116", f"dtype clash: `{d.target}` is {out}, but its definition gives {body}", d.span,
+                labels=labels, helps=f"declare `{d.target}` as {body}, or convert: `{out}(…)`",
+            )  # fmt: skip
+        if not body.bits and body.kind == "f" and not out.is_float:
+            raise CompileError("T0116", f"dtype clash: `{d.target}` is {out}, but its definition gives a float",
+                               d.span, helps=f"convert: `{out}(…)`")  # fmt: skip
+        return d
+
+    # ---- element types
+
+    def _body(self, d: Einsum) -> DType:
+        t = self._expr(d.body, d.span)
+        for var in d.reduced:
+            m = MONOIDS[d.monoid(var)]
+            if m.result == "int" and t.is_float:
+                raise CompileError("T0116", f"`{m.name}` reduces integers, not {t}", d.span)
+            if m.result == "bool":
+                t = BOOL
+            elif t.kind == "b" and m.name in ("sum", "prod"):
+                t = I64
+        return t
+
+    def _index(self, i: Expr, span: Span | None) -> None:
+        t = self._expr(i, span)
+        if not t.is_integer:
+            raise CompileError("T0119", f"index `{text(i)}` is {t}, not an integer", i.span or span,
+                               helps="convert it: `i64(…)`")  # fmt: skip
+
+    def _expr(self, e: Expr, span: Span | None) -> DType:
+        span = e.span or span
+        if isinstance(e, Const):
+            return BOOL if isinstance(e.value, bool) else _WEAK_INT if isinstance(e.value, int) else _WEAK_FLOAT
+        if isinstance(e, Var | Size):
+            return I64
+        if isinstance(e, Access):
+            for i in e.indices:
+                self._index(i, span)
+            return self.tensors[e.tensor].dtype
+        if isinstance(e, Cast):
+            self._expr(e.arg, span)
+            return e.dtype
+        return self._call(e, [self._expr(a, span) for a in e.args], span)
+
+    def _call(self, e: Call, args: list[DType], span: Span | None) -> DType:
+        op = e.spec
+        if op.name == "select":
+            if args[0].kind != "b":
+                raise CompileError("T0116", f"the condition of `select` is {args[0]}, not bool", span)
+            return merge(args[1], args[2])
+        if op.name == "take":
+            return merge(args[0], args[1])
+        t = args[0]
+        for other in args[1:]:
+            t = merge(t, other)
+        if op.name in ("and", "or", "not"):
+            if any(a.kind != "b" for a in args):
+                raise CompileError("T0116", f"`{op.infix}` needs bool operands, not {t}", span,
+                                   helps="compare something: `x != 0`")  # fmt: skip
+            return BOOL
+        if op.result == "bool":
+            return BOOL
+        if op.result == "int" and t.is_float:
+            raise CompileError("T0116", f"`{op.infix}` needs integers, not {t}", span)
+        if op.result == "float" and not t.is_float:
+            return F32 if t.bits else _WEAK_FLOAT
+        if t.kind == "b" and op.name in ("add", "sub", "mul", "neg", "pow", "floordiv", "mod"):
+            return I64
+        return t
+
+
+def merge(a: DType, b: DType) -> DType:
+    """`promote`, where literals adapt to the other operand."""
+    if a.bits == 0 or b.bits == 0:
+        weak, other = (a, b) if a.bits == 0 else (b, a)
+        if other.bits == 0:
+            return weak if weak.kind == "f" else other
+        if weak.kind == "f":
+            return other if other.is_float else F32
+        return other if other.kind != "b" else I64
+    return promote(a, b)
+
+
+def _strong(t: DType) -> DType:
+    return t if t.bits else (F32 if t.kind == "f" else I64)
+
+
+def _larger(a: Expr, b: Expr) -> Expr:
+    """The larger of two extents; when neither is certain, their maximum."""
+    if nonnegative(poly(a) - poly(b)):
+        return a
+    return b if nonnegative(poly(b) - poly(a)) else call("max", a, b)
+
+
+def expression_dtype(c: Cascade, e: Expr) -> DType:
+    """The element type of an expression inside a verified cascade (literals alone count as f32 or i64)."""
+    inference = _Inference(c)
+    inference.tensors = dict(c.tensors)
+    return _strong(inference._expr(e, None))

@@ -1,0 +1,391 @@
+"""The meaning of cascades: a NumPy interpreter, slow and plain, with rigorous error bounds.
+
+Floats are computed in float64 and rounded to the declared type only at the outputs, integers exactly in their own type.
+With `bounds=True` every value carries a bound on how far an evaluation in the declared float type may lie from it,
+whatever the order of its reductions and whether or not products are fused: the bound that backends are tested against.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Tensor, steps
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, variables
+from tcc.ir.index import evaluate_size
+from tcc.ir.infer import expression_dtype
+from tcc.ir.ops import MONOIDS, identity_of
+
+Array = Any
+CHUNK = 1 << 21  # points of an iteration space that are evaluated at once
+ExternCall = Callable[[Extern, dict[str, Array], dict[str, int]], list[Array]]
+
+
+@dataclass
+class Value:
+    """Data of a tensor or expression: `data`, where it exists (None: everywhere), and its error bound."""
+
+    data: Array
+    present: Array | None = None
+    error: Array | None = None
+
+
+def interpret(
+    c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None, *,
+    extern: ExternCall | None = None,
+) -> dict[str, Array]:
+    """The outputs of `c`, by name. `inputs` are arrays of the declared shapes, `sizes` ranks that no input gives."""
+    return {name: value.data for name, value in interpret_with_bounds(c, inputs, sizes, extern, False).items()}
+
+
+def interpret_with_bounds(
+    c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None,
+    extern: ExternCall | None = None, bounds: bool = True,
+) -> dict[str, Value]:
+    """The outputs of `c` with a bound on the error of any evaluation in the declared types."""
+    with np.errstate(all="ignore"):
+        return _Interpreter(c, bind(c, inputs, sizes), extern, bounds).run(inputs)
+
+
+def bind(c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The size of every rank, from the shapes of the inputs and from `sizes`; T0125, T0126 on contradictions."""
+    out: dict[str, int] = {}
+    for name, value in (sizes or {}).items():
+        rank = c.rank(name)
+        if rank is None:
+            raise CompileError("T0126", f"`{c.name}` has no rank `{name}`",
+                               helps=f"its ranks: {', '.join(r.name for r in c.ranks)}")  # fmt: skip
+        if value < 0:
+            raise CompileError("T0110", f"rank `{name}` has the negative size {value}", helps="sizes are 0 or more")
+        if rank.size is None:
+            out[name] = int(value)
+    for t in c.inputs:
+        if t.name not in inputs:
+            raise CompileError("T0127", f"input `{t.name}` is missing", t.span, helps=f"pass `{t}`")
+        shape = np.shape(inputs[t.name])
+        if len(shape) != len(t.shape):
+            raise CompileError("T0125", f"`{t.name}` has {len(shape)} dimensions, but is declared as `{t}`", t.span,
+                               helps="pass one dimension per rank")  # fmt: skip
+        for s, n in zip(t.shape, shape, strict=True):
+            if isinstance(s, Size) and s.rank not in out and (c.rank(s.rank) or s).size is None:  # type: ignore[union-attr]
+                out[s.rank] = n
+    for r in c.ranks:
+        if r.size is not None:
+            try:
+                out[r.name] = evaluate_size(r.size, out)
+            except KeyError:
+                continue
+    for r in c.ranks:  # sizes may refer to ranks that are declared later
+        if r.size is not None and r.name not in out:
+            out[r.name] = evaluate_size(r.size, out)
+    _check(c, inputs, out)
+    return out
+
+
+def _check(c: Cascade, inputs: Mapping[str, Array], sizes: dict[str, int]) -> None:
+    for r in c.ranks:
+        if r.name not in sizes:
+            raise CompileError("T0126", f"the size of rank `{r.name}` is not known", r.span,
+                               helps=f"no input has it: give it, as in `--size {r.name}=64`")  # fmt: skip
+        if sizes[r.name] < 0:
+            raise CompileError("T0110", f"rank `{r.name}` has the negative size {sizes[r.name]}", r.span,
+                               helps="sizes are 0 or more")  # fmt: skip
+        if (given := r.size) is not None and evaluate_size(given, sizes) != sizes[r.name]:
+            raise CompileError("T0125", f"rank `{r.name}` has size {sizes[r.name]}, not {evaluate_size(given, sizes)}",
+                               r.span, helps="its size is fixed by its declaration")  # fmt: skip
+    for t in c.inputs:
+        for i, (s, n) in enumerate(zip(t.shape, np.shape(inputs[t.name]), strict=True)):
+            if (wanted := evaluate_size(s, sizes)) != n:
+                raise CompileError("T0125", f"dimension {i} of `{t.name}` is {n}, but its rank has size {wanted}",
+                                   t.span, helps="the same rank has the same size everywhere")  # fmt: skip
+    for t in c.tensors.values():
+        count = t.dtype.itemsize
+        for s in t.shape:
+            count *= evaluate_size(s, sizes)
+        if count >= 2**63:
+            raise CompileError("T0111", f"`{t.name}` would need {count} bytes, more than 2^63 - 1", t.span,
+                               helps="choose smaller sizes")  # fmt: skip
+
+
+class _Interpreter:
+    def __init__(self, c: Cascade, sizes: dict[str, int], extern: ExternCall | None, bounds: bool) -> None:
+        self.c, self.sizes, self.extern, self.bounds = c, sizes, extern, bounds
+        self.values: dict[str, Value] = {}
+        self.fixed: dict[str, int] = {}  # variables of recurrences being executed
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Value]:
+        for t in self.c.inputs:
+            data = np.asarray(inputs[t.name])
+            data = data.astype(np.float64 if t.dtype.is_float else t.dtype.numpy)
+            self.values[t.name] = Value(data, None, np.zeros(data.shape) if self.bounds else None)
+        for step in steps(self.c):
+            self.step(step)
+        out = {}
+        for t in self.c.outputs:
+            v = self.values[t.name]
+            data = v.data if v.present is None else np.where(v.present, v.data, np.asarray(t.fill, v.data.dtype))
+            rounded = np.asarray(data).astype(t.dtype.numpy)
+            error = None
+            if v.error is not None:
+                error = np.where(v.present, v.error, 0) if v.present is not None else v.error
+                error = error + t.dtype.roundoff * np.abs(np.nan_to_num(data, posinf=0, neginf=0))
+            out[t.name] = Value(rounded, v.present, error)
+        return out
+
+    def step(self, step: Definition | Recurrence) -> None:
+        if isinstance(step, Extern):
+            if self.extern is None:
+                raise CompileError("T0301", f"`{step.function}` has no meaning without PyTorch", step.span,
+                                   helps="run the program through PyTorch")  # fmt: skip
+            arrays = {name: self.values[name].data for name in step.operands}
+            for t, result in zip(step.targets, self.extern(step, arrays, self.sizes), strict=True):
+                data = np.asarray(result)
+                data = data.astype(np.float64) if t.dtype.is_float else data
+                error = np.abs(data) * t.dtype.roundoff * 64 if self.bounds else None
+                self.values[t.name] = Value(data, None, error)
+        elif isinstance(step, Recurrence):
+            self.recurrence(step)
+        else:
+            self.einsum(step)
+
+    def recurrence(self, r: Recurrence) -> None:
+        extent = evaluate_size(self.c.extent(r.var), self.sizes)
+        for t in range(extent):
+            self.fixed[r.var] = t
+            for d in r.steps:
+                self.einsum(d)
+            if r.stop is not None and bool(np.all(self.evaluate(r.stop.condition, []).data)):
+                for later in range(t + 1, extent):
+                    for d in r.steps:
+                        self._hold(d, r.var, later, t)
+                break
+        del self.fixed[r.var]
+
+    def _hold(self, d: Einsum, var: str, later: int, t: int) -> None:
+        value = self.values[d.target]
+        where = [i for i, e in enumerate(d.indices) if var in variables(e)]
+        for axis in where:
+            shift = self._index_at(d.indices[axis], var, later), self._index_at(d.indices[axis], var, t)
+            for part in (value.data, value.present, value.error):
+                if part is not None:
+                    np.moveaxis(part, axis, 0)[shift[0]] = np.moveaxis(part, axis, 0)[shift[1]]
+
+    def _index_at(self, e: Expr, var: str, at: int) -> int:
+        self.fixed[var] = at
+        return int(self.evaluate(e, []).data)
+
+    # ---- one definition
+
+    def storage(self, t: Tensor) -> Value:
+        if t.name not in self.values:
+            shape = tuple(evaluate_size(s, self.sizes) for s in t.shape)
+            dtype = np.float64 if t.dtype.is_float else t.dtype.numpy
+            self.values[t.name] = Value(
+                np.full(shape, t.fill, dtype), np.zeros(shape, bool), np.zeros(shape) if self.bounds else None
+            )
+        return self.values[t.name]
+
+    def einsum(self, d: Einsum) -> None:
+        out = self.storage(self.c.tensors[d.target])
+        free = [v for v in d.free if v not in self.fixed]
+        reduced = [v for v in d.reduced if v not in self.fixed]
+        extents = {v: evaluate_size(e, self.sizes) for v, e in self.c.extents(d).items()}
+        inner = int(np.prod([extents[v] for v in reduced], dtype=object)) if reduced else 1
+        blocks: list[list[tuple[int, int]]] = []
+        for n, v in enumerate(free):
+            rest = int(np.prod([extents[u] for u in free[n + 1 :]], dtype=object)) * inner
+            size = max(1, min(extents[v], CHUNK // max(1, rest)))
+            blocks.append([(b, min(b + size, extents[v])) for b in range(0, extents[v], size)])
+        for block in itertools.product(*blocks):
+            self._block(d, out, dict(zip(free, block, strict=True)), reduced, extents)
+
+    def _block(self, d: Einsum, out: Value, block: dict[str, tuple[int, int]], reduced: list[str],
+               extents: dict[str, int]) -> None:  # fmt: skip
+        order = [*block, *reduced]
+        self.grid = {}
+        for n, v in enumerate(order):
+            low, high = block.get(v, (0, extents.get(v, 0)))
+            shape = [1] * len(order)
+            shape[n] = high - low
+            self.grid[v] = np.arange(low, high).reshape(shape)
+        full = tuple(self.grid[v].size for v in order)
+        value = self.evaluate(d.body, order)
+        exists, mask = value.present, None
+        for p in d.where:
+            held = self.evaluate(p, order)
+            one = held.data if held.present is None else held.data & held.present
+            exists = one if exists is None else exists & one
+        # predicates over free variables alone decide existence; the others restrict the reduction
+        if exists is not None:
+            mask = np.broadcast_to(exists, full)
+        value = self._reduce(d, value, mask, reduced, order, full)
+        present = True if mask is None else self._exists(d, len(block))
+        target = tuple(np.broadcast_arrays(*[np.asarray(self.evaluate(i, order).data).reshape(
+            np.shape(self.evaluate(i, order).data)[: len(block)] or ()) for i in d.indices])) if d.indices else ()
+        shape = full[: len(block)]
+        target = tuple(np.broadcast_to(t, shape) for t in target)
+        assert out.present is not None
+        chosen = np.broadcast_to(present, shape)
+        where = tuple(t[chosen] for t in target)
+        out.data[where] = np.broadcast_to(value.data, shape)[chosen]
+        out.present[where] = True
+        if out.error is not None:
+            roundoff = self.c.tensors[d.target].dtype.roundoff
+            error = value.error + roundoff * np.abs(np.nan_to_num(value.data, posinf=0, neginf=0))
+            out.error[where] = np.broadcast_to(error, shape)[chosen]
+
+    def _exists(self, d: Einsum, free: int) -> Array:
+        """Where the target exists: all conditions that mention free variables alone."""
+        order = [v for v in self.grid]
+        names = set(order[:free]) | set(self.fixed)
+        present: Array = np.asarray(True)
+        for p in d.where:
+            if set(variables(p)) <= names:
+                held = self.evaluate(p, order)
+                present = present & (held.data if held.present is None else held.data & held.present)
+        for a in d.reads:
+            if set(variables(*a.indices)) <= names and not _guarded(d.body, a):
+                held = self.evaluate(a, order)
+                present = present if held.present is None else present & held.present
+        return np.asarray(present).reshape(np.shape(present)[:free])
+
+    def _reduce(self, d: Einsum, v: Value, mask: Array | None, reduced: list[str], order: list[str],
+                full: tuple[int, ...]) -> Value:  # fmt: skip
+        free = len(order) - len(reduced)
+        data = np.broadcast_to(v.data, full)
+        error = np.broadcast_to(v.error, full) if v.error is not None else None
+        dtype = expression_dtype(self.c, d.body)
+        for n in reversed(range(len(reduced))):  # innermost first; equal neighbours commute
+            m, axis = MONOIDS[d.monoid(reduced[n])], (free + n,)
+            if data.dtype == bool and m.name in ("sum", "prod"):
+                data = data.astype(np.int64)
+            if m.result == "bool":
+                data = data != 0 if data.dtype != bool else data
+            if mask is not None:
+                data = np.where(mask, data, identity_of_value(m.name, data.dtype))
+                error = None if error is None else np.where(mask, error, 0)
+            kept, count = data, data.shape[free + n]
+            data = m.fold(kept, axis=axis) if count else np.full(
+                kept.shape[:-1], identity_of_value(m.name, kept.dtype), kept.dtype)  # fmt: skip
+            data = data.astype(kept.dtype)
+            if error is not None:
+                error = _fold_error(m.combine, kept, data, error, axis, dtype.roundoff * max(count, 1))
+            mask = None if mask is None else mask.any(axis=axis) | True
+        return Value(data, None, error)
+
+    # ---- expressions, over the grid of the current block
+
+    def evaluate(self, e: Expr, order: list[str]) -> Value:
+        zero = np.zeros(()) if self.bounds else None
+        if isinstance(e, Const):
+            return Value(np.asarray(e.value), None, zero)
+        if isinstance(e, Size):
+            return Value(np.asarray(self.sizes[e.rank]), None, zero)
+        if isinstance(e, Var):
+            return Value(np.asarray(self.fixed[e.name]) if e.name in self.fixed else self.grid[e.name], None, zero)
+        if isinstance(e, Access):
+            return self._access(e, order)
+        if isinstance(e, Cast):
+            return self._cast(e, self.evaluate(e.arg, order))
+        return self._call(e, [self.evaluate(a, order) for a in e.args])
+
+    def _access(self, e: Access, order: list[str]) -> Value:
+        t, tensor = self.values[e.tensor], self.c.tensors[e.tensor]
+        if not e.indices:
+            return t
+        index = [self.evaluate(i, order) for i in e.indices]
+        inside: Array = np.asarray(True)
+        clipped = []
+        for i, n in zip(index, t.data.shape, strict=True):
+            at = np.asarray(i.data).astype(np.int64)
+            ok = (at >= 0) & (at < n)
+            inside = inside & (ok if i.present is None else ok & i.present)
+            clipped.append(np.clip(at, 0, max(n - 1, 0)))
+        if t.data.size == 0:
+            shape = np.broadcast_shapes(*[np.shape(a) for a in clipped])
+            return Value(np.full(shape, tensor.fill, t.data.dtype), None, np.zeros(shape) if self.bounds else None)
+        at = tuple(np.broadcast_arrays(*clipped))
+        data = t.data[at]
+        if not np.all(inside):
+            data = np.where(inside, data, np.asarray(tensor.fill, data.dtype))
+        error = None if t.error is None else np.where(inside, t.error[at], 0)
+        present = None if t.present is None else t.present[at] | ~inside
+        if present is not None and present.all():
+            present = None
+        return Value(data, present, error)
+
+    def _cast(self, e: Cast, v: Value) -> Value:
+        data = np.asarray(v.data)
+        error = v.error
+        if e.dtype.is_float:
+            rounded = data.astype(e.dtype.numpy).astype(np.float64)
+            if error is not None:
+                error = error + e.dtype.roundoff * np.abs(np.nan_to_num(rounded, posinf=0, neginf=0))
+            return Value(rounded, v.present, error)
+        if data.dtype.kind == "f" and e.dtype.kind != "b":
+            if error is not None:
+                error = np.where((np.trunc(data - error) != np.trunc(data + error)), np.inf, 0.0)
+            data = np.nan_to_num(np.trunc(data), posinf=2.0**62, neginf=-(2.0**62))
+        return Value(data.astype(e.dtype.numpy), v.present, error)
+
+    def _call(self, e: Call, args: list[Value]) -> Value:
+        op = e.spec
+        if op.name == "coalesce":
+            return _coalesce(*args)
+        present: Array | None = None
+        for a in args:
+            if a.present is not None:
+                present = a.present if present is None else present & a.present
+        data = [np.asarray(a.data) for a in args]
+        dtype = expression_dtype(self.c, e)
+        if dtype.is_float or (op.result == "bool" and any(d.dtype.kind == "f" for d in data)):
+            keep = 1 if op.name == "select" else 0
+            data = data[:keep] + [d if d.dtype.kind == "f" else d.astype(np.float64) for d in data[keep:]]
+        elif dtype.is_integer and op.name not in ("select", "take"):
+            data = [d.astype(dtype.numpy) for d in data]
+        result = np.asarray(op.evaluate(*data))
+        result = result.astype(np.float64 if dtype.is_float else dtype.numpy)
+        error = None
+        if self.bounds:
+            from tcc.ir.error_bounds import propagate
+
+            error = propagate(op, data, [a.error for a in args], result, dtype.roundoff)
+        return Value(result, present, error)
+
+
+def _guarded(body: Expr, a: Access) -> bool:
+    """Whether an access may be absent without its definition being so: it stands under `??`."""
+    from tcc.ir.expr import walk
+
+    return any(isinstance(n, Call) and n.op == "coalesce" and any(x is a for x in walk(n)) for n in walk(body))
+
+
+def _coalesce(a: Value, b: Value) -> Value:
+    if a.present is None:
+        return a
+    data = np.where(a.present, a.data, b.data)
+    error = None if a.error is None else np.where(a.present, a.error, b.error)
+    present = None if b.present is None else a.present | b.present
+    return Value(data, present, error)
+
+
+def identity_of_value(monoid: str, dtype: Any) -> Any:
+    """The identity of a monoid in an interpreter's array type."""
+    return identity_of(MONOIDS[monoid], dtype)
+
+
+def _fold_error(combine: str, x: Array, total: Array, error: Array, axis: tuple[int, ...], u: float) -> Array:
+    """Error of a reduction in any order: n roundings of partial results no larger than the sum of magnitudes."""
+    if combine == "add":
+        return np.sum(error, axis=axis) + u * np.sum(np.abs(np.nan_to_num(x, posinf=0, neginf=0)) + error, axis=axis)
+    if combine == "mul":
+        relative = np.sum(error / np.maximum(np.abs(x), 1e-300), axis=axis) + u
+        return np.abs(total) * relative * (1 + relative)
+    if combine in ("max", "min"):
+        return np.max(error, axis=axis, initial=0)
+    return np.where(np.sum(error, axis=axis) > 0, np.inf, 0.0)
