@@ -38,8 +38,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Every array is a view of the file's pages: nothing is copied, and writes stay in memory.
 
     The format: a little-endian u64 `n`, `n` bytes of JSON `{name: {dtype, shape, data_offsets}}`,
-    then the data, to which the offsets are relative. Raises ValueError when the file does not hold what
-    its header promises.
+    then the data, to which the offsets are relative. Raises ValueError when the file
+    does not hold what its header promises.
     """
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -2,7 +2,9 @@
 
     cascade    ::= "cascade" name, ranks, inputs, outputs, definitions
     definition ::= T[i, …] = e :: monoid(v, …), …  where p, …
-                 | extern T: dtype[size, …] = function(…)
+                 | extern T: dtype[size, …] = function '…'
+               | stop v when p
+               | kernel name: T, …
 
 A definition holds for every point of the box of its variables at which its predicates hold and every tensor that it
 reads exists. Variables that are absent from the target are reduced, with `sum` unless said otherwise. A predicate that
@@ -149,6 +151,7 @@ class Cascade:
     outputs: tuple[Tensor, ...]
     definitions: tuple[Definition, ...]
     stops: tuple[Stop, ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # kernels, once `fuse` has chosen them: name, tensors
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rank(self, name: str) -> Rank | None:

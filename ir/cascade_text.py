@@ -26,7 +26,7 @@ program: _NL* (unit | block+)
 unit: statement*
 block: header statement*
 header: "cascade" NAME _NL+
-?statement: (ranks | inputs | outputs | definition | extern | stop) _NL+
+?statement: (ranks | inputs | outputs | definition | extern | stop | group) _NL+
 ranks: "ranks" rank ("," rank)*
 rank: NAME ["=" expr]
 inputs: "in" tensor ("," tensor)*
@@ -39,6 +39,7 @@ predicate: expr [(IN expr ".." expr)]
 IN: /in(?=\s)/
 extern: "extern" tensor ("," tensor)* "=" QUALIFIED STRING
 stop: "stop" NAME "when" expr
+group: "kernel" NAME ":" NAME ("," NAME)*
 QUALIFIED: /[A-Za-z_]\w*(\.\w+)+/
 STRING: /'[^'\n]*'/
 """
@@ -52,6 +53,7 @@ def print_cascade(c: Cascade) -> str:
         lines.append(f"ranks {', '.join(ranks)}")
     lines += [f"in  {t}" for t in c.inputs] + [f"out {t}" for t in c.outputs]
     lines += [""] + [str(d) for d in c.definitions] + [str(s) for s in c.stops]
+    lines += [f"kernel {name}: {', '.join(members)}" for name, members in c.groups]
     return "\n".join(lines) + "\n"
 
 
@@ -68,66 +70,76 @@ def parse_cascades(program: str, name: str = "<string>") -> list[Cascade]:
     """Every cascade of a text, verified."""
     source = Source(name, program)
     tree = parse_tree(GRAMMAR, "program", source)
-    return [_Block(source, block).cascade() for block in tree.children]
+    return [_cascade(source, block) for block in tree.children]
 
 
-class _Block:
-    def __init__(self, source: Source, block: Any) -> None:
+def bare_names(statements: Any) -> tuple[set[str], set[str]]:
+    """What bare names in expressions mean: the names of tensors, and those of ranks."""
+    declared = {str(t.children[0]) for s in statements for t in children_named(s, "tensor")}
+    defined = {str(s.children[0]) for s in statements if s.data == "definition"}
+    ranks = {str(r.children[0]) for s in statements for r in children_named(s, "rank")}
+    ranks |= {
+        str(t)
+        for s in statements
+        for d in children_named(s, "tensor")
+        for e in d.children[2:]
+        if hasattr(e, "scan_values")
+        for t in e.scan_values(lambda token: getattr(token, "type", "") == "NAME")
+    }
+    return declared | defined, ranks
+
+
+def _cascade(source: Source, block: Any) -> Cascade:
+    """One cascade, verified."""
+    name, statements = "main", list(block.children)
+    if block.data == "block":
+        name = str(statements.pop(0).children[0])
+    b = Block(source, *bare_names(statements))
+    ranks: list[Rank] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    definitions: list[Definition] = []
+    stops: list[Stop] = []
+    groups: list[tuple[str, tuple[str, ...]]] = []
+    for s in statements:
+        if s.data == "ranks":
+            ranks += [b.rank(r) for r in s.children]
+        elif s.data == "inputs":
+            inputs += [b.tensor(t) for t in s.children]
+        elif s.data == "outputs":
+            outputs += [b.tensor(t) for t in s.children]
+        elif s.data == "definition":
+            definitions.append(b.definition(s))
+        elif s.data == "extern":
+            definitions.append(b.extern(s))
+        elif s.data == "group":
+            groups.append((str(s.children[0]), tuple(str(n) for n in s.children[1:])))
+        else:
+            var, condition = s.children
+            stops.append(Stop(str(var), b.expr.build(condition), b.span(s)))
+    return build(
+        Cascade(name, tuple(ranks), tuple(inputs), tuple(outputs), tuple(definitions), tuple(stops), tuple(groups))
+    )
+
+
+class Block:
+    """Builds the parts that the texts of both levels share."""
+
+    def __init__(self, source: Source, tensors: set[str], ranks: set[str]) -> None:
         self.source = source
-        self.name = "main"
-        statements = list(block.children)
-        if block.data == "block":
-            self.name = str(statements.pop(0).children[0])
-        self.statements = statements
-        declared = {str(t.children[0]) for kind in ("tensor",) for s in statements for t in children_named(s, kind)}
-        defined = {str(s.children[0]) for s in statements if s.data == "definition"}
-        ranks = {str(r.children[0]) for s in statements for r in children_named(s, "rank")}
-        shapes = {
-            str(t)
-            for s in statements
-            for d in children_named(s, "tensor")
-            for e in d.children[2:]
-            if e is not None and hasattr(e, "scan_values")
-            for t in e.scan_values(lambda token: getattr(token, "type", "") == "NAME")
-        }
-        self.names = Names(declared | defined, ranks | shapes)
-        self.expr = ExprBuilder(source, self.names)
+        self.expr = ExprBuilder(source, Names(tensors, ranks))
 
     def span(self, node: Any) -> Span:
         return self.expr.span(node)
 
-    def cascade(self) -> Cascade:
-        ranks: list[Rank] = []
-        inputs: list[Tensor] = []
-        outputs: list[Tensor] = []
-        definitions: list[Definition] = []
-        stops: list[Stop] = []
-        for s in self.statements:
-            if s.data == "ranks":
-                ranks += [self._rank(r) for r in s.children]
-            elif s.data == "inputs":
-                inputs += [self._tensor(t) for t in s.children]
-            elif s.data == "outputs":
-                outputs += [self._tensor(t) for t in s.children]
-            elif s.data == "definition":
-                definitions.append(self._definition(s))
-            elif s.data == "extern":
-                definitions.append(self._extern(s))
-            else:
-                var, condition = s.children
-                stops.append(Stop(str(var), self.expr.build(condition), self.span(s)))
-        return build(
-            Cascade(self.name, tuple(ranks), tuple(inputs), tuple(outputs), tuple(definitions), tuple(stops))
-        )
-
-    def _rank(self, node: Any) -> Rank:
+    def rank(self, node: Any) -> Rank:
         name, size = node.children
         if not name[0].isupper():
             raise CompileError("T0120", f"rank `{name}` starts with a lower-case letter", self.span(name),
                                helps=f"ranks are upper case, their variables lower case: `{str(name).upper()}`")  # fmt: skip
         return Rank(str(name), self.expr.build(size) if size is not None else None, self.span(node))
 
-    def _tensor(self, node: Any) -> Tensor:
+    def tensor(self, node: Any) -> Tensor:
         name, dtype, *rest = node.children
         if str(dtype) not in DTYPES:
             raise CompileError("T0121", f"unknown dtype `{dtype}`", self.span(dtype),
@@ -143,7 +155,7 @@ class _Block:
         shape = tuple(self.expr.build(e) for e in rest if e is not None)
         return Tensor(str(name), DTYPES[str(dtype)], shape, fill, self.span(node))
 
-    def _definition(self, node: Any) -> Einsum:
+    def definition(self, node: Any) -> Einsum:
         parts = [p for p in node.children if p is not None]
         name = parts.pop(0)
         predicates = [p for p in parts if getattr(p, "data", "") == "predicate"]
@@ -173,9 +185,9 @@ class _Block:
                                helps=did_you_mean(str(monoid), list(MONOIDS)) or f"known: {', '.join(MONOIDS)}")  # fmt: skip
         return [Reduction(str(v), str(monoid), self.span(v)) for v in names]
 
-    def _extern(self, node: Any) -> Extern:
+    def extern(self, node: Any) -> Extern:
         *tensors, function, arguments = node.children
-        return make_extern(tuple(self._tensor(t) for t in tensors), str(function), str(arguments)[1:-1],
+        return make_extern(tuple(self.tensor(t) for t in tensors), str(function), str(arguments)[1:-1],
                            self.span(node))  # fmt: skip
 
 

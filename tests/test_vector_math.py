@@ -77,31 +77,28 @@ def run(path: Path, function: str, *arrays: np.ndarray, result: np.ndarray) -> n
 def points(name: str) -> np.ndarray:
     """Every exponent densely, the interesting interval, and specials; a multiple of 16 of them."""
     random = np.random.default_rng(7)
-    with np.errstate(all="ignore"):
-        bits = random.integers(0, 2**32, 2**17, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    bits = random.integers(0, 2**32, 2**17, dtype=np.uint64).astype(np.uint32).view(np.float32)
     wide = {"sin": 1e4, "cos": 1e4, "erf": 5.0, "tanh": 10.0, "log1p": 3.0}.get(name, 110.0)
     near = random.uniform(-wide, wide, 2**18)
     unit = random.uniform(-2, 2, 2**17)
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, 1.0]
     special += [-1.0, 88.72283, 88.72284, -87.33655, -103.97208, 0.625, 0.925, 128.0, -149.0, 2.5]
     multiples = np.arange(-6366, 6367) * (np.pi / 2)
-    x = np.concatenate([bits, near, unit, special, multiples]).astype(np.float32)
+    rest = [np.asarray(part).astype(np.float32) for part in (near, unit, special, multiples)]
+    x = np.concatenate([bits, *rest])
     return np.concatenate([x, np.ones(-x.size % 16, np.float32)])
 
 
 def ulps(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """|got - wanted| in units in the last place of float32, subnormals included; inf means differs."""
+    """|got - wanted| in units in the last place of float32; inf where an inf or NaN is wrong."""
     with np.errstate(all="ignore"):
         rounded = wanted.astype(np.float32)
-        spacing = np.exp2(np.maximum(np.floor(np.log2(np.abs(wanted))), -126) - 23)
-        spacing = np.where(wanted == 0, 2.0**-149, spacing)
-        error = np.abs(got.astype(np.float64) - wanted) / spacing
-    same = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
+        exponent = np.maximum(np.floor(np.log2(np.abs(wanted))), -126)  # subnormals share a ulp
+        error = np.abs(got.astype(np.float64) - wanted) / np.exp2(exponent - 23)
+        near_limit = np.isfinite(wanted) & (np.abs(wanted) > 3.402823e38)  # may round to inf
     special = ~np.isfinite(rounded) | ~np.isfinite(got)
-    at_limit = special & np.isfinite(wanted) & (np.abs(wanted) > 3.402823e38)  # rounds either way
-    return np.where(special & ~same & ~at_limit, np.inf, np.where(same | at_limit, 0.0, error)) + (
-        np.where(same & ~special, error, 0.0)
-    )
+    same = (got == rounded) | (np.isnan(got) & np.isnan(rounded)) | near_limit
+    return np.where(special, np.where(same, 0.0, np.inf), error)
 
 
 @pytest.mark.parametrize("flags", [(), ("-mno-avx512f", "-mno-fma"), ("-march=x86-64",)])
@@ -135,9 +132,12 @@ def test_roundings_and_signs_are_exact(toolchain: Toolchain) -> None:
     path = build(unary_source(list(EXACT), (*WIDTHS, "f64x4")), toolchain)
     for name, reference in EXACT.items():
         for kind in (*WIDTHS, "f64x4"):
-            x = points(name).astype(np.float64 if "64" in kind else np.float32)
+            with np.errstate(all="ignore"):  # a signalling NaN warns when it is widened
+                x = points(name).astype(np.float64 if "64" in kind else np.float32)
             got = run(path, f"run_{name}_{kind}", x, result=np.empty_like(x))
-            np.testing.assert_array_equal(got, reference(x), err_msg=f"{name}_{kind}")
+            with np.errstate(all="ignore"):
+                wanted = reference(x)
+            np.testing.assert_array_equal(got, wanted, err_msg=f"{name}_{kind}")
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "log1p", "expm1", "tanh", "sigmoid", "erf", "sin"])
@@ -221,7 +221,7 @@ void turn(const {element} *x, {element} *y, i64 n) {{
     np.testing.assert_array_equal(zeros, [*x[: n // 2], *[0] * (n - n // 2)])
     folds = run(path, "folds", x, result=np.empty(4, dtype))
     with np.errstate(all="ignore"):
-        np.testing.assert_allclose(folds, [x.sum(), x.prod(dtype=dtype), x.min(), x.max()])
+        np.testing.assert_allclose(folds, [x.sum(), x.prod(dtype=dtype), x.min(), x.max()], 1e-6)
     below = run(path, "below", x, result=np.empty(n, dtype))
     np.testing.assert_array_equal(below, np.where(x < 3, x, np.arange(n)))
     turned = run(path, "turn", x, result=np.empty(n, dtype))
@@ -236,7 +236,10 @@ def test_booleans_and_conversions(toolchain: Toolchain) -> None:
         8,
     )
     text += """
-void not8(const u8 *x, u8 *y, i64 n) { stb_i32x8(y, ~ldb_i32x8(x)); stb_i64x4(y + 8, ~ldb_i64x4(x + 8)); }
+void not8(const u8 *x, u8 *y, i64 n) {
+  stb_i32x8(y, ~ldb_i32x8(x));
+  stb_i64x4(y + 8, ~ldb_i64x4(x + 8));
+}
 void not3(const u8 *x, u8 *y, i64 n) { stbn_i32x8(y, ~ldbn_i32x8(x, 3), 3); }
 void quantifiers(const u8 *x, i32 *y, i64 n) {
   y[0] = any_i32x8(ldb_i32x8(x)); y[1] = all_i32x8(ldb_i32x8(x)); y[2] = any_i64x4(ldb_i64x4(x));
@@ -245,7 +248,9 @@ void wide(const f32 *x, f32 *y, i64 n) {
   f32x8 v = ld_f32x8(x);
   st_f32x8(y, cvt2_f32x8_f64x4(cvtlo_f64x4_f32x8(v) * 2, cvthi_f64x4_f32x8(v) * 2));
 }
-void whole(const f32 *x, f32 *y, i64 n) { st_f32x8(y, cvt_f32x8_i32x8(cvt_i32x8_f32x8(ld_f32x8(x)))); }
+void whole(const f32 *x, f32 *y, i64 n) {
+  st_f32x8(y, cvt_f32x8_i32x8(cvt_i32x8_f32x8(ld_f32x8(x))));
+}
 void ints(const i32 *x, i32 *y, i64 n) {
   i32x8 v = ld_i32x8(x);
   st_i32x8(y, cvt2_i32x8_i64x4(-cvtlo_i64x4_i32x8(v), -cvthi_i64x4_i32x8(v)));
@@ -281,7 +286,7 @@ def test_every_function_compiles_in_one_source(toolchain: Toolchain) -> None:
 
 
 def test_an_unknown_function_is_refused_with_advice() -> None:
-    with pytest.raises(CompileError, match=r"no vector function `exq_f32x8`(?s:.*)help: .*`exp_"):
-        vector_math.preamble(["exq_f32x8"], 8)
+    with pytest.raises(CompileError, match=r"no vector function `expp_f32x8`(?s:.*)help: .*`exp"):
+        vector_math.preamble(["expp_f32x8"], 8)
     with pytest.raises(CompileError, match=r"32-bit lanes(?s:.*)help: "):
         vector_math.preamble(["exp"], 5)

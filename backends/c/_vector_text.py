@@ -1,9 +1,10 @@
 """The C text of the vector functions, as templates over one type.
 
-`$T` is the type (`f32x8`, or the scalar `f32`), `$I` its mask (signed integers of the same width and
-number: all ones is true), `$E` the element type, `$N` the number of lanes, `$B` the bytes, `$X` the
-`f32` vector of the same bytes and `$J` its mask, `$H` the type of half as many lanes. The same text is
-used for vectors and scalars wherever C allows, so that a scalar tail computes what the lanes compute.
+`$T` is the type (`f32x8`, or the scalar `f32`), `$I` its mask (signed integers of the same width
+and number: all ones is true), `$E` the element type, `$N` the number of lanes, `$B` the bytes,
+`$X` the `f32` vector of the same bytes and `$J` its mask, `$H` the type of half as many lanes.
+The same text is used for vectors and scalars wherever C allows, so that a scalar tail computes
+what the lanes compute.
 """
 
 from __future__ import annotations
@@ -85,7 +86,6 @@ _ERFC = horner(
 )  # fmt: skip
 _SIN = horner("z", ("-1.6666655e-1", "8.332155e-3", "-1.9514454e-4"))
 _COS = horner("z", ("4.1666646e-2", "-1.3887308e-3", "2.443221e-5"))
-
 # --- scalars: the primitives that the shared text below is written in -----------------------------
 
 SCALAR = {
@@ -123,6 +123,10 @@ SCALAR_FLOAT = {
     "round": "$T round_$T($T x) { return __builtin_rint$L(x); }",
     "trunc": "$T trunc_$T($T x) { return __builtin_trunc$L(x); }",
 }
+SIGMOID_F64 = """$T sigmoid_$T($T x) {
+  $T e = exp(-abs_$T(x));
+  return (x < 0 ? e : 1) / (e + 1);
+}"""
 LIBM = "$T ${name}_$T($T x) { return ${name}$L(x); }"
 LIBM_POW = "$T pow_$T($T x, $T y) { return pow$L(x, y); }"
 
@@ -346,7 +350,7 @@ FLOAT = {
     "rsqrt": "$T rsqrt_$T($T x) { return 1 / sqrt_$T(x); }",
 }
 FLOAT32 = {
-    "scale2": """$T scale2_$T($T p, $T t) { /* p * 2^n for t = n + 1.5*2^23, in two steps: subnormals */
+    "scale2": """$T scale2_$T($T p, $T t) { /* p * 2^n for t = n + 1.5*2^23 */
 #if $B == 64 && defined(__AVX512F__)
   return __builtin_ia32_scalefps512_mask(p, t - 12582912.0f, p, ($M)-1, 4);
 #elif $B == 32 && defined(__AVX512VL__)
@@ -354,6 +358,7 @@ FLOAT32 = {
 #else
   $I n = subw_$I(bits_$T(t), bc_$I(0x4b400000));
   $I half = n >> 1;
+  /* in two steps, for subnormal results */
   $T a = unbits_$T(shl_$I(n - half + 127, 23)), b = unbits_$T(shl_$I(half + 127, 23));
   return p * a * b;
 #endif
@@ -443,11 +448,11 @@ FLOAT32 = {
   small = a + a * z * small;
   return copysign_$T(select_$T(lt_$T(a, bc_$T(0.625f)), small, large), x);
 }}""",
-    "sigmoid": """$T sigmoid_$T($T x) { /* e = exp(-|x|): 1/(1 + e) or e/(1 + e), never an overflow */
+    "sigmoid": """$T sigmoid_$T($T x) { /* e = exp(-|x|): 1/(1 + e) or e/(1 + e) */
   $T e = exp_$T(-abs_$T(x));
   return select_$T(lt_$T(x, bc_$T(0)), e, bc_$T(1)) / (e + 1.0f);
 }""",
-    "erf": f"""$T erf_$T($T x) {{ /* |x| < 0.925: x + x P(x*x); above: 1 - exp(-|x| P(|x|)) */
+    "erf": f"""$T erf_$T($T x) {{ /* x + x P(x*x); from 0.925 on 1 - exp(-|x| P(|x|)) */
   $T a = abs_$T(x), z = x * x;
   $T t = minq_$T(bc_$T(3.95f), a);
   $T large = {_ERFC};

@@ -1,11 +1,12 @@
 """An entry that `get` returns holds exactly the bytes that some `put` of the same key was given.
 
-One private folder (`TCC_CACHE_DIR`, else the platform's cache folder) holds, per entry, a data file
-named by key and content and a small reference file `KEY.SUFFIX.ref` with size, digest and name of the
-data. Both are written to a temporary name and moved into place, data first, so readers and writers in
-many processes need no lock, a killed writer leaves nothing that is ever read, and a file that is mapped
-into a running process is never overwritten. A damaged entry is a miss. The folder may be deleted at any
-time. When it cannot be written, a private temporary folder stands in for it, after one warning.
+One private folder (`TCC_CACHE_DIR`, else the platform's cache folder) holds, per entry, a data
+file named by key and content and a small reference file `KEY.SUFFIX.ref` with size, digest and
+name of the data. Both are written to a temporary name and moved into place, data first, so
+readers and writers in many processes need no lock, a killed writer leaves nothing that is ever
+read, and a file that is mapped into a running process is never overwritten. A damaged entry is a
+miss. The folder may be deleted at any time. When it cannot be written, a private temporary folder
+stands in for it, after one warning.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class CacheInfo:
 def directory() -> Path:
     """The cache folder, made private (0700) on first use.
 
-    Raises T3 when the folder belongs to another user or others may write to it: code is loaded from it.
+    Raises T3 when the folder belongs to another user or others may write to it, since code is
+    loaded from it.
     """
     path = _configured()
     try:

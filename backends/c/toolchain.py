@@ -1,7 +1,9 @@
-"""`build` returns a shared object of the given C source, made at most once per source and toolchain.
+"""`build` returns a shared object of the given C source, made at most once per source and
+toolchain.
 
-The compiler is `TCC_CC`, else `CC`, else `cc`, `gcc`, `clang`, else the one inside the `ziglang` package.
-What it can do is asked once and kept on disk, so a warm process starts no compiler at all.
+The compiler is `TCC_CC`, else `CC`, else `cc`, `gcc`, `clang`, else the one inside the `ziglang`
+package. What it can do is asked once and kept on disk, so a warm process starts no compiler at
+all.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tcc.backends.c import cache
 from tcc.ir.diagnostics import CompileError
@@ -49,8 +52,8 @@ int tcc_probe(void) {
 class Toolchain:
     """A C compiler and what it makes for the processor it runs on.
 
-    `simd_bits` is the width of the widest float vector register (0: none known); `openmp` says whether
-    `-fopenmp` compiles and links.
+    `simd_bits` is the width of the widest float vector register (0: none known); `openmp` says
+    whether `-fopenmp` compiles and links.
     """
 
     command: tuple[str, ...]
@@ -82,8 +85,10 @@ def find_toolchain() -> Toolchain:
     key = cache.digest("toolchain", *command, *_stamp(command), processor, cache.own_source_hash())
     known = cache.get(key, ".json")
     if known is not None:
-        fields = json.loads(known.read_text())
-        return Toolchain(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields: dict[str, Any] = json.loads(known.read_text())
+        fields["command"] = tuple(fields["command"])
+        fields["target_flags"] = tuple(fields["target_flags"])
+        return Toolchain(**fields)
     toolchain = _query(command, processor)
     cache.put(key, ".json", json.dumps(dataclasses.asdict(toolchain)).encode())
     return toolchain
@@ -193,7 +198,7 @@ def _stamp(command: tuple[str, ...]) -> tuple[str, ...]:
 def _processor() -> str:
     """What `-march=native` depends on: a cache may be shared by machines of different kinds."""
     wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    lines = []
+    lines: list[str] = []
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
