@@ -1,1 +1,75 @@
-"""tcc, the tensor cascade compiler."""
+"""tcc, the tensor cascade compiler.
+
+`tcc.compile(text | function | module)` gives something to call, `tcc.parse` and `tcc.load` a program that
+is not compiled yet. Everything behind these names is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tcc.ir.diagnostics import CompileError
+
+if TYPE_CHECKING:
+    from tcc.program import CompiledProgram, Program
+
+    __version__: str
+
+__all__ = ["CompileError", "CompiledProgram", "Program", "__version__", "compile", "load", "parse"]
+
+
+def compile(
+    program: str | os.PathLike[str] | Callable[..., Any] | Any = None,
+    *,
+    target: str | None = None,
+    **options: Any,
+) -> Any:
+    """`program` made fast for `target`: the text of a cascade, a path, a `Program`, or a PyTorch function or module.
+
+    Without a program it is a decorator: `@tcc.compile(target="cpu")`. A text gives a `CompiledProgram`, which
+    takes NumPy arrays and torch tensors by name or in the order of declaration; a function keeps its signature.
+
+    >>> import numpy as np
+    >>> tcc.compile("in A: f32[N]\\nout Z: f32\\nZ = A[n] * A[n]", target="numpy")(np.arange(4, dtype=np.float32)).item()
+    14.0
+    """
+    from tcc.api import compile_any
+
+    if program is None:
+        return lambda function: compile_any(function, target, options)
+    return compile_any(program, target, options)
+
+
+def load(path: str | os.PathLike[str], *, cascade: str | None = None) -> Program:
+    """The program in a file: a cascade (`.tcc`) or the einsums of a TeAAL specification (`.yaml`).
+
+    `cascade` names the one that is meant when the file holds several.
+    """
+    from tcc.api import load_program
+
+    return load_program(path, cascade)
+
+
+def parse(text: str, *, name: str = "<string>", cascade: str | None = None) -> Program:
+    """The program of a text; errors call the text `name`."""
+    from tcc.api import parse_program
+
+    return parse_program(text, name, cascade)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Program", "CompiledProgram"):
+        from tcc import program
+
+        return getattr(program, name)
+    if name == "__version__":
+        from tcc.options import version
+
+        return version()
+    raise AttributeError(f"module 'tcc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

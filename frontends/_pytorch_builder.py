@@ -10,7 +10,8 @@ from tcc.frontends._pytorch_sizes import Unsupported, is_one, size_expression, s
 from tcc.ir.cascade import Cascade, Definition, Einsum, Rank, Reduction, Tensor
 from tcc.ir.diagnostics import Source, Span
 from tcc.ir.dtype import BOOL, DTYPES, F32, I64, DType
-from tcc.ir.expr import Access, Cast, Const, Expr, Size, Var, call, text, variables
+from tcc.ir.expr import Access, Cast, Const, Expr, Size, Var, call, text, transform, variables, with_children
+from tcc.ir.index import same
 from tcc.ir.infer import expression_dtype
 from tcc.ir.ops import MONOIDS, OPS
 
@@ -66,17 +67,16 @@ class Builder:
         self.span: Span | None = None
         self._derived: dict[str, str] = {}
         self._sources: dict[str, Source] = {}
-        self._typing = Cascade(name, (), (), (), (), (), self.tensors)
+        self._typing = Cascade(name, (), (), (), (), tensors=self.tensors)
 
     # ---- names and ranks
 
     def fresh(self, wanted: str) -> str:
         """A tensor name like `wanted` that is free, and no word of the language."""
         name = re.sub(r"\W+", "_", wanted).strip("_") or "t"
-        if name in _WORDS or re.fullmatch(r"[a-z]\d+[a-z]*\d*", name) or not (name[0].isalpha()):
+        name = name[0].lower() + name[1:]
+        if name in _WORDS or re.fullmatch(r"[dsrz]\d+[a-z]*\d*", name) or not name[0].isalpha():
             name = f"t_{name}"
-        if name[0].isupper():
-            name = name[0].lower() + name[1:]
         unique, n = name, 2
         while unique in self.names:
             unique, n = f"{name}_{n}", n + 1
@@ -132,7 +132,7 @@ class Builder:
         """The type of the operator's result number k, under a fresh name."""
         val = self.node.meta["val"]
         many = isinstance(val, (list, tuple))
-        name = self.fresh(self.node_name if not many else f"{self.node_name}_{k}")
+        name = self.fresh(self.node_name if not many or k == 0 else f"{self.node_name}_{k}")
         return self.spec(name, val[k] if many else val)
 
     def out_shape(self, k: int = 0) -> tuple[Expr, ...]:
@@ -147,7 +147,7 @@ class Builder:
 
     def used(self, k: int) -> bool:
         """Whether result number k of the operator is read."""
-        return any(u.args[1] == k for u in self.node.users if len(u.args) == 2)
+        return any(u.args[1] == k and u.users for u in self.node.users if len(u.args) == 2)
 
     def temp(self, suffix: str, dtype: DType, shape: Sequence[Expr]) -> Tensor:
         """The type of an intermediate result, named after the operator and `suffix`."""
@@ -165,12 +165,28 @@ class Builder:
         dtype = expression_dtype(self._typing, body)
         if dtype != t.dtype and not boolean:
             body = convert(body, t.dtype, dtype)
+        body = transform(body, self._partly)
         self.tensors[t.name] = t
         self.definitions.append(
             Einsum(t.name, tuple(indices), body,
                    tuple(Reduction(v, m) for v, m in kinds.items() if m != "sum"), tuple(where), self.span)
         )  # fmt: skip
         return t
+
+    def _partly(self, e: Expr) -> Expr:
+        """`T[v]` becomes `T[v + 0]` where v does not walk the whole dimension, or walks beyond it: it is meant."""
+        if not isinstance(e, Access):
+            return e
+        shape = self.tensors[e.tensor].shape
+        return with_children(e, tuple(
+            call("add", i, Const(0)) if isinstance(i, Var) and not same(self.extent(i), s) else i
+            for i, s in zip(e.indices, shape, strict=True)
+        ))  # fmt: skip
+
+    def extent(self, v: Var) -> Expr:
+        """The number of coordinates of a variable."""
+        size = self.ranks[v.name.upper()].size
+        return size if size is not None else Size(v.name.upper())
 
     def read(self, x: Value, index: Sequence[Expr], dtype: DType | None = None) -> Expr:
         """`x` at the last coordinates of `index`, broadcast as PyTorch does, converted to `dtype`."""

@@ -9,13 +9,15 @@
 A definition holds for every point of the box of its variables at which its predicates hold and every tensor that it
 reads exists. Variables that are absent from the target are reduced, with `sum` unless said otherwise. A predicate that
 mentions no reduced variable decides where the target *exists*; the others only restrict the reduction, and an empty
-reduction gives the identity. An output holds its fill where it does not exist.
+reduction gives the identity. An output holds its fill where it does not exist. Reductions nest in the order in which
+they are written, the first outermost: `Z = A[i, j] :: max(i)` is the largest row sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from tcc.ir.diagnostics import Span
 from tcc.ir.dtype import DType
@@ -40,11 +42,13 @@ class Tensor:
     shape: tuple[Expr, ...]
     fill: float = 0
     span: Span | None = field(default=None, repr=False)
+    constant: bool = False  # an input whose content rarely changes: what is derived from it is kept between runs
 
     def __str__(self) -> str:
+        constant = " constant" if self.constant else ""
         shape = f"[{', '.join(text(s) for s in self.shape)}]" if self.shape else ""
         fill = f" fill {text(Const(self.fill))}" if self.fill else ""
-        return f"{self.name}: {self.dtype}{shape}{fill}"
+        return f"{self.name}: {self.dtype}{shape}{fill}{constant}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,9 +78,11 @@ class Einsum:
 
     @property
     def reduced(self) -> list[str]:
-        """Reduced variables, in order of appearance."""
+        """Reduced variables, the outermost first: those listed after `::`, then the summed ones by appearance."""
         free = set(self.free)
-        return [v for v in variables(self.body, *self.where) if v not in free]
+        names = [v for v in variables(self.body, *self.where) if v not in free]
+        listed = [r.var for r in self.reductions if r.var in names]
+        return list(dict.fromkeys([*listed, *names]))
 
     @property
     def reads(self) -> list[Access]:
@@ -90,12 +96,11 @@ class Einsum:
     def __str__(self) -> str:
         head = text(Access(self.target, self.indices))
         line = f"{head} = {text(self.body)}"
-        shown: dict[str, list[str]] = {}
-        for var in self.reduced:
-            if self.monoid(var) != "sum":
-                shown.setdefault(self.monoid(var), []).append(var)
-        if shown:
-            line += " :: " + ", ".join(f"{m}({', '.join(vs)})" for m, vs in shown.items())
+        groups = [(m, list(vs)) for m, vs in groupby(self.reduced, self.monoid)]
+        if groups and groups[-1][0] == "sum":  # the innermost sum is what is meant when nothing is said
+            groups.pop()
+        if groups:
+            line += " :: " + ", ".join(f"{m}({', '.join(vs)})" for m, vs in groups)
         if self.where:
             line += " where " + ", ".join(text(p) for p in self.where)
         return line
@@ -211,6 +216,6 @@ Step = Definition | Recurrence
 
 def steps(c: Cascade) -> Iterator[Step]:
     """The definitions in an order in which each is computed before it is read; cycles along a rank become recurrences."""
-    from tcc.ir.infer import schedule
+    from tcc.ir.schedule import schedule
 
     yield from schedule(c)

@@ -31,7 +31,8 @@ ranks: "ranks" rank ("," rank)*
 rank: NAME ["=" expr]
 inputs: "in" tensor ("," tensor)*
 outputs: "out" tensor ("," tensor)*
-tensor: NAME ":" NAME ["[" [expr ("," expr)*] "]"] [FILL expr]
+tensor: NAME ":" NAME ["[" [expr ("," expr)*] "]"] [FILL expr] [CONSTANT]
+CONSTANT: /constant(?=\s|,)/
 FILL: /fill(?=\s)/
 definition: NAME ["[" [expr ("," expr)*] "]"] "=" expr ["::" reduction ("," reduction)*] ["where" predicate ("," predicate)*]
 reduction: NAME "(" NAME ("," NAME)* ")"
@@ -144,6 +145,8 @@ class Block:
         if str(dtype) not in DTYPES:
             raise CompileError("T0121", f"unknown dtype `{dtype}`", self.span(dtype),
                                helps=(*did_you_mean(str(dtype), list(DTYPES)), f"known: {', '.join(DTYPES)}"))  # fmt: skip
+        constant = any(getattr(e, "type", "") == "CONSTANT" for e in rest)
+        rest = [e for e in rest if getattr(e, "type", "") != "CONSTANT"]
         fill = 0.0
         marks = [i for i, e in enumerate(rest) if getattr(e, "type", "") == "FILL"]
         if marks:
@@ -153,7 +156,7 @@ class Block:
                                    helps="write a number, `inf` or `-inf`")  # fmt: skip
             fill, rest = value, rest[: marks[0]]
         shape = tuple(self.expr.build(e) for e in rest if e is not None)
-        return Tensor(str(name), DTYPES[str(dtype)], shape, fill, self.span(node))
+        return Tensor(str(name), DTYPES[str(dtype)], shape, fill, self.span(node), constant)
 
     def definition(self, node: Any) -> Einsum:
         parts = [p for p in node.children if p is not None]

@@ -19,7 +19,11 @@ def propagate(op: Op, x: list[Array], errors: list[Array | None], result: Array,
     """
     e = [np.zeros(()) if v is None else v for v in errors]
     magnitude = np.abs(np.nan_to_num(np.asarray(result, dtype=np.float64), posinf=0, neginf=0))
-    own = u * op.ulp * magnitude
+    least, largest = (2.0**-126, 2.0**127 * 1.99) if u > 2.0**-50 else (2.0**-1022, np.inf)
+    if u == 2.0**-11:  # f16
+        least, largest = 2.0**-14, 65504.0
+    own = u * op.ulp * magnitude + np.where((magnitude > 0) & (u > 0), least, 0.0)  # small results may become 0
+    own = np.where((magnitude > largest) & (u > 0), np.inf, own)
     kind = op.name
     if kind in ("add", "sub"):
         return e[0] + e[1] + own
@@ -44,15 +48,16 @@ def propagate(op: Op, x: list[Array], errors: list[Array | None], result: Array,
         exponent = np.abs(np.asarray(x[1], dtype=np.float64))
         amplified = magnitude * (exponent * e[0] / base + np.abs(np.log(base)) * e[1])
         rounding = u * magnitude * (4 + 4 * np.abs(exponent * np.log(base)))
-        return np.where(e[0] + e[1] > 0, 2 * amplified, 0.0) + rounding
+        return np.where(e[0] + e[1] > 0, 2 * amplified, 0.0) + rounding + own
     if kind in ("and", "or", "not", "bit_and", "bit_or", "bit_xor"):
         return sum(e, np.zeros(()))
     if op.discontinuous:
-        return _jump(op, x, e, result)
+        return _jump(op, x, e, result, u)
     if op.derivative is not None:
-        # the derivative's largest value over the interval, taken at its ends and its middle
-        lo, hi = np.abs(op.derivative(x[0] - e[0])), np.abs(op.derivative(x[0] + e[0]))
-        slope = np.maximum(np.maximum(lo, hi), np.abs(op.derivative(np.asarray(x[0]))))
+        # the derivative's largest value over the interval: at its ends, its middle, or where functions peak
+        low, high = x[0] - e[0], x[0] + e[0]
+        points = [low, high, np.asarray(x[0]), np.clip(0.0, low, high), np.clip(-1.0, low, high)]
+        slope = np.max(np.stack(np.broadcast_arrays(*[np.abs(op.derivative(p)) for p in points])), axis=0)
         spread = np.where(e[0] > 0, slope * e[0], 0.0)
         return np.where(np.isnan(spread), np.inf, spread) + own
     return sum(e, np.zeros(())) + own
@@ -62,13 +67,17 @@ def _times(x: Array, e: Array) -> Array:
     return np.where(e > 0, np.abs(x) * e, 0.0)
 
 
-def _jump(op: Op, x: list[Array], e: list[Array], result: Array) -> Array:
+def _jump(op: Op, x: list[Array], e: list[Array], result: Array, u: float) -> Array:
     """Infinite where an operand's error could move the value across a jump, else zero."""
     if len(x) == 2 and op.result == "bool":
         margin = e[0] + e[1]
         near = (np.abs(np.asarray(x[0], dtype=np.float64) - x[1]) <= margin) & (margin > 0)
         return np.where(near, np.inf, 0.0)
-    if len(x) == 2:
-        return np.where(e[0] + e[1] > 0, np.inf, 0.0)
+    if len(x) == 2:  # floor division and modulo: the quotient itself may be rounded onto an integer
+        quotient = np.asarray(x[0], np.float64) / np.where(x[1] == 0, 1, x[1])
+        nearest = np.rint(quotient)
+        close = (np.abs(quotient - nearest) <= 2 * u * np.abs(quotient)) & (quotient != nearest)
+        own = 2 * u * np.maximum(np.abs(x[0]), np.abs(x[1])) if op.name == "mod" else 0.0
+        return np.where((e[0] + e[1] > 0) | close, np.inf, own)
     moved = (op.evaluate(x[0] - e[0]) != result) | (op.evaluate(x[0] + e[0]) != result)
     return np.where(moved & (e[0] > 0), np.inf, 0.0)

@@ -111,6 +111,25 @@ def variables(*roots: Expr) -> list[str]:
     return list(dict.fromkeys(e.name for e in walk(*roots) if isinstance(e, Var)))
 
 
+MAX_DEPTH = 150  # levels of nesting that a program's text may have: every walk that recurses relies on it
+
+
+def depth(e: Expr) -> int:
+    """The number of nested operators, accesses and casts; 0 for a literal or a name."""
+    done: dict[int, int] = {}
+    stack = [(e, False)]
+    while stack:
+        node, ready = stack.pop()
+        if id(node) in done:
+            continue
+        if ready:
+            done[id(node)] = 1 + max((done[id(c)] for c in children(node)), default=-1)
+        else:
+            stack.append((node, True))
+            stack.extend((child, False) for child in children(node))
+    return done[id(e)]
+
+
 def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
     """The same node over other operands; the node itself when nothing changed."""
     if all(a is b for a, b in zip(children(e), new, strict=True)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
 from tcc.ir.dtype import DTYPES
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var
+from tcc.ir.expr import MAX_DEPTH, Access, Call, Cast, Const, Expr, Size, Var
 from tcc.ir.ops import INFIX, OPS
 
 EXPR_GRAMMAR = r"""
@@ -87,18 +87,37 @@ def parse_tree(grammar: str, start: str, source: Source) -> Any:
     import lark
 
     try:
-        return _lark(grammar, start).parse(source.text + "\n")
+        tree = _lark(grammar, start).parse(source.text + "\n")
     except lark.exceptions.UnexpectedCharacters as error:
         char = source.text[error.pos_in_stream] if error.pos_in_stream < len(source.text) else "end"
         span = Span(source, error.line, error.column, error.column + 1)
         raise CompileError(
-            "T0100", f"unexpected character `{char}`", span, helps="see the grammar in docs/design.md"
+            "T0100", f"unexpected character `{char}`", span, helps="see the grammar in `docs/language.md`"
         ) from None
     except lark.exceptions.UnexpectedToken as error:
         raise _unexpected(source, error) from None
     except lark.exceptions.UnexpectedEOF:
         raise CompileError("T0100", "unexpected end of the text", _end(source),
                            helps="the last statement is not complete") from None  # fmt: skip
+    _check_depth(tree, source)
+    return tree
+
+
+def _check_depth(tree: Any, source: Source) -> None:
+    stack = [(tree, 0)]
+    while stack:
+        node, depth = stack.pop()
+        if not hasattr(node, "data"):
+            continue
+        depth += node.data.startswith("op_") or node.data in ("apply", "access")
+        if depth > MAX_DEPTH:
+            m = node.meta
+            end = m.end_column if m.end_line == m.line else m.column + 1
+            raise CompileError(
+                "T0129", f"an expression is nested more than {MAX_DEPTH} levels deep",
+                Span(source, m.line, m.column, end), helps="give a part of it a name, in a definition of its own",
+            )  # fmt: skip
+        stack.extend((child, depth) for child in node.children)
 
 
 def _end(source: Source) -> Span:

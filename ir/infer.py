@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Step, Tensor, targets
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Step, Stop, Tensor, targets
 from tcc.ir.diagnostics import CompileError, Label, Span, did_you_mean
 from tcc.ir.dtype import BOOL, F32, I64, DType, promote
 from tcc.ir.expr import (
@@ -13,6 +13,8 @@ from tcc.ir.expr import (
 )  # fmt: skip
 from tcc.ir.index import Poly, bounds, evaluate_size, is_size, nonnegative, poly
 from tcc.ir.ops import MONOIDS
+from tcc.ir.schedule import schedule
+from tcc.ir.sizes import check_sizes
 
 MAX_ELEMENTS = 2**63 - 1
 _WEAK_FLOAT = DType("float literal", "f", 0)
@@ -24,83 +26,6 @@ def build(c: Cascade) -> Cascade:
     return _Inference(c).run()
 
 
-def schedule(c: Cascade) -> list[Step]:
-    """Definitions in dependence order; cycles along one rank as recurrences. Raises T0108 on other cycles."""
-    writers: dict[str, list[int]] = {}
-    for i, d in enumerate(c.definitions):
-        for name in targets(d):
-            writers.setdefault(name, []).append(i)
-    edges = {
-        i: sorted({j for a in d.reads for j in writers.get(a.tensor, [])})
-        for i, d in enumerate(c.definitions)
-    }
-    if all(j < i for i, js in edges.items() for j in js):
-        return list(c.definitions)
-    return [_step(c, group, edges) for group in _components(edges)]
-
-
-def _components(edges: dict[int, list[int]]) -> list[list[int]]:
-    """Strongly connected components, dependences first, stable in program order."""
-    import networkx as nx
-
-    graph = nx.DiGraph()
-    graph.add_nodes_from(edges)
-    graph.add_edges_from((j, i) for i, js in edges.items() for j in js)
-    dag = nx.condensation(graph)
-    order = nx.lexicographical_topological_sort(dag, key=lambda n: min(dag.nodes[n]["members"]))
-    return [sorted(dag.nodes[n]["members"]) for n in order]
-
-
-def _step(c: Cascade, group: list[int], edges: dict[int, list[int]]) -> Step:
-    first = c.definitions[group[0]]
-    if len(group) == 1 and group[0] not in edges[group[0]]:
-        return first
-    members = [d for i in group if isinstance(d := c.definitions[i], Einsum)]
-    names = {d.target for d in members}
-    steps = {
-        v for d in members for i in d.indices
-        for v in variables(i) if (k := (poly(i) - poly(Var(v))).constant) is not None and k > 0
-    }  # fmt: skip
-    if len(steps) != 1 or len(members) != len(group):
-        cycle = ", ".join(f"`{d.target}`" for d in members)
-        raise CompileError(
-            "T0108", f"cyclic definitions: {cycle}", first.span,
-            helps="a tensor may depend on itself only along an iterative rank: `S[t+1] = g(S[t])`",
-        )  # fmt: skip
-    (var,) = steps
-
-    def offset(indices: tuple[Expr, ...]) -> int | None:
-        for i in indices:
-            if var in variables(i):
-                return (poly(i) - poly(Var(var))).constant
-        return None
-
-    at = {d.target: offset(d.indices) for d in members}
-    inner: dict[int, list[int]] = {i: [] for i in range(len(members))}
-    for i, d in enumerate(members):
-        mine = at[d.target]
-        for a in d.reads:
-            if a.tensor not in names:
-                continue
-            theirs = offset(a.indices)
-            late = mine is None or theirs is None or theirs > (at[a.tensor] or 0)
-            if late or (theirs == at[a.tensor] and a.tensor == d.target):
-                raise CompileError(
-                    "T0108", f"`{d.target}` at step `{var}` reads `{text(a)}`, which is not computed yet",
-                    a.span or d.span, helps=f"read an earlier step along `{var}`",
-                )  # fmt: skip
-            if theirs == at[a.tensor]:
-                inner[i] += [j for j, other in enumerate(members) if other.target == a.tensor]
-    order = _components(inner)
-    if any(len(g) > 1 for g in order):
-        raise CompileError(
-            "T0108", f"cyclic definitions within one step of `{var}`", first.span,
-            helps=f"one of them has to read an earlier step along `{var}`",
-        )  # fmt: skip
-    stop = next((s for s in c.stops if s.var == var), None)
-    return Recurrence(var, tuple(members[g[0]] for g in order), stop)
-
-
 class _Inference:
     def __init__(self, c: Cascade) -> None:
         self.c = c
@@ -110,21 +35,37 @@ class _Inference:
     def run(self) -> Cascade:
         for rank in self.c.ranks:
             self._rank(rank)
+        check_sizes(self.ranks)
         for t in self.c.inputs:
             self._declare(t)
-        for t in self.c.outputs:
+        for n, t in enumerate(self.c.outputs):
+            if t.name in (first := {o.name: o for o in self.c.outputs[:n]}):
+                raise _twice(f"output `{t.name}`", t.span, first[t.name].span)
             for s in t.shape:
                 self._known_ranks(s, t.span)
             self._check_elements(t)
         self._check_written()
         ordered: list[Definition] = []
-        for step in schedule(self.c):
+        steps_ = schedule(self.c)
+        for step in steps_:
             members = step.steps if isinstance(step, Recurrence) else (step,)
             self._shape_ahead(members)
             for d in members:
                 ordered.append(self._extern(d) if isinstance(d, Extern) else self._einsum(d))
+        found = [s.stop for s in steps_ if isinstance(s, Recurrence)]
         for stop in self.c.stops:
-            self._expr(stop.condition, stop.span)
+            if stop not in found:
+                raise CompileError(
+                    "T0128", f"`stop {stop.var}` stops no recurrence", stop.span,
+                    helps=f"its condition reads a state along `{stop.var}`, as in `S[{stop.var} + 1] = g(S[{stop.var}])`",
+                )  # fmt: skip
+            wrong = [v for v in variables(stop.condition) if v != stop.var]
+            if wrong:
+                raise CompileError("T0109", f"index `{wrong[0]}` is unbounded in a stopping condition", stop.span,
+                                   helps=f"reduce over `{wrong[0]}` in a definition, and test its result")  # fmt: skip
+            if self._expr(stop.condition, stop.span).kind != "b":
+                raise CompileError("T0117", f"`{text(stop.condition)}` is no predicate", stop.span,
+                                   helps="compare something: `stop t when R[t] < 0.001`")  # fmt: skip
         return replace(
             self.c, ranks=tuple(self.ranks.values()), definitions=tuple(ordered),
             tensors=dict(self.tensors),
@@ -133,20 +74,11 @@ class _Inference:
     # ---- ranks and declarations
 
     def _rank(self, rank: Rank) -> None:
-        if rank.name in self.ranks:
-            raise CompileError("T0104", f"rank `{rank.name}` is declared twice", rank.span)
+        if rank.name in self.ranks and self.ranks[rank.name] in self.c.ranks:
+            raise _twice(f"rank `{rank.name}`", rank.span, self.ranks[rank.name].span)
+        self.ranks[rank.name] = rank
         if rank.size is not None:
             self._known_ranks(rank.size, rank.span)
-            value = poly(rank.size).constant
-            if value is not None and value < 0:
-                raise CompileError(
-                    "T0110", f"rank `{rank.name}` has the negative size {value}", rank.span,
-                    helps="sizes are 0 or more",
-                )  # fmt: skip
-            if value is not None and value > MAX_ELEMENTS:
-                raise CompileError("T0111", f"rank `{rank.name}` has {value} coordinates, more than 2^63 - 1",
-                                   rank.span, helps="choose a smaller size")  # fmt: skip
-        self.ranks[rank.name] = rank
 
     def _known_ranks(self, size: Expr, span: Span | None) -> None:
         if not is_size(size):
@@ -160,9 +92,7 @@ class _Inference:
 
     def _declare(self, t: Tensor) -> None:
         if t.name in self.tensors:
-            first = self.tensors[t.name].span
-            labels = (Label(first, "first declared here"),) if first else ()
-            raise CompileError("T0104", f"tensor `{t.name}` is declared twice", t.span, labels=labels)
+            raise _twice(f"tensor `{t.name}`", t.span, self.tensors[t.name].span)
         for s in t.shape:
             self._known_ranks(s, t.span)
         self._check_elements(t)
@@ -187,7 +117,10 @@ class _Inference:
             )  # fmt: skip
 
     def _value(self, rank: Rank) -> int | None:
-        return None if rank.size is None else poly(rank.size).constant
+        if rank.size is None:
+            return None
+        value = self._unfolded(rank.size)
+        return value.constant
 
     def _check_written(self) -> None:
         written = {name for d in self.c.definitions for name in targets(d)}
@@ -205,8 +138,8 @@ class _Inference:
                     raise CompileError("T0106", f"input `{name}` is defined again", d.span,
                                        helps="give the definition another name")  # fmt: skip
         known = sorted(written | declared)
-        for d in self.c.definitions:
-            for a in d.reads:
+        for d in (*self.c.definitions, *self.c.stops):
+            for a in accesses(d.condition) if isinstance(d, Stop) else d.reads:
                 if a.tensor not in written and a.tensor not in declared:
                     raise CompileError(
                         "T0103", f"tensor `{a.tensor}` is neither an input nor defined", a.span or d.span,
@@ -342,8 +275,9 @@ class _Inference:
             if self._expr(p, d.span).kind != "b":
                 raise CompileError("T0117", f"`where {text(p)}` is no predicate", p.span or d.span,
                                    helps="compare something: `where m <= p`")  # fmt: skip
-        for i in d.indices:
+        for n, i in enumerate(d.indices):
             self._index(i, d.span)
+            self._inside(d, i, self.tensors[d.target].shape[n])
             if accesses(i):
                 raise CompileError("T0118", f"target index `{text(i)}` reads a tensor, which is not supported yet",
                                    d.span, helps="write with affine indices; read indirectly instead")  # fmt: skip
@@ -359,6 +293,20 @@ class _Inference:
                                d.span, helps=f"convert: `{out}(…)`")  # fmt: skip
         return d
 
+    def _inside(self, d: Einsum, i: Expr, size: Expr) -> None:
+        """A target index stays inside its dimension: nothing is ever written outside a tensor."""
+        extents = {v: self._unfolded(self._extent(v)).expr() for v in variables(i)}
+        span = bounds(self._unfolded(i).expr(), extents)
+        if span is None:
+            return  # `_dimension` has reported it, unless the output is declared
+        for room, what in ((span[0], "less than 0"), (self._unfolded(size) - Poly({(): 1}) - span[1], text(size))):
+            if not nonnegative(room) and room.terms:
+                most = f"`{text(size)}` or more" if what != "less than 0" else what
+                raise CompileError(
+                    "T0130", f"target index `{text(i)}` may be {most}", i.span or d.span,
+                    helps=f"declare a larger `{d.target}`, or shift where it is read instead of where it is written",
+                )  # fmt: skip
+
     # ---- element types
 
     def _body(self, d: Einsum) -> DType:
@@ -366,7 +314,8 @@ class _Inference:
         for var in d.reduced:
             m = MONOIDS[d.monoid(var)]
             if m.result == "int" and t.is_float:
-                raise CompileError("T0116", f"`{m.name}` reduces integers, not {t}", d.span)
+                raise CompileError("T0116", f"`{m.name}` reduces integers, not {t}", d.span,
+                                   helps="convert it: `i64(…)`")  # fmt: skip
             if m.result == "bool":
                 t = BOOL
             elif t.kind == "b" and m.name in ("sum", "prod"):
@@ -398,7 +347,8 @@ class _Inference:
         op = e.spec
         if op.name == "select":
             if args[0].kind != "b":
-                raise CompileError("T0116", f"the condition of `select` is {args[0]}, not bool", span)
+                raise CompileError("T0116", f"the condition of `select` is {args[0]}, not bool", span,
+                                   helps="compare something: `select(x != 0, a, b)`")  # fmt: skip
             return merge(args[1], args[2])
         if op.name == "take":
             return merge(args[0], args[1])
@@ -413,12 +363,18 @@ class _Inference:
         if op.result == "bool":
             return BOOL
         if op.result == "int" and t.is_float:
-            raise CompileError("T0116", f"`{op.infix}` needs integers, not {t}", span)
+            raise CompileError("T0116", f"`{op.infix}` needs integers, not {t}", span,
+                               helps="convert it: `i64(…)`")  # fmt: skip
         if op.result == "float" and not t.is_float:
             return F32 if t.bits else _WEAK_FLOAT
         if t.kind == "b" and op.name in ("add", "sub", "mul", "neg", "pow", "floordiv", "mod"):
             return I64
         return t
+
+
+def _twice(what: str, span: Span | None, first: Span | None) -> CompileError:
+    labels = (Label(first, "first declared here"),) if first and first is not span else ()
+    return CompileError("T0104", f"{what} is declared twice", span, labels=labels, helps="give one of them another name")
 
 
 def merge(a: DType, b: DType) -> DType:
@@ -447,5 +403,5 @@ def _larger(a: Expr, b: Expr) -> Expr:
 def expression_dtype(c: Cascade, e: Expr) -> DType:
     """The element type of an expression inside a verified cascade (literals alone count as f32 or i64)."""
     inference = _Inference(c)
-    inference.tensors = dict(c.tensors)
+    inference.tensors = c.tensors  # type: ignore[assignment]  # only read here
     return _strong(inference._expr(e, None))

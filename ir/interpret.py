@@ -16,10 +16,11 @@ import numpy as np
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Tensor, steps
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, variables
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, children, variables, walk
 from tcc.ir.index import evaluate_size
 from tcc.ir.infer import expression_dtype
 from tcc.ir.ops import MONOIDS, identity_of
+from tcc.ir.sizes import resolution_order, size_value
 
 Array = Any
 CHUNK = 1 << 21  # points of an iteration space that are evaluated at once
@@ -74,15 +75,9 @@ def bind(c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | Non
         for s, n in zip(t.shape, shape, strict=True):
             if isinstance(s, Size) and s.rank not in out and (c.rank(s.rank) or s).size is None:  # type: ignore[union-attr]
                 out[s.rank] = n
-    for r in c.ranks:
-        if r.size is not None:
-            try:
-                out[r.name] = evaluate_size(r.size, out)
-            except KeyError:
-                continue
-    for r in c.ranks:  # sizes may refer to ranks that are declared later
-        if r.size is not None and r.name not in out:
-            out[r.name] = evaluate_size(r.size, out)
+    for r in resolution_order({r.name: r for r in c.ranks}):
+        if r.size is not None and all(n.rank in out for n in walk(r.size) if isinstance(n, Size)):
+            out[r.name] = size_value(r.size, out, r)
     _check(c, inputs, out)
     return out
 
@@ -132,8 +127,7 @@ class _Interpreter:
             rounded = np.asarray(data).astype(t.dtype.numpy)
             error = None
             if v.error is not None:
-                error = np.where(v.present, v.error, 0) if v.present is not None else v.error
-                error = error + t.dtype.roundoff * np.abs(np.nan_to_num(data, posinf=0, neginf=0))
+                error = v.error + t.dtype.roundoff * np.abs(np.nan_to_num(data, posinf=0, neginf=0))
             out[t.name] = Value(rounded, v.present, error)
         return out
 
@@ -155,15 +149,23 @@ class _Interpreter:
 
     def recurrence(self, r: Recurrence) -> None:
         extent = evaluate_size(self.c.extent(r.var), self.sizes)
+        doubt = False
         for t in range(extent):
             self.fixed[r.var] = t
             for d in r.steps:
                 self.einsum(d)
-            if r.stop is not None and bool(np.all(self.evaluate(r.stop.condition, []).data)):
+            if r.stop is None:
+                continue
+            held = self.evaluate(r.stop.condition, [])
+            doubt = doubt or (held.error is not None and bool(np.any(held.error > 0)))
+            if bool(np.all(held.data)):
                 for later in range(t + 1, extent):
                     for d in r.steps:
                         self._hold(d, r.var, later, t)
                 break
+        if doubt:  # rounding may have moved the step that stops
+            for d in r.steps:
+                self.values[d.target].error = np.full_like(self.values[d.target].error, np.inf)
         del self.fixed[r.var]
 
     def _hold(self, d: Einsum, var: str, later: int, t: int) -> None:
@@ -216,13 +218,18 @@ class _Interpreter:
         full = tuple(self.grid[v].size for v in order)
         value = self.evaluate(d.body, order)
         exists, mask = value.present, None
+        doubt = np.zeros((), bool)  # where rounding may decide a predicate
         for p in d.where:
             held = self.evaluate(p, order)
+            if held.error is not None:
+                doubt = doubt | (held.error > 0)
             one = held.data if held.present is None else held.data & held.present
             exists = one if exists is None else exists & one
         # predicates over free variables alone decide existence; the others restrict the reduction
         if exists is not None:
             mask = np.broadcast_to(exists, full)
+        if value.error is not None and np.any(doubt):
+            value.error = np.where(doubt, np.inf, value.error)
         value = self._reduce(d, value, mask, reduced, order, full)
         present = True if mask is None else self._exists(d, len(block))
         target = tuple(np.broadcast_arrays(*[np.asarray(self.evaluate(i, order).data).reshape(
@@ -231,13 +238,13 @@ class _Interpreter:
         target = tuple(np.broadcast_to(t, shape) for t in target)
         assert out.present is not None
         chosen = np.broadcast_to(present, shape)
-        where = tuple(t[chosen] for t in target)
-        out.data[where] = np.broadcast_to(value.data, shape)[chosen]
-        out.present[where] = True
+        _write(out.data, target, chosen, np.broadcast_to(value.data, shape))
+        _write(out.present, target, chosen, chosen)
         if out.error is not None:
             roundoff = self.c.tensors[d.target].dtype.roundoff
             error = value.error + roundoff * np.abs(np.nan_to_num(value.data, posinf=0, neginf=0))
-            out.error[where] = np.broadcast_to(error, shape)[chosen]
+            error = np.broadcast_to(error, shape)
+            _write(out.error, target, chosen | np.isinf(error), error)
 
     def _exists(self, d: Einsum, free: int) -> Array:
         """Where the target exists: all conditions that mention free variables alone."""
@@ -248,9 +255,9 @@ class _Interpreter:
             if set(variables(p)) <= names:
                 held = self.evaluate(p, order)
                 present = present & (held.data if held.present is None else held.data & held.present)
-        for a in d.reads:
-            if set(variables(*a.indices)) <= names and not _guarded(d.body, a):
-                held = self.evaluate(a, order)
+        for condition in _conditions(d):
+            if set(variables(condition)) <= names:
+                held = self.evaluate(condition, order)
                 present = present if held.present is None else present & held.present
         return np.asarray(present).reshape(np.shape(present)[:free])
 
@@ -268,14 +275,15 @@ class _Interpreter:
                 data = data != 0 if data.dtype != bool else data
             if mask is not None:
                 data = np.where(mask, data, identity_of_value(m.name, data.dtype))
-                error = None if error is None else np.where(mask, error, 0)
+                error = None if error is None else np.where(mask | np.isinf(error), error, 0)
             kept, count = data, data.shape[free + n]
             data = m.fold(kept, axis=axis) if count else np.full(
                 kept.shape[:-1], identity_of_value(m.name, kept.dtype), kept.dtype)  # fmt: skip
             data = data.astype(kept.dtype)
             if error is not None:
                 error = _fold_error(m.combine, kept, data, error, axis, dtype.roundoff * max(count, 1))
-            mask = None if mask is None else mask.any(axis=axis) | True
+            if mask is not None:
+                mask = np.broadcast_to(self._exists(d, free + n), full[: free + n])
         return Value(data, None, error)
 
     # ---- expressions, over the grid of the current block
@@ -300,21 +308,25 @@ class _Interpreter:
             return t
         index = [self.evaluate(i, order) for i in e.indices]
         inside: Array = np.asarray(True)
+        exists: Array | None = None  # an element at an absent coordinate is absent
         clipped = []
         for i, n in zip(index, t.data.shape, strict=True):
             at = np.asarray(i.data).astype(np.int64)
-            ok = (at >= 0) & (at < n)
-            inside = inside & (ok if i.present is None else ok & i.present)
+            inside = inside & (at >= 0) & (at < n)
+            if i.present is not None:
+                exists = i.present if exists is None else exists & i.present
             clipped.append(np.clip(at, 0, max(n - 1, 0)))
         if t.data.size == 0:
             shape = np.broadcast_shapes(*[np.shape(a) for a in clipped])
-            return Value(np.full(shape, tensor.fill, t.data.dtype), None, np.zeros(shape) if self.bounds else None)
+            return Value(np.full(shape, tensor.fill, t.data.dtype), exists, np.zeros(shape) if self.bounds else None)
         at = tuple(np.broadcast_arrays(*clipped))
         data = t.data[at]
         if not np.all(inside):
             data = np.where(inside, data, np.asarray(tensor.fill, data.dtype))
         error = None if t.error is None else np.where(inside, t.error[at], 0)
-        present = None if t.present is None else t.present[at] | ~inside
+        present = exists
+        if t.present is not None:
+            present = t.present[at] | ~inside if exists is None else (t.present[at] | ~inside) & exists
         if present is not None and present.all():
             present = None
         return Value(data, present, error)
@@ -354,15 +366,38 @@ class _Interpreter:
         if self.bounds:
             from tcc.ir.error_bounds import propagate
 
-            error = propagate(op, data, [a.error for a in args], result, dtype.roundoff)
+            errors = [_converted(a, dtype.roundoff) if dtype.is_float else a.error for a in args]
+            error = propagate(op, data, errors, result, dtype.roundoff)
         return Value(result, present, error)
 
 
-def _guarded(body: Expr, a: Access) -> bool:
-    """Whether an access may be absent without its definition being so: it stands under `??`."""
-    from tcc.ir.expr import walk
+def _write(out: Array, target: tuple[Array, ...], chosen: Array, values: Array) -> None:
+    """`out[target] = values` at the chosen points."""
+    if target:
+        out[tuple(t[chosen] for t in target)] = values[chosen]
+    elif chosen.ndim == 0 and chosen:
+        out[()] = values
 
-    return any(isinstance(n, Call) and n.op == "coalesce" and any(x is a for x in walk(n)) for n in walk(body))
+
+def _conditions(d: Einsum) -> list[Expr]:
+    """What has to exist for a definition to exist: every access, where those under a `??` count as one."""
+    found: list[Expr] = []
+    stack: list[Expr] = [d.body, *d.where]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Access) or (isinstance(e, Call) and e.op == "coalesce"):
+            found.append(e)
+        else:
+            stack.extend(children(e))
+    return found
+
+
+def _converted(v: Value, u: float) -> Array:
+    """The error of an operand that may be an integer too large for the float type with roundoff `u`."""
+    if np.asarray(v.data).dtype.kind not in "iu" or not u:
+        return v.error
+    size = np.abs(np.asarray(v.data, np.float64))
+    return v.error + np.where(size * u > 0.5, size * u, 0.0)
 
 
 def _coalesce(a: Value, b: Value) -> Value:

@@ -36,7 +36,6 @@ ON: /on(?=\s)/
 until: "until" expr "hold" body
 alloc: "buffer" buffer body
 buffer: NAME ":" NAME "[" [expr ("," expr)*] "]" "@" NAME [layout] [CONSTANT]
-CONSTANT: /constant(?=\s)/
 layout: "layout" "[" [digit ("," digit)*] "]"
 digit: NUMBER ["/" NUMBER] ["%" NUMBER]
 do: "do" definition ["with" binding ("," binding)*]

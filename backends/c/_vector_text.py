@@ -1,4 +1,4 @@
-"""The C text of the vector functions, as templates over one type.
+"""The C text of the vector functions: templates over one type.
 
 `$T` is the type (`f32x8`, or the scalar `f32`), `$I` its mask (signed integers of the same width
 and number: all ones is true), `$E` the element type, `$N` the number of lanes, `$B` the bytes,
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 HEADER = """\
 #include <math.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #ifndef __has_builtin
@@ -224,10 +223,7 @@ ANY_BY_HALVES = """int any_$T($T m) {
   memcpy(&b, (const char *)&m + sizeof a, sizeof b);
   return any_$H(a | b);
 }"""
-FOLD = """$E h${name}_$T($T v) {
-  $E a = ${op01};
-  return a;
-}"""
+FOLD = "$E h${name}_$T($T v) { return ${op01}; }"
 FOLD_BY_HALVES = """$E h${name}_$T($T v) {
   $H a, b;
   memcpy(&a, &v, sizeof a);
@@ -307,19 +303,23 @@ CONVERT = "$to cvt_${to}_$T($T v) { return __builtin_convertvector(v, $to); }"
 CONVERT_LOW = """$to cvtlo_${to}_$T($T v) {
   $H a;
   memcpy(&a, &v, sizeof a);
-  return __builtin_convertvector(a, $to);
+  return $half;
 }"""
 CONVERT_HIGH = """$to cvthi_${to}_$T($T v) {
   $H a;
   memcpy(&a, (const char *)&v + sizeof a, sizeof a);
-  return __builtin_convertvector(a, $to);
+  return $half;
 }"""
 CONVERT_TWO = """$T cvt2_${T}_$to($to low, $to high) {
-  $H a = __builtin_convertvector(low, $H), b = __builtin_convertvector(high, $H);
+  $H a = $low, b = $high;
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, $count); /* gcc would build a copy in memory */
+#else
   $T v;
   memcpy(&v, &a, sizeof a);
   memcpy((char *)&v + sizeof a, &b, sizeof b);
   return v;
+#endif
 }"""
 
 # --- the mathematics, for vectors and scalars alike -----------------------------------------------
@@ -350,7 +350,7 @@ FLOAT = {
     "rsqrt": "$T rsqrt_$T($T x) { return 1 / sqrt_$T(x); }",
 }
 FLOAT32 = {
-    "scale2": """$T scale2_$T($T p, $T t) { /* p * 2^n for t = n + 1.5*2^23 */
+    "scale2": """$T scale2_$T($T p, $T t) { /* p * 2^n (subnormals too), t = n + 1.5*2^23 */
 #if $B == 64 && defined(__AVX512F__)
   return __builtin_ia32_scalefps512_mask(p, t - 12582912.0f, p, ($M)-1, 4);
 #elif $B == 32 && defined(__AVX512VL__)
@@ -358,7 +358,6 @@ FLOAT32 = {
 #else
   $I n = subw_$I(bits_$T(t), bc_$I(0x4b400000));
   $I half = n >> 1;
-  /* in two steps, for subnormal results */
   $T a = unbits_$T(shl_$I(n - half + 127, 23)), b = unbits_$T(shl_$I(half + 127, 23));
   return p * a * b;
 #endif

@@ -81,19 +81,22 @@ def put(key: str, suffix: str, data: bytes) -> Path:
 
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
-    """A fresh private folder on the cache's file system, gone afterwards, also after Ctrl-C."""
-    folder = directory()
+    """A fresh private folder, gone afterwards, also after Ctrl-C; an `OSError` in it becomes T3.
+
+    It lies in the system's temporary folder, so that a full cache disk stops no build.
+    """
+    _sweep(directory())
     try:
-        _sweep(folder)
-        work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
-    except OSError as error:
-        fallback = _fallback(_configured(), error.strerror or str(error))
+        work = Path(tempfile.mkdtemp(prefix="tcc-build-"))
+    except OSError:
         try:
-            work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=fallback))
-        except OSError as second:
-            raise _nowhere(second) from None
+            work = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=directory()))
+        except OSError as error:
+            raise _nowhere(error) from None
     try:
         yield work
+    except OSError as error:
+        raise _nowhere(error) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -216,7 +219,7 @@ def _remove_if_ours(process: int, path: Path) -> None:
 def _nowhere(error: OSError) -> CompileError:
     return CompileError(
         "T302",
-        f"no folder to keep built code in ({error.strerror or error})",
+        f"no folder to build code in ({error.strerror or error})",
         helps="set `TCC_CACHE_DIR` or `TMPDIR` to a folder with free space that you may write to",
     )
 

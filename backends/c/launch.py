@@ -1,5 +1,4 @@
-"""A built kernel is one exported C function `void NAME(void *const *pointers, const int64_t
-*sizes)`.
+"""A kernel is one exported function, `void NAME(void *const *pointers, const int64_t *sizes)`.
 
 Threads: an object built with gcc needs `libgomp.so.1` by name, and the dynamic linker gives it
 the copy that is loaded already. So torch imported first lends its own copy, and our object loaded

@@ -1,5 +1,4 @@
-"""`build` returns a shared object of the given C source, made at most once per source and
-toolchain.
+"""`build` returns a shared object of C text, made at most once per text and toolchain.
 
 The compiler is `TCC_CC`, else `CC`, else `cc`, `gcc`, `clang`, else the one inside the `ziglang`
 package. What it can do is asked once and kept on disk, so a warm process starts no compiler at
@@ -127,8 +126,8 @@ def _compile(source: str, key: str, toolchain: Toolchain, extra: tuple[str, ...]
         f" (exit code {done.returncode}):\n{_first_errors(done.stderr)}",
         helps=(
             f"the source is kept in `{kept}`; the command was `{shlex.join(command)}`",
-            "this is a bug in tcc, or a compiler too old (gcc 9 or clang 11 and newer are known to"
-            " work): set `TCC_CC` to another one",
+            "this is a bug in tcc, or a compiler too old: set `TCC_CC` to another one (gcc 12 and"
+            " clang 14 are known to work)",
         ),
     )
 

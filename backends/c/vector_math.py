@@ -23,7 +23,7 @@ No <immintrin.h> and no -ffast-math. f64 functions call libm for each lane.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from string import Template
 from typing import Final
@@ -54,6 +54,13 @@ _BYTES = {"f32": 4, "f64": 8, "i32": 4, "i64": 8, "u8": 1}
 _MASK = {"f32": "i32", "f64": "i64", "i32": "i32", "i64": "i64"}
 _KINDS = ("i32", "i64", "f32", "f64")
 _VECTOR_BYTES = (16, 32, 64)
+# gcc 12 makes `__builtin_convertvector` of these two by halves.
+_NATIVE_CONVERT = {
+    "f64x4_f32x4": ("__AVX__", "__builtin_ia32_cvtps2pd256(v)"),
+    "f32x4_f64x4": ("__AVX__", "__builtin_ia32_cvtpd2ps256(v)"),
+    "f64x8_f32x8": ("__AVX512F__", "__builtin_ia32_cvtps2pd512_mask(v, (f64x8){0}, 255, 4)"),
+    "f32x8_f64x8": ("__AVX512F__", "__builtin_ia32_cvtpd2ps512_mask(v, (f32x8){0}, 255, 4)"),
+}
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -228,7 +235,8 @@ def _mathematics(kind: str, values: dict[str, object]) -> Iterator[tuple[str, st
     if kind == "f64":
         yield from _define(dict.fromkeys((*_LIBM, "sigmoid"), text.LANES), values)
         return
-    yield from _define(dict.fromkeys(("sinlibm", "coslibm"), text.LANES), values)
+    for name, body in _define(dict.fromkeys(("sinlibm", "coslibm"), text.LANES), values):
+        yield name, body.replace("static inline", "static __attribute__((noinline, cold, unused))")
     turns = Template(text.QUARTER_TURNS).substitute(values)
     yield f"quarterturn_{values['D']}", "static inline " + turns
     yield from _define({"quarter": text.QUARTER_VECTOR}, values)
@@ -264,12 +272,29 @@ def _conversions(size: int) -> Iterator[tuple[str, str]]:
                 continue
             target = f"{to}x{lanes}"
             body = Template(text.CONVERT).substitute(values, to=target)
-            yield f"cvt_{target}_{values['T']}", "static inline " + body
+            pair = f"{target}_{values['T']}"
+            if pair in _NATIVE_CONVERT:
+                macro, native = _NATIVE_CONVERT[pair]
+                head, plain = body.split("{", 1)[0], body[body.index("{") + 2 : -2]
+                guard = f"#if defined({macro}) && !defined(__clang__)"
+                body = f"{head}{{\n{guard}\n  return {native};\n#else\n  {plain}\n#endif\n}}"
+            yield f"cvt_{pair}", "static inline " + body
     for narrow, wide in (("f32", "f64"), ("i32", "i64")):
         values = _values(narrow, size // 4)
         to = f"{wide}x{size // 8}"
         forms = {"cvtlo": text.CONVERT_LOW, "cvthi": text.CONVERT_HIGH, "cvt2": text.CONVERT_TWO}
         for name, template in forms.items():
             pair = f"{values['T']}_{to}" if name == "cvt2" else f"{to}_{values['T']}"
-            body = Template(template).substitute(values, to=to)
+            half = f"{narrow}x{size // 8}"
+            into, back = _convert(to, half), _convert(half, to)
+            body = Template(template).substitute(
+                values, to=to, half=into("a"), low=back("low"), high=back("high")
+            )
             yield f"{name}_{pair}", "static inline " + body
+
+
+def _convert(to: str, source: str) -> Callable[[str], str]:
+    """How C text converts a value of type `source`; vectors of 8 bytes have no function of ours."""
+    if f"{to}_{source}" in _NATIVE_CONVERT:
+        return lambda value: f"cvt_{to}_{source}({value})"
+    return lambda value: f"__builtin_convertvector({value}, {to})"

@@ -1,0 +1,206 @@
+"""A tile-level Einsum as statements: a `tl.dot` where its body is a product that splits, else a masked reduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcc.ir.cascade import Einsum
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Access, Call, Const, Expr, accesses, call, text, variables
+from tcc.ir.infer import expression_dtype
+from tcc.ir.ops import MONOIDS, identity_of
+
+from tcc.backends.triton._scalar import PRODUCT, SUM, Code, literal, type_name
+from tcc.backends.triton._tile import Axes, Tile, conjunction
+
+_MAX_ELEMENTS = 1 << 20  # Triton's limit for one tile
+_FOLDS = {"sum": "tl.sum", "max": "tl.max", "min": "tl.min", "xor": "tl.xor_sum"}
+_JOINS = {"sum": "{0} + {1}", "max": "tl.maximum({0}, {1})", "min": "tl.minimum({0}, {1})", "xor": "{0} ^ {1}",
+          "prod": "{0} * {1}", "any": "{0} | {1}", "all": "{0} & {1}"}  # fmt: skip
+_PRODUCT = "@triton.jit\ndef _multiply(a, b):\n    return a * b"
+
+
+def identity(t: Tile, monoid: str, e: Einsum) -> Code:
+    """The identity of a reduction in the target's type."""
+    dtype = t.signature.tensors[e.target].dtype.numpy
+    return literal(identity_of(MONOIDS[monoid], dtype).item())
+
+
+def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
+    """Adds the statements of `e` over the current tiles; `combine` joins the target's value with the new one."""
+    held = t.registers.get(e.target)
+    inner = [p for p in e.where if set(variables(p)) & set(e.reduced)]
+    outer = [p for p in e.where if p not in inner]
+    if held is not None:
+        axes = held.axes
+        t.same_place(held, Access(e.target, e.indices, e.span))
+    else:
+        axes = _orientation(t, e)
+        if combine:
+            raise CompileError("T0322", f"`{e.target}` in memory is reduced tile by tile", e.span,
+                               helps="reduce into a buffer at level `reg`, and copy it")  # fmt: skip
+    old = held.name if held is not None and combine else None
+    new = _dot(t, e, axes, inner, old, precision) if e.reduced else None
+    if new is None:
+        new, present = (_reduced(t, e, axes, inner) if e.reduced else (t.value(e.body, axes), t.axes(e.body, axes)))
+        if old is not None:
+            join = _JOINS[e.monoid(e.reduced[0])]
+            new = Code(join.format(old, new.within(PRODUCT if "+" in join else PRODUCT + 1)), SUM)
+            present = axes
+    else:
+        present = axes
+    condition = conjunction([t.value(p, axes) for p in outer])
+    if condition is not None:
+        fill = literal(t.signature.tensors[e.target].fill).text
+        new = Code(f"tl.where({condition.text}, {new.text}, {fill})")
+        present = tuple(v for v in axes if v in present or any(v in variables(p) for p in outer))
+    if held is None:
+        _store(t, e, new, axes)
+        return
+    dtype = t.signature.tensors[e.target].dtype
+    if expression_dtype(t.signature, e.body) != dtype and not combine:
+        new = Code(f"tl.cast({new.text}, {type_name(dtype)})")
+    if present != axes or (not axes and not accesses(e.body) and not combine):
+        new = Code(f"tl.broadcast_to(tl.cast({new.text}, {type_name(dtype)}), {t.shape(axes)})" if axes
+                   else f"tl.cast({new.text}, {type_name(dtype)})")  # fmt: skip
+    t.lines.add(f"{held.name} = {new.text}")
+
+
+def _store(t: Tile, e: Einsum, new: Code, axes: Axes) -> None:
+    target = Access(e.target, e.indices, e.span)
+    mask = conjunction([t.inside(v, axes) for v in axes if t.ragged(v)])
+    t.lines.add(f"tl.store({t.address(target, axes)}, {new.text}{f', mask={mask.text}' if mask else ''})")
+
+
+def _orientation(t: Tile, e: Einsum) -> Axes:
+    """The axes of a statement that writes memory: those of the largest register tile that it reads come first."""
+    free = tuple(v for v in e.free if t.block[v] > 1)
+    tiles = [t.registers[a.tensor].axes for a in e.reads if a.tensor in t.registers]
+    largest = max(tiles, key=len, default=())
+    first = tuple(v for v in largest if v in free)
+    return first + tuple(v for v in free if v not in first) if len(first) > 1 else free
+
+
+def _reduced(t: Tile, e: Einsum, axes: Axes, inner: list[Expr]) -> tuple[Code, Axes]:
+    """The masked values of a tile, folded along its reduced axes."""
+    folded = tuple(v for v in e.reduced if t.block[v] > 1)
+    order = tuple(v for v in axes if any(v in variables(x) for x in (e.body, *inner))) + folded
+    elements = 1
+    for v in order:
+        elements *= t.block[v]
+    if elements > _MAX_ELEMENTS:
+        raise CompileError("T0323", f"the tile of `{text(e.body)}` has {elements} elements, more than {_MAX_ELEMENTS}",
+                           e.span, helps="choose smaller tiles")  # fmt: skip
+    monoids = [e.monoid(v) for v in e.reduced]
+    if len(set(monoids)) > 1:
+        raise CompileError("T0323", f"`{e.target}` mixes reductions: {', '.join(dict.fromkeys(monoids))}", e.span,
+                           helps="reduce one variable after the other, in two definitions")  # fmt: skip
+    value, name = t.value(e.body, order), monoids[0]
+    if MONOIDS[name].result == "bool" and expression_dtype(t.signature, e.body).kind != "b":
+        value = Code(f"({value.text}) != 0", 5)
+    elif expression_dtype(t.signature, e.body).kind == "b":
+        value = Code(f"tl.cast({value.text}, {type_name(t.signature.tensors[e.target].dtype)})")
+    if t.axes(e.body, order) != order:
+        value = Code(f"tl.broadcast_to({value.text}, {t.shape(order)})" if t.axes(e.body, order)
+                     else f"tl.full({t.shape(order)}, {value.text}, {_type(t, e)})")  # fmt: skip
+    mask = conjunction([t.inside(v, order) for v in folded if t.ragged(v)] + [t.value(p, order) for p in inner])
+    if mask is not None:
+        value = Code(f"tl.where({mask.text}, {value.text}, {identity(t, name, e).text})")
+    for v in reversed(folded):
+        value = _fold(t, name, value, order.index(v))
+    return value, tuple(v for v in order if v not in folded)
+
+
+def _type(t: Tile, e: Einsum) -> str:
+    return type_name(t.signature.tensors[e.target].dtype)
+
+
+def _fold(t: Tile, monoid: str, value: Code, axis: int) -> Code:
+    if monoid in ("any", "all"):
+        return Code(f"tl.{'max' if monoid == 'any' else 'min'}(tl.cast({value.text}, tl.int32), {axis}) != 0", 5)
+    if monoid == "prod":
+        t.helpers["multiply"] = _PRODUCT
+        return Code(f"tl.reduce({value.text}, {axis}, _multiply)")
+    return Code(f"{_FOLDS[monoid]}({value.text}, {axis})")
+
+
+@dataclass
+class _Sides:
+    """The factors of a product by the axes they have: with the row, with the column, and those without the depth."""
+
+    row: Expr | None = None
+    column: Expr | None = None
+    rest: Expr | None = None
+
+
+def _times(a: Expr | None, b: Expr, inverted: bool) -> Expr:
+    if inverted:
+        return call("div", a if a is not None else Const(1.0), b)
+    return b if a is None else call("mul", a, b)
+
+
+def _factors(e: Expr, inverted: bool = False) -> list[tuple[Expr, bool]]:
+    if isinstance(e, Call) and e.op in ("mul", "div"):
+        return _factors(e.args[0], inverted) + _factors(e.args[1], inverted != (e.op == "div"))
+    return [(e, inverted)]
+
+
+def _split(t: Tile, e: Einsum, axes: Axes, depth: str) -> _Sides | None:
+    """Σ over depth of row(…) · column(…) · rest, or None where a factor has both axes."""
+    row, column = axes
+    sides = _Sides()
+    for f, inverted in _factors(e.body):
+        has = t.axes(f, (row, column, depth))
+        if not set(variables(f)) & set(e.reduced):
+            sides.rest = _times(sides.rest, f, inverted)
+        elif row in has and column in has:
+            return None
+        elif column in has:
+            sides.column = _times(sides.column, f, inverted)
+        else:
+            sides.row = _times(sides.row, f, inverted)
+    whole = sides.row is not None and sides.column is not None
+    if not whole or t.axes(sides.row, (row, depth)) != (row, depth):  # type: ignore[arg-type]
+        return None
+    return sides if t.axes(sides.column, (depth, column)) == (depth, column) else None  # type: ignore[arg-type]
+
+
+def _dot(t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, precision: str) -> Code | None:
+    """The contraction of a tile as one matrix product, or None where it is none."""
+    folded = [v for v in e.reduced if t.block[v] > 1]
+    if len(folded) != 1 or len(axes) != 2 or any(e.monoid(v) != "sum" for v in e.reduced):
+        return None
+    if min(t.block[v] for v in (*axes, *folded)) < 16 or t.signature.tensors[e.target].dtype.name != "f32":
+        return None
+    (depth,), (row, column) = folded, axes
+    sides = _split(t, e, axes, depth)
+    if sides is None or sides.row is None or sides.column is None:
+        return None
+    if any(expression_dtype(t.signature, s).name != "f32" for s in (sides.row, sides.column)):
+        return None
+    left, right = [], []
+    for p in inner:
+        has = t.axes(p, (row, depth, column))
+        if row in has and column in has:
+            return None
+        (right if column in has else left).append(p)
+    a = _operand(t, sides.row, (row, depth), depth, left)
+    b = _operand(t, sides.column, (depth, column), depth, right)
+    rest = t.value(sides.rest, axes) if sides.rest is not None else None
+    if old is not None and rest is None:
+        return Code(f'tl.dot({a}, {b}, {old}, input_precision="{precision}")')
+    product = f'tl.dot({a}, {b}, input_precision="{precision}")'
+    if rest is None:
+        return Code(product)
+    scaled = f"{product} * {rest.within(PRODUCT + 1)}"
+    return Code(f"{old} + {scaled}", SUM) if old is not None else Code(scaled, PRODUCT)
+
+
+def _operand(t: Tile, e: Expr, order: Axes, depth: str, predicates: list[Expr]) -> str:
+    """One side of a matrix product, 0 where the depth has no coordinate or a predicate fails."""
+    value = t.value(e, order).text
+    loaded = isinstance(e, Access) and e.tensor not in t.registers
+    clean = loaded and t.signature.tensors[e.tensor].fill == 0 if isinstance(e, Access) else False
+    terms = [t.inside(depth, order)] if t.ragged(depth) and not clean else []
+    mask = conjunction(terms + [t.value(p, order) for p in predicates])
+    return f"tl.where({mask.text}, {value}, 0.0)" if mask is not None else value

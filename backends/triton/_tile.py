@@ -1,0 +1,240 @@
+"""Expressions over the current tile: which axes a value has, where it is loaded from, and what guards the load.
+
+Every variable of a kernel is *blocked* (a vector of `BLOCK` coordinates, one axis of tiles) or a scalar (tiles of one
+coordinate). A value has the blocked variables it depends on as its axes; it is spread over the axes of its statement
+by indexing with `None`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tcc.ir.cascade import Cascade
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, text, transform, variables
+from tcc.ir.index import poly, within
+from tcc.ir.infer import expression_dtype
+
+from tcc.backends.triton._names import Lines, Names
+from tcc.backends.triton._scalar import ATOM, BIT_AND, COMPARISON, PRODUCT, SUM, Code, apply, folded, literal, type_name
+
+Axes = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A tensor's tile in registers: the Python name that holds it, its axes, and the tiles it was made for."""
+
+    name: str
+    axes: Axes
+    place: tuple[object, ...]
+
+
+@dataclass
+class Tile:
+    """The state of emission inside one kernel."""
+
+    signature: Cascade
+    extents: dict[str, Expr]
+    block: dict[str, int]  # 1: a scalar
+    lines: Lines
+    names: Names
+    helpers: dict[str, str]
+    coordinate: dict[str, str] = field(default_factory=dict)  # variable -> Python name of its coordinates
+    start: dict[str, str] = field(default_factory=dict)  # variable -> first coordinate of the current tile
+    place: dict[str, object] = field(default_factory=dict)  # variable -> the loop that is cutting it
+    registers: dict[str, Register] = field(default_factory=dict)
+    pointers: dict[str, str] = field(default_factory=dict)
+    strides: dict[tuple[str, int], str] = field(default_factory=dict)
+    ranks: dict[str, str] = field(default_factory=dict)
+    block_names: dict[str, str] = field(default_factory=dict)
+    loaded: list[dict[tuple[str, Axes], str]] = field(default_factory=lambda: [{}])
+    scopes: list[set[str]] = field(default_factory=list)
+
+    # ---- scopes: what a loop's body defines is gone after it
+
+    def open(self) -> None:
+        self.loaded.append({})
+        self.scopes.append(set(self.names.taken))
+        self.lines.depth += 1
+
+    def close(self) -> None:
+        self.loaded.pop()
+        keep = self.scopes.pop()
+        keep |= {*self.pointers.values(), *self.strides.values(), *self.ranks.values(), *self.block_names.values()}
+        self.names.taken = keep
+        self.lines.depth -= 1
+
+    # ---- sizes
+
+    def unfold(self, e: Expr) -> Expr:
+        """A size with the ranks of fixed size replaced by what they are."""
+
+        def rule(n: Expr) -> Expr:
+            rank = self.signature.rank(n.rank) if isinstance(n, Size) else None
+            return transform(rank.size, rule) if rank is not None and rank.size is not None else n
+
+        return transform(e, rule)
+
+    def size(self, e: Expr) -> Code:
+        """An integer expression over sizes."""
+        value = poly(e := self.unfold(e)).constant
+        return literal(value) if value is not None else self._integer(poly(e).expr(), ())
+
+    def ragged(self, v: str) -> bool:
+        """Whether the last tile of a variable may reach beyond its extent."""
+        if self.block[v] == 1:
+            return False
+        extent = poly(self.unfold(self.extents[v])).constant
+        return extent is None or extent % self.block[v] != 0
+
+    # ---- axes
+
+    def axes(self, e: Expr, order: Axes) -> Axes:
+        """The axes of a value, in the given order."""
+        used = set(variables(e))
+        return tuple(v for v in order if v in used and self.block[v] > 1)
+
+    def spread(self, code: str, axes: Axes, order: Axes) -> str:
+        """A value with the given axes as one that broadcasts over `order`."""
+        wanted = tuple(v for v in order if v in axes)
+        if wanted != axes:
+            code = f"tl.permute({code}, {[axes.index(v) for v in wanted]})" if len(axes) > 2 else f"tl.trans({code})"
+        if wanted == order or not wanted:
+            return code
+        return f"{code}[{', '.join(':' if v in wanted else 'None' for v in order)}]"
+
+    def shape(self, order: Axes) -> str:
+        return f"[{', '.join(self.block_name(v) for v in order)}]"
+
+    def block_name(self, v: str) -> str:
+        if v not in self.block_names:
+            self.block_names[v] = self.names.fresh(f"BLOCK_{v.upper()}")
+        return self.block_names[v]
+
+    def inside(self, v: str, order: Axes) -> Code:
+        """The predicate that a coordinate of `v` exists."""
+        at = self.spread(self.coordinate[v], (v,), order)
+        return Code(f"{at} < {self.size(self.extents[v]).within(COMPARISON + 1)}", COMPARISON)
+
+    # ---- expressions
+
+    def value(self, e: Expr, order: Axes) -> Code:
+        """The value of an expression as Python text that broadcasts over `order`."""
+        if (known := folded(self.unfold(e))) is not None:
+            return literal(known)
+        if isinstance(e, Const):
+            return literal(e.value)
+        if isinstance(e, Size):
+            return self.size(e)
+        if isinstance(e, Var):
+            return Code(self.spread(self.coordinate[e.name], self.axes(e, order), order))
+        if isinstance(e, Access):
+            return self.access(e, order)
+        if isinstance(e, Cast):
+            inner = self.value(e.arg, order).text
+            return Code(f"({inner} != 0)" if e.dtype.kind == "b" else f"tl.cast({inner}, {type_name(e.dtype)})")
+        assert isinstance(e, Call)
+        args = [self.value(a, order) for a in e.args]
+        operands = [expression_dtype(self.signature, a) for a in e.args]
+        operand = next((d for d in operands if d.is_float), operands[-1])
+        return apply(e, args, expression_dtype(self.signature, e), operand, self.helpers)
+
+    def access(self, a: Access, order: Axes) -> Code:
+        held = self.registers.get(a.tensor)
+        if held is None:
+            axes = self.axes(a, order)
+            return Code(self.spread(self.load(a, axes), axes, order))
+        names = [i.name for i in a.indices if isinstance(i, Var)]
+        if len(names) != len(a.indices) or any(v not in order for v in held.axes):
+            raise CompileError("T0322", f"the register tile `{a.tensor}` is read as `{text(a)}`", a.span,
+                               helps="read a register tile with the variables of its dimensions")  # fmt: skip
+        self.same_place(held, a)
+        return Code(self.spread(held.name, held.axes, order))
+
+    def same_place(self, held: Register, a: Access) -> None:
+        """A register tile can not be cut further: its variables must be at the tiles it was made for."""
+        names = [i.name for i in a.indices if isinstance(i, Var)]
+        if tuple(self.place.get(v) for v in names) != held.place:
+            raise CompileError("T0322", f"`{text(a)}` is one piece of a larger register tile", a.span,
+                               helps=f"allocate `{a.tensor}` inside the loops that cut its variables")  # fmt: skip
+
+    def load(self, a: Access, axes: Axes) -> str:
+        """The Python name of a loaded tile; a tile is loaded once per scope."""
+        key = (text(a), axes)
+        for scope in self.loaded:
+            if key in scope:
+                return scope[key]
+        address, mask = self.address(a, axes), self.guard(a, axes)
+        name = self.names.fresh(a.tensor)
+        fill = literal(self.signature.tensors[a.tensor].fill).text
+        self.lines.add(f"{name} = tl.load({address}{f', mask={mask.text}, other={fill}' if mask else ''})")
+        self.loaded[-1][key] = name
+        return name
+
+    def address(self, a: Access, axes: Axes) -> str:
+        """The addresses of a tile."""
+        if a.tensor not in self.pointers:
+            self.pointers[a.tensor] = self.names.fresh(f"{a.tensor}_ptr")
+        terms = [self.pointers[a.tensor]]
+        for n, i in enumerate(a.indices):
+            terms.append(f"{self._integer(i, axes).within(PRODUCT)} * {self.stride(a.tensor, n)}")
+        return " + ".join(terms)
+
+    def stride(self, tensor: str, n: int) -> str:
+        key = (tensor, n)
+        if key not in self.strides:
+            shape = [text(s) for s in self.signature.tensors[tensor].shape]
+            unique = shape.count(shape[n]) == 1 and shape[n].isidentifier()
+            self.strides[key] = self.names.fresh(f"{tensor}_stride_{shape[n] if unique else n}")
+        return self.strides[key]
+
+    def guard(self, a: Access, axes: Axes) -> Code | None:
+        """The predicate that an access is inside its tensor; None where that is certain."""
+        terms: dict[str, Code] = {}
+        extents = {v: self.unfold(e) for v, e in self.extents.items()}
+        for i, size in zip(a.indices, self.signature.tensors[a.tensor].shape, strict=True):
+            for v in variables(i):
+                if self.ragged(v):
+                    terms.setdefault(v, self.inside(v, axes))
+            if not within(i, self.unfold(size), extents):
+                at = self._integer(i, axes)
+                terms[f"0 <= {text(i)}"] = Code(f"{at.within(COMPARISON + 1)} >= 0", COMPARISON)
+                limit = self.size(size).within(COMPARISON + 1)
+                terms[f"{text(i)} < {text(size)}"] = Code(f"{at.within(COMPARISON + 1)} < {limit}", COMPARISON)
+        return conjunction(list(terms.values()))
+
+    def _integer(self, e: Expr, axes: Axes) -> Code:
+        """An index or size; quotients of what is never negative need no care about signs."""
+        if isinstance(e, Size):
+            if e.rank not in self.ranks:
+                self.ranks[e.rank] = self.names.fresh(e.rank)
+            return Code(self.ranks[e.rank])
+        if isinstance(e, Call) and e.op in ("add", "sub", "mul"):
+            known = poly(e).constant
+            if known is not None:
+                return literal(known)
+            level = PRODUCT if e.op == "mul" else SUM
+            a, b = (self._integer(x, axes) for x in e.args)
+            return Code(f"{a.within(level)} {e.spec.infix} {b.within(level + 1)}", level)
+        if isinstance(e, Call) and e.op in ("floordiv", "mod") and self._natural(e.args[0]) and self._natural(e.args[1]):
+            a, b = (self._integer(x, axes) for x in e.args)
+            return Code(f"{a.within(PRODUCT)} {e.spec.infix} {b.within(PRODUCT + 1)}", PRODUCT)
+        return self.value(e, axes)
+
+    def _natural(self, e: Expr) -> bool:
+        """Whether an integer is certainly 0 or more."""
+        from tcc.ir.index import bounds, nonnegative
+
+        span = bounds(self.unfold(e), {v: self.unfold(x) for v, x in self.extents.items()})
+        return span is not None and nonnegative(span[0])
+
+
+def conjunction(terms: list[Code]) -> Code | None:
+    """All of the terms; None when there are none."""
+    if len(terms) < 2:
+        return terms[0] if terms else None
+    return Code(" & ".join(t.within(BIT_AND + 1) for t in terms), BIT_AND)
+
+
+__all__ = ["ATOM", "Axes", "Register", "Tile", "conjunction"]

@@ -1,0 +1,136 @@
+"""Program and target in, built code out: the pipeline, then the target's backend, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tcc import options, pipeline, targets
+from tcc.dump import Header, level_of, write
+from tcc.ir.cascade import Cascade
+from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.ir.interpret import ExternCall
+from tcc.ir.mapping import Mapping
+from tcc.ir.target import Target
+
+Observer = Callable[[pipeline.Stage, tuple[str, ...]], None]
+
+
+def build(
+    program: Cascade | Mapping,
+    target: str | Target | None = None,
+    header: Header | None = None,
+    **given: Any,
+) -> tuple[pipeline.Result, Any]:
+    """The program after every pass, and what the target's backend made of it.
+
+    `given` are the options of `Program.compile`; a `header` says which passes a resumed program still has to go through.
+    """
+    result = lower(program, target, header, **given)
+    return result, emit(result)
+
+
+def lower(
+    program: Cascade | Mapping,
+    target: str | Target | None = None,
+    header: Header | None = None,
+    *,
+    verify_each: bool | None = None,
+    passes: pipeline.PassOptions | None = None,
+    dump: str | None = None,
+    observe: Observer | None = None,
+    extern: ExternCall | None = None,
+    **unknown: Any,
+) -> pipeline.Result:
+    """The program after every pass that it has not seen yet."""
+    known = ["target", "verify_each", "passes", "dump"]
+    for name in unknown:
+        raise CompileError("T0218", f"unknown option `{name}`",
+                           helps=did_you_mean(name, known) or f"known: {', '.join(known)}")  # fmt: skip
+    machine = _machine(program, target, header)
+    names = _remaining(program, machine, header)
+    if verify_each is None:
+        verify_each = options.flag("TCC_VERIFY_EACH")
+    folder = dump or options.text("TCC_DUMP_DIR")
+    observers = [o for o in (observe, _writer(folder, machine) if folder else None) if o is not None]
+
+    def each(stage: pipeline.Stage, left: tuple[str, ...]) -> None:
+        for o in observers:
+            o(stage, left)
+
+    return pipeline.run(
+        program, machine, pipeline.passes(names, passes), after=header.after if header else "input",
+        check=pipeline.Check(verify_each, extern), observe=each if observers else None,
+    )  # fmt: skip
+
+
+def emit(result: pipeline.Result) -> Any:
+    """What the backend of the result's target makes of the last stage; T0905 when the backend breaks down."""
+    module = backend(result.target)
+    try:
+        return module.build(result.program, result.target)
+    except CompileError:
+        raise
+    except Exception as error:
+        from tcc.reproducer import internal_error
+
+        raise internal_error(
+            "T0905", f"the backend `{result.target.backend}` broke down: {type(error).__name__}: {error}",
+            result.program, result.stages[-1].name, (), result.target,
+        ) from error  # fmt: skip
+
+
+def backend(target: Target) -> Any:
+    """The module of the target's backend; T0311 when there is none."""
+    name = f"tcc.backends.{target.backend}"
+    known = [p.name for p in sorted(_folder().iterdir()) if (p / "__init__.py").is_file()]
+    module = importlib.import_module(name) if target.backend in known else None
+    if module is None or not hasattr(module, "build"):
+        raise CompileError("T0311", f"the target `{target.name}` wants the backend `{target.backend}`, which is not there",
+                           helps=(*did_you_mean(target.backend, known), f"known: {', '.join(known)}"))  # fmt: skip
+    return module
+
+
+def _folder() -> Path:
+    import tcc.backends
+
+    return Path(next(iter(tcc.backends.__path__)))
+
+
+def _machine(program: Cascade | Mapping, target: str | Target | None, header: Header | None) -> Target:
+    made_for = header.target if header and header.target else None
+    if isinstance(program, Mapping):
+        made_for = program.target
+    machine = targets.find(target or made_for)
+    if isinstance(program, Mapping) and machine.name != program.target:
+        raise CompileError(
+            "T0219", f"the mapping `{program.name}` is made for `{program.target}`, not for `{machine.name}`",
+            helps="start from the cascade, or choose its own target",
+        )  # fmt: skip
+    return machine
+
+
+def _remaining(program: Cascade | Mapping, target: Target, header: Header | None) -> tuple[str, ...]:
+    if isinstance(program, Mapping):
+        return header.next if header else ()
+    if header is None:
+        return pipeline.names_for(target)
+    return tuple(n for n in header.next if n in pipeline.names_for(target) or n not in pipeline.PASSES)
+
+
+def _writer(folder: str, target: Target) -> Observer:
+    numbers = iter(range(100))
+
+    def write_stage(stage: pipeline.Stage, left: tuple[str, ...]) -> None:
+        header = Header(level_of(stage.program), stage.name, left, target.name)
+        path = Path(folder) / f"{stage.program.name}.{next(numbers):02}-{stage.name}.tcc"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(write(stage.program, header), encoding="utf-8")
+        except OSError as error:
+            raise CompileError("T0312", f"cannot write the dump `{path}` ({error.strerror or error})",
+                               helps="choose a folder that you may write to") from None  # fmt: skip
+
+    return write_stage

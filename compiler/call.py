@@ -1,0 +1,350 @@
+"""Calls: arrays in, arrays out, without copies. The first call with new shapes binds a plan, later ones only look it up.
+
+NumPy arrays and CPU torch tensors go to the kernel as pointers, whatever their strides. A copy is made in three cases
+that pointers to elements cannot say: strides that are no multiple of the element size, misaligned data, and torch's
+lazily negated tensors. Nothing is ever cast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Mapping as MappingABC, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tcc.ir.cascade import Cascade, Tensor
+from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.ir.dtype import DType, from_numpy
+from tcc.ir.index import evaluate_size
+from tcc.ir.interpret import bind
+
+Array = Any
+_MOST_PLANS = 4096
+_DATA_OFFSET = object.__basicsize__  # of the data pointer in NumPy's array object, the first field of its own
+
+
+def _address_checked(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _address_read(array: Array, _at: Any = ctypes.c_size_t.from_address) -> int:
+    address: int = _at(id(array) + _DATA_OFFSET).value
+    return address
+
+
+def _choose_address() -> Callable[[Array], int]:
+    """Reads the pointer out of the array object, three times as fast, where the layout is the known one."""
+    if sys.implementation.name != "cpython":
+        return _address_checked
+    probe = np.zeros((3, 2))[1:, ::-1]
+    return _address_read if _address_read(probe) == _address_checked(probe) else _address_checked
+
+
+address_of = _choose_address()
+
+
+class Plan:
+    """What is known about calls with given shapes and strides: the output shapes, and how to run."""
+
+    __slots__ = ("call", "copies", "shapes", "sizes")
+
+    def __init__(
+        self, sizes: dict[str, int], shapes: list[tuple[int, ...]],
+        call: Callable[[list[int]], None] | None, copies: list[int],
+    ) -> None:  # fmt: skip
+        self.sizes, self.shapes, self.call, self.copies = sizes, shapes, call, copies
+
+
+class Caller:
+    """Runs a built program on arrays: `caller(args, kwargs, sizes)`."""
+
+    def __init__(self, cascade: Cascade, kernel: Any, target: str) -> None:
+        self._cascade, self._kernel, self._target = cascade, kernel, target
+        self._names = [t.name for t in cascade.inputs]
+        self._count = len(self._names)
+        self._inputs = [(t.dtype.numpy, t.dtype.itemsize - 1) for t in cascade.inputs]
+        self._outputs = [t.dtype.numpy for t in cascade.outputs]
+        self._torch: Any = None  # the module, once a caller may pass its tensors
+        self._torch_types: list[Any] = []
+        self._torch_outputs: list[Any] = []
+        self._plans: dict[Any, Plan] = {}
+        self._pack = _result_type(cascade)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None) -> Any:
+        if not args and len(kwargs) == self._count:
+            try:
+                values = [kwargs[name] for name in self._names]
+            except KeyError:
+                values = arrange(self._cascade, args, kwargs)
+        elif not kwargs and len(args) == self._count:
+            values = list(args)
+        else:
+            values = arrange(self._cascade, args, kwargs)
+        pointers: list[int] = []
+        key: list[Any] = []
+        if sizes:
+            key.append(tuple(sorted(sizes.items())))
+        if not self._look(values, key, pointers):
+            values = self._plain(values)
+            pointers.clear()
+            del key[1 if sizes else 0 :]
+            looked = self._look(values, key, pointers)
+            assert looked
+        known = tuple(key)
+        plan = self._plans.get(known)
+        if plan is None:
+            plan = self._bind(values, sizes)
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[known] = plan
+        if plan.copies:
+            for i in plan.copies:
+                values[i] = np.ascontiguousarray(values[i])
+            return self(tuple(values), {}, sizes)
+        return self._run(plan, values, pointers)
+
+    def _look(self, values: list[Any], key: list[Any], pointers: list[int]) -> bool:
+        """Fills the plan's key and the pointers; False when some value needs a closer look."""
+        n = 0
+        for v in values:
+            kind = type(v)
+            if kind is np.ndarray:
+                dtype, mask = self._inputs[n]
+                if v.dtype is not dtype:
+                    return False
+                pointer = address_of(v)
+                if pointer & mask:
+                    return False
+                key.append(v.shape)
+                key.append(v.strides)
+            elif self._torch is not None and kind is self._torch.Tensor:
+                if v.dtype is not self._torch_types[n] or v.requires_grad or not v.is_cpu or v.is_neg():
+                    return False
+                try:
+                    key.append(v.shape)
+                    key.append(v.stride())
+                    pointer = v.data_ptr()
+                except RuntimeError:  # sparse, nested, or a tensor of some transformation
+                    return False
+                key.append(None)  # its strides count elements
+                if pointer & self._inputs[n][1]:
+                    return False
+            else:
+                return False
+            pointers.append(pointer)
+            n += 1
+        return True
+
+    def _run(self, plan: Plan, values: list[Any], pointers: list[int]) -> Any:
+        torch = self._torch
+        as_torch = False
+        if torch is not None:
+            for v in values:
+                if type(v) is torch.Tensor:
+                    as_torch = True
+                    break
+        if plan.call is None:
+            return self._interpreted(plan, values, as_torch)
+        outs: list[Any] = []
+        if as_torch:
+            for shape, dtype in zip(plan.shapes, self._torch_outputs):
+                out = torch.empty(shape, dtype=dtype)
+                outs.append(out)
+                pointers.append(out.data_ptr())
+        else:
+            for shape, dtype in zip(plan.shapes, self._outputs):
+                out = np.empty(shape, dtype)
+                outs.append(out)
+                pointers.append(address_of(out))
+        plan.call(pointers)
+        return outs[0] if len(outs) == 1 else self._pack(*outs)
+
+    def _interpreted(self, plan: Plan, values: list[Any], as_torch: bool) -> Any:
+        arrays = dict(zip(self._names, (v if isinstance(v, np.ndarray) else v.numpy() for v in values)))
+        free = {r.name for r in self._cascade.ranks if r.size is None}
+        given = {n: s for n, s in plan.sizes.items() if n in free}
+        if 0 in plan.sizes.values() or not hasattr(self._kernel, "run"):
+            from tcc.ir.interpret import interpret
+
+            found = interpret(self._cascade, arrays, given)
+        else:
+            found = self._kernel.run(arrays, given)
+        outs = [found[t.name] for t in self._cascade.outputs]
+        if as_torch:
+            outs = [self._torch.from_numpy(np.ascontiguousarray(o)) for o in outs]
+        return outs[0] if len(outs) == 1 else self._pack(*outs)
+
+    # ---- the first call with new shapes
+
+    def _plain(self, values: list[Any]) -> list[Any]:
+        """The values as arrays and tensors of the exact classes and types, or the error that says what is wrong."""
+        if self._torch is None and "torch" in sys.modules:
+            torch = sys.modules["torch"]
+            self._torch_types = [torch_dtype(torch, t.dtype) for t in self._cascade.inputs]
+            self._torch_outputs = [torch_dtype(torch, t.dtype) for t in self._cascade.outputs]
+            self._torch = torch
+        return [plain(v, t) for v, t in zip(values, self._cascade.inputs, strict=True)]
+
+    def _bind(self, values: list[Any], given: MappingABC[str, int] | None) -> Plan:
+        c = self._cascade
+        check_sizes(given)
+        sizes = bind(c, dict(zip(self._names, (_Shaped(tuple(v.shape)) for v in values))), given)
+        fixed(c, given, sizes)
+        shapes = [tuple(evaluate_size(s, sizes) for s in t.shape) for t in c.outputs]
+        copies, strides = [], {}
+        for i, (v, t) in enumerate(zip(values, c.inputs, strict=True)):
+            size = t.dtype.itemsize
+            steps = [s * size for s in v.stride()] if not isinstance(v, np.ndarray) else list(v.strides)
+            steps = [s if n > 1 else size for s, n in zip(steps, v.shape)]
+            if any(s % size for s in steps):
+                copies.append(i)
+            strides[t.name] = tuple(s // size for s in steps)
+        runs = hasattr(self._kernel, "bind")
+        if not runs and not hasattr(self._kernel, "run"):
+            raise CompileError("T0310", f"programs for the target `{self._target}` cannot be called here",
+                               helps="read `.source`, or compile for `cpu`")  # fmt: skip
+        if copies or not runs or any(n == 0 for n in sizes.values()):
+            return Plan(sizes, shapes, None, copies)
+        for t, shape in zip(c.outputs, shapes, strict=True):
+            strides[t.name] = contiguous(shape)
+        every = {t.name: tuple(v.shape) for t, v in zip(c.inputs, values, strict=True)}
+        every |= {t.name: shape for t, shape in zip(c.outputs, shapes, strict=True)}
+        return Plan(sizes, shapes, self._kernel.bind(every, strides, sizes), copies)
+
+
+class _Shaped:
+    """A shape alone: all that `bind` asks of an input."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a row-major array, in elements."""
+    out, step = [], 1
+    for n in reversed(shape):
+        out.append(step)
+        step *= max(1, n)
+    return tuple(reversed(out))
+
+
+def torch_dtype(torch: Any, dtype: DType) -> Any:
+    """The torch type with the same values, or None when this torch has none."""
+    return getattr(torch, dtype.numpy.name, None)
+
+
+def arrange(c: Cascade, args: tuple[Any, ...], kwargs: MappingABC[str, Any]) -> list[Any]:
+    """The arguments in the order of the inputs; T0127 names what is missing, unknown or given twice."""
+    names = [t.name for t in c.inputs]
+    listed = "; ".join(str(t) for t in c.inputs) or "none"
+    if len(args) > len(names):
+        raise CompileError("T0127", f"`{c.name}` takes {len(names)} inputs, but {len(args)} are given",
+                           helps=f"its inputs: {listed}")  # fmt: skip
+    given = dict(zip(names, args))
+    for name, value in kwargs.items():
+        if name in given:
+            raise CompileError("T0127", f"input `{name}` is given twice", helps="give it by place or by name")
+        if name not in names:
+            ranks = [r.name for r in c.ranks]
+            helps = did_you_mean(name, names) or (f"its inputs: {listed}",)
+            if name in ranks:
+                helps = (f"give the size of a rank as `sizes={{\"{name}\": …}}`",)
+            raise CompileError("T0127", f"`{c.name}` has no input `{name}`", helps=helps)
+        given[name] = value
+    for t in c.inputs:
+        if t.name not in given:
+            raise CompileError("T0127", f"input `{t.name}` is missing", t.span, helps=f"pass `{t}`")
+    return [given[name] for name in names]
+
+
+def check_sizes(sizes: MappingABC[str, int] | None) -> None:
+    """Sizes are integers by rank name; T0126 otherwise."""
+    for name, value in (sizes or {}).items():
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+            raise CompileError("T0126", f"the size of rank `{name}` is `{value!r}`", helps="sizes are integers, 0 or more")
+
+
+def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str, int]) -> None:
+    """T0125 when a given size contradicts the one that a declaration or an input fixes."""
+    for name, value in (given or {}).items():
+        if sizes[name] != value:
+            rank = c.rank(name)
+            raise CompileError("T0125", f"rank `{name}` has size {sizes[name]}, not {value}", rank.span if rank else None,
+                               helps="its size is fixed by its declaration")  # fmt: skip
+
+
+def plain(value: Any, t: Tensor) -> Any:
+    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0128 when it is neither."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _plain_tensor(torch, value, t)
+    if isinstance(value, np.ma.MaskedArray):
+        raise _refused(t, "a masked array", "pass its `.data`, and the mask as a tensor of its own")
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.asarray(value)
+        if array.dtype != t.dtype.numpy:
+            found = from_numpy(array.dtype)
+            _wrong_type(t, str(found or array.dtype), f"`{t.name}.astype(np.{t.dtype.numpy.name})`")
+        if not array.dtype.isnative or not array.flags.aligned or array.dtype is not t.dtype.numpy:
+            array = np.array(array, dtype=t.dtype.numpy, copy=True, order="C")
+        return array.view(np.ndarray)
+    if isinstance(value, (bool, int, float)) and not t.shape:
+        return _scalar(value, t)
+    if value is None or isinstance(value, (list, tuple, int, float, bool)):
+        kind = "None" if value is None else f"a {type(value).__name__}"
+        raise _refused(t, kind, f"pass an array: `np.asarray(…, dtype=np.{t.dtype.numpy.name})`")
+    raise _refused(t, f"a {type(value).__module__}.{type(value).__name__}", "pass a NumPy array or a torch tensor on the CPU")
+
+
+def _plain_tensor(torch: Any, value: Any, t: Tensor) -> Any:
+    wanted = torch_dtype(torch, t.dtype)
+    if value.layout is not torch.strided or value.is_nested:
+        raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
+    if value.device.type != "cpu":
+        raise _refused(t, f"on the device `{value.device}`", "pass `.cpu()` of it")
+    if value.dtype is not wanted:
+        shown = str(value.dtype).removeprefix("torch.")
+        cast = str(wanted).removeprefix("torch.")
+        known = from_numpy(np.dtype(shown)) if shown in np.sctypeDict else None
+        _wrong_type(t, str(known or shown), f"`{t.name}.to(torch.{cast})`")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise _refused(t, "a tensor that requires grad, and cascades have no gradients yet",
+                       f"pass `{t.name}.detach()`, or call inside `torch.no_grad()`")  # fmt: skip
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        raise _refused(t, f"a {type(value).__name__}", "pass a plain torch tensor")
+    value = value.detach().resolve_neg()
+    try:
+        pointer = value.data_ptr()
+    except RuntimeError:
+        raise _refused(t, "a tensor without storage", "call the program outside of `vmap` and the like") from None
+    return value.clone() if pointer % t.dtype.itemsize else value
+
+
+def _scalar(value: bool | int | float, t: Tensor) -> Array:
+    """A Python number for a tensor without ranks, when its type holds every number of that kind."""
+    kind = "b" if isinstance(value, bool) else "i" if isinstance(value, int) else "f"
+    fits = {"b": "b", "i": "iuf", "f": "f"}[kind]
+    if t.dtype.kind not in fits:
+        _wrong_type(t, type(value).__name__, f"`{t.dtype.numpy.name}`")
+    try:
+        return np.array(value, t.dtype.numpy)
+    except OverflowError:
+        raise _refused(t, f"the number {value}, which {t.dtype} does not hold", "pass a smaller number") from None
+
+
+def _wrong_type(t: Tensor, found: str, cast: str) -> NoReturn:
+    raise CompileError("T0128", f"`{t.name}` is {found}, but is declared as `{t}`", t.span,
+                       helps=f"cast it, as in {cast}, or declare it as {found}")  # fmt: skip
+
+
+def _refused(t: Tensor, what: str, advice: str) -> CompileError:
+    return CompileError("T0128", f"`{t.name}` is {what}", t.span, helps=advice)
+
+
+def _result_type(c: Cascade) -> Any:
+    from collections import namedtuple
+
+    return namedtuple("Outputs", [t.name for t in c.outputs], rename=True)  # noqa: PYI024

@@ -1,0 +1,63 @@
+"""Whether two programs of either level mean the same, asked of their interpreters on random small inputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping as MappingABC
+from typing import Any
+
+import numpy as np
+
+from tcc.ir.cascade import Cascade
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.interpret import ExternCall, interpret_with_bounds
+from tcc.ir.mapping import Mapping, signature
+from tcc.ir.mapping_interpret import interpret_mapping
+from tcc.samples import agreement, all_sizes, random_inputs
+
+_ROUNDS = ((3, 5, 2, 7, 4), (1,), (9, 6, 17))  # sizes that the ranks take in turn
+
+Results = tuple[dict[str, Any], dict[str, Any]]  # values and error bounds, by output
+
+
+def same_meaning(before: Cascade | Mapping, after: Cascade | Mapping, extern: ExternCall | None = None) -> str:
+    """Empty, or one sentence on the first input at which the programs differ by more than rounding can."""
+    face = before if isinstance(before, Cascade) else signature(before)
+    ranks = [r.name for r in face.ranks if r.size is None]
+    for n, numbers in enumerate(_ROUNDS[: 3 if ranks else 1]):
+        sizes = dict(zip(ranks, itertools.cycle(numbers)))
+        try:
+            all_sizes(face, sizes, 1)
+        except CompileError:
+            continue  # the program does not allow these sizes
+        inputs = random_inputs(face, sizes, np.random.default_rng(n))
+        want, bounds = _interpreted(before, inputs, sizes, extern)
+        got, more = _interpreted(after, inputs, sizes, extern)
+        for name, value in want.items():
+            bound = sum(b[name] for b in (bounds, more) if name in b)
+            if not bounds and not more:  # two mappings: nothing knows a bound, float64 differs by little
+                bound = 1e-5 * np.abs(np.nan_to_num(value)) + 1e-6
+            found = agreement(got[name], value, bound)
+            if not found.holds:
+                given = ", ".join(f"{r}={s}" for r, s in sizes.items())
+                at = f"[{', '.join(map(str, found.first_outside))}]" if found.first_outside else ""
+                return (
+                    f"`{name}{at}` is {_at(got[name], found.first_outside)}, before it was "
+                    f"{_at(value, found.first_outside)} (sizes {given or 'as declared'}, seed {n})"
+                )
+    return ""
+
+
+def _interpreted(
+    program: Cascade | Mapping, inputs: MappingABC[str, Any], sizes: MappingABC[str, int], extern: ExternCall | None
+) -> Results:
+    known = {r.name for r in program.ranks if r.size is None}
+    sizes = {name: size for name, size in sizes.items() if name in known}
+    if isinstance(program, Mapping):
+        return interpret_mapping(program, inputs, sizes, extern=extern)[0], {}
+    values = interpret_with_bounds(program, inputs, sizes, extern)
+    return {n: v.data for n, v in values.items()}, {n: v.error for n, v in values.items()}
+
+
+def _at(value: Any, index: tuple[int, ...] | None) -> Any:
+    return value[index] if index is not None and np.ndim(value) else value

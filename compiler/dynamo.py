@@ -1,0 +1,303 @@
+"""`torch.compile(f, backend="tcc")`: graphs from dynamo and AOTAutograd, captured as cascades and compiled.
+
+Where nothing is mutated, nothing is aliased and no gradient is asked for, dynamo calls the compiled graph
+directly; everything else keeps AOTAutograd's wrappers. A graph that tcc does not take runs eagerly, and the
+reason is kept: `Records` lists every graph, every call that stays with PyTorch, and every fallback.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tcc.frontends.pytorch import Captured, CaptureError, Output, capture, decompositions, run_extern
+from tcc.ir.cascade import Extern
+from tcc.ir.diagnostics import CompileError, Span
+from tcc.ir.expr import Const, Size
+from tcc.ir.index import evaluate_size, same
+from tcc.frontends._pytorch_sizes import is_one, product
+
+Tensor = Any  # torch.Tensor
+Execute = Callable[[dict[str, Tensor], dict[str, int]], dict[str, Tensor]]
+Factory = Callable[[Captured], Execute]
+
+
+@dataclass(slots=True)
+class Graph:
+    """One graph that dynamo found: captured and compiled, or left to PyTorch for `reason`."""
+
+    name: str
+    kind: str  # inference, forward or backward
+    captured: Captured | None = None
+    reason: str = ""
+    span: Span | None = None
+    error: Exception | None = None
+
+    @property
+    def externs(self) -> list[Extern]:
+        return self.captured.externs if self.captured else []
+
+
+@dataclass(slots=True)
+class Records:
+    """What became of one compiled function: its graphs, in the order in which they were met."""
+
+    graphs: list[Graph] = field(default_factory=list)
+
+    def explain(self) -> str:
+        """The graphs, the calls that stay with PyTorch and the fallbacks, each with its source line."""
+        lines: list[str] = []
+        for g in self.graphs:
+            if g.captured is None:
+                lines.append(f"{g.name} ({g.kind}): runs eagerly: {g.reason}{_at(g.span)}")
+                continue
+            c = g.captured.cascade
+            lines.append(f"{g.name} ({g.kind}): {len(c.definitions)} definitions, {len(g.externs)} calls to PyTorch")
+            lines += [f"  {e.function}{_at(e.span)}" for e in g.externs]
+        return "\n".join(lines) if lines else "nothing is compiled yet: call it once"
+
+    def ir(self) -> str:
+        """The cascades of all graphs as text."""
+        return "\n".join(str(g.captured.cascade) for g in self.graphs if g.captured)
+
+
+def _at(span: Span | None) -> str:
+    return f"  at {span.source.name}:{span.line}: {span.source.line(span.line).strip()}" if span else ""
+
+
+# ---- running a captured graph
+
+
+def interpreter(captured: Captured) -> Execute:
+    """The graph executed by the interpreter of cascades."""
+    import torch
+
+    from tcc.ir.interpret import interpret
+
+    c = captured.cascade
+
+    def extern(e: Extern, arrays: dict[str, Any], sizes: dict[str, int]) -> list[Any]:
+        # the interpreter computes floats in float64; PyTorch gets the declared types
+        tensors = {n: torch.from_numpy(a.astype(c.tensors[n].dtype.numpy)) for n, a in arrays.items()}
+        return [r.numpy() for r in run_extern(e, tensors, sizes)]
+
+    def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
+        import numpy as np
+
+        arrays = {name: t.detach().numpy() for name, t in tensors.items()}
+        found = interpret(c, arrays, sizes, extern=extern)
+        return {name: torch.from_numpy(np.array(a, order="C")) for name, a in found.items()}
+
+    return execute
+
+
+def compile_graph(
+    captured: Captured, factory: Factory = interpreter, offsets: bool = False
+) -> Callable[..., list[Any]]:
+    """A function of the graph's inputs that gives the list of its outputs, as PyTorch expects them.
+
+    `offsets`: also with the offsets into their storage, for AOTAutograd to make views of inputs from.
+    """
+    execute = factory(captured)
+    tensors = [(i.tensor, n) for n, i in enumerate(captured.inputs) if i.tensor is not None]
+    ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank is not None]
+    given = {rank for rank, _ in ranks}
+    shapes: list[tuple[str, int, int]] = []
+    types = {t.name: t for t in captured.cascade.inputs}
+    for name, n in tensors:
+        for d, size in enumerate(types[name].shape):
+            if isinstance(size, Size) and size.rank not in given:
+                given.add(size.rank)
+                shapes.append((size.rank, n, d))
+    constants = dict(captured.constants)
+    simple = [o.tensor for o in captured.outputs if o.tensor is not None and _row_major(o, offsets)]
+    direct = len(simple) == len(captured.outputs)
+
+    def run(*args: Any) -> list[Any]:
+        sizes = {rank: args[n] for rank, n in ranks}
+        for rank, n, d in shapes:
+            sizes[rank] = args[n].shape[d]
+        values = {name: args[n] for name, n in tensors}
+        if constants:
+            values.update(constants)
+        found = execute(values, sizes)
+        if direct:
+            return [found[name] for name in simple]
+        return [_result(o, found, args, sizes, offsets) for o in captured.outputs]
+
+    return run
+
+
+def _row_major(o: Output, offsets: bool) -> bool:
+    """Whether the wanted strides are those of a contiguous tensor at the start of its storage, for all sizes."""
+    if offsets and not same(o.offset, Const(0)):
+        return False
+    expected = [product(o.shape[n + 1 :]) for n in range(len(o.shape))]
+    return all(is_one(n) or same(s, e) for n, s, e in zip(o.shape, o.strides, expected))
+
+
+def _result(o: Output, found: dict[str, Tensor], args: Sequence[Any], sizes: dict[str, int],
+            offsets: bool) -> Any:  # fmt: skip
+    if o.passed is not None:
+        return args[o.passed]
+    if o.size is not None:
+        return evaluate_size(o.size, sizes)
+    if o.tensor is None:
+        return o.value
+    offset = evaluate_size(o.offset, sizes) if offsets else 0
+    return restrided(found[o.tensor], [evaluate_size(s, sizes) for s in o.strides], offset)
+
+
+def restrided(t: Tensor, strides: Sequence[int], offset: int = 0) -> Tensor:
+    """`t`, copied when its strides differ from the wanted ones in a dimension of two elements or more."""
+    import torch
+
+    shape = t.shape
+    if not offset and (t.numel() == 0 or all(n == 1 or s == w for n, s, w in zip(shape, t.stride(), strides))):
+        return t
+    kept = [1 if w == 0 else n for n, w in zip(shape, strides)]
+    last = sum((n - 1) * s for n, s in zip(kept, strides)) if t.numel() else 0
+    out = torch.empty(offset + last + 1, dtype=t.dtype).as_strided(kept, strides, offset)
+    return out.copy_(t[tuple(slice(0, n) for n in kept)]).expand(shape)
+
+
+# ---- the backend of torch.compile
+
+
+class Backend:
+    """Compiles graphs for one function and keeps their records. `strict` raises where others fall back."""
+
+    def __init__(self, factory: Factory = interpreter, strict: bool = False, name: str = "graph") -> None:
+        self.factory, self.strict, self.name = factory, strict, name
+        self.records = Records()
+        self._table: dict[Any, Any] | None = None
+
+    def __call__(self, gm: Any, example_inputs: list[Any], **_: Any) -> Callable[..., Any]:
+        import torch
+        from torch._dynamo.backends.common import aot_autograd
+
+        if self._table is None:
+            self._table = decompositions()
+        names = {n: _readable(p.name) for n, p in enumerate(p for p in gm.graph.nodes if p.op == "placeholder")}
+        direct: list[tuple[int, Callable[..., Any]]] = []
+
+        def compiler(kind: str) -> Callable[[Any, list[Any]], Callable[..., Any]]:
+            def compile_inner(inner: Any, examples: list[Any]) -> Callable[..., Any]:
+                readable = names if kind != "backward" else {}
+                run = self._graph(inner, kind, readable)
+                if kind == "inference":
+                    direct.append((len(examples), run))
+                return _boxed(run)
+
+            return compile_inner
+
+        wrapped = aot_autograd(
+            fw_compiler=compiler("forward"), bw_compiler=compiler("backward"),
+            inference_compiler=compiler("inference"), decompositions=self._table,
+        )(gm, example_inputs)  # fmt: skip
+        context = torch._guards.TracingContext.try_get()
+        if len(direct) == 1 and direct[0][0] == len(example_inputs) and _plain(context):
+            return direct[0][1]
+        return wrapped
+
+    def _graph(self, gm: Any, kind: str, names: dict[int, str]) -> Callable[..., Any]:
+        import torch
+
+        record = Graph(f"{self.name}_{len(self.records.graphs)}", kind)
+        self.records.graphs.append(record)
+        try:
+            captured = capture(gm, record.name, names)
+            aliases = not _plain(torch._guards.TracingContext.try_get())
+            run = compile_graph(captured, self.factory, aliases)
+        except Exception as error:
+            if self.strict:
+                raise
+            record.error, record.reason = error, _reason(error)
+            record.span = error.span if isinstance(error, CaptureError) else None
+            return gm.forward
+        record.captured = captured
+        return run
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CaptureError):
+        return f"`{error.operator}`: {error}"
+    if isinstance(error, CompileError):
+        return error.diagnostic.message
+    return f"{type(error).__name__}: {error}"
+
+
+def _plain(context: Any) -> bool:
+    """Whether AOTAutograd's analysis found neither mutation, aliasing, subclasses nor effects."""
+    meta = getattr(context, "fw_metadata", None)
+    if meta is None or meta.num_mutated_inp_runtime_indices or meta.num_intermediate_bases or meta.tokens:
+        return False
+    if any(i.mutates_data or i.mutates_metadata for i in meta.input_info):
+        return False
+    return all(o.output_type.name == "non_alias" for o in meta.output_info)
+
+
+def _boxed(run: Callable[..., Any]) -> Callable[..., Any]:
+    def call(args: list[Any]) -> Any:
+        values = tuple(args)
+        args.clear()
+        return run(*values)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
+
+
+def _readable(name: str) -> str:
+    """`l_self_modules_mlp_parameters_weight_` --> `mlp_weight`."""
+    name = re.sub(r"^[lg]_", "", name.lower().strip("_"))
+    name = re.sub(r"^(self|fn|args|kwargs|mod|orig_mod)_(?=\D)", "", name)
+    return re.sub(r"(^|_)(modules|parameters|buffers|orig_mod)_(?=\w)", r"\1", name).strip("_")
+
+
+
+def backend(gm: Any, example_inputs: list[Any], **options: Any) -> Callable[..., Any]:
+    """The entry point of `torch.compile(f, backend="tcc")`."""
+    return Backend(**(options.get("options") or {}))(gm, example_inputs)
+
+
+class Compiled:
+    """A function or module whose graphs run through tcc; everything but calling it is the original's."""
+
+    def __init__(self, original: Any, run: Callable[..., Any], records: Records) -> None:
+        self.original, self.records = original, records
+        self._run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+    def explain(self) -> str:
+        """What became of it; see `Records.explain`."""
+        return self.records.explain()
+
+    def ir(self, level: str = "cascade") -> str:
+        """The IR of its graphs as text."""
+        if level != "cascade":
+            raise CompileError("T0204", f"no IR of level `{level}` is kept", helps="levels: cascade")
+        return self.records.ir()
+
+
+def compile_function(
+    fn: Any, *, dynamic: bool | None = None, fullgraph: bool = False, factory: Factory = interpreter,
+    strict: bool = False,
+) -> Compiled:  # fmt: skip
+    """`fn`, a function or `nn.Module`, compiled on its first call for each kind of arguments."""
+    import torch
+
+    name = getattr(fn, "__name__", type(fn).__name__).lower()
+    chosen = Backend(factory, strict, name if name.isidentifier() else "graph")
+    run = torch.compile(fn, backend=chosen, dynamic=dynamic, fullgraph=fullgraph)
+    return Compiled(fn, run, chosen.records)
+
+
+__all__ = ["Backend", "Compiled", "Graph", "Records", "backend", "compile_function", "compile_graph", "interpreter",
+           "restrided"]  # fmt: skip

@@ -1,0 +1,206 @@
+"""What the compiler made of a program: kernels and what was fused into each, loops, buffers, and calls out of tcc."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tcc.ir.cascade import Cascade, Einsum, Extern, targets
+from tcc.ir.expr import Var, text
+from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, Node, leaves
+from tcc.pipeline import Result
+
+
+@dataclass(frozen=True, slots=True)
+class BufferReport:
+    """Storage between or inside kernels: its level, and its bytes as an expression over ranks."""
+
+    name: str
+    level: str
+    shape: str
+    bytes: str
+    constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """One launch: the tensors that it computes (more than one: fused), its tree line by line, and what runs in parallel."""
+
+    name: str
+    computes: tuple[str, ...]
+    tree: tuple[str, ...]
+    parallel: tuple[str, ...]
+    buffers: tuple[BufferReport, ...]
+    prepare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExternReport:
+    """A call that is left to PyTorch, and the source line that it comes from."""
+
+    function: str
+    computes: tuple[str, ...]
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The report. `str` is for people, `.json()` for programs; both start with the summary."""
+
+    program: str
+    target: str
+    definitions: int
+    kernels: tuple[KernelReport, ...]
+    memory: tuple[BufferReport, ...]
+    externs: tuple[ExternReport, ...]
+    passes: tuple[tuple[str, bool], ...]
+
+    def json(self) -> dict[str, Any]:
+        """The report as dictionaries, lists, strings and numbers."""
+        return {
+            "program": self.program,
+            "target": self.target,
+            "definitions": self.definitions,
+            "passes": [{"name": name, "changed": changed} for name, changed in self.passes],
+            "kernels": [
+                {
+                    "name": k.name,
+                    "computes": list(k.computes),
+                    "parallel": list(k.parallel),
+                    "tree": list(k.tree),
+                    "buffers": [_buffer_json(b) for b in k.buffers],
+                    "prepare": k.prepare,
+                }
+                for k in self.kernels
+            ],
+            "memory": [_buffer_json(b) for b in self.memory],
+            "externs": [
+                {"function": e.function, "computes": list(e.computes), "place": e.place} for e in self.externs
+            ],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*self._summary(), *self._list(), *self._details()]) + "\n"
+
+    def _summary(self) -> list[str]:
+        fused = sum(len(k.computes) > 1 for k in self.kernels)
+        near = sum(len(k.buffers) for k in self.kernels)
+        lines = [
+            f"{self.program} for {self.target}: {_count(self.definitions, 'definition')} in "
+            f"{_count(len(self.kernels), 'kernel')}, {fused} of them fused"
+        ]
+        ran = [f"{name}{'' if changed else ' (unchanged)'}" for name, changed in self.passes]
+        if ran:
+            lines.append(f"passes: {', '.join(ran)}")
+        constant = [b for b in self.memory if b.constant]
+        lines.append(
+            f"between kernels: {_count(len(self.memory) - len(constant), 'tensor')} in memory; inside them: "
+            f"{_count(near, 'buffer')} near the cores"
+        )
+        if constant:
+            lines.append(f"prepared ahead: {', '.join(b.name for b in constant)}")
+        if self.externs:
+            lines.append(f"left to PyTorch: {_count(len(self.externs), 'call')}")
+            lines += [f"  {e.function} -> {', '.join(e.computes)}{f'  at {e.place}' if e.place else ''}" for e in self.externs]
+        return lines
+
+    def _list(self) -> list[str]:
+        width = max((len(k.name) for k in self.kernels), default=0)
+        found = []
+        for k in self.kernels:
+            how = f"  on {', '.join(k.parallel)}" if k.parallel else ""
+            found.append(f"  {k.name:<{width}}  {' + '.join(k.computes)}{how}{'  (once)' if k.prepare else ''}")
+        return ["kernels", *found] if found else []
+
+    def _details(self) -> list[str]:
+        lines: list[str] = []
+        for k in self.kernels:
+            if not k.tree:
+                continue
+            lines += ["", f"kernel {k.name}", *(f"  {line}" for line in k.tree)]
+            lines += [f"  {b.name} {b.shape} at {b.level}: {b.bytes} bytes" for b in k.buffers]
+        if self.memory:
+            lines += ["", "memory"]
+            lines += [
+                f"  {b.name} {b.shape}: {b.bytes} bytes{', prepared ahead' if b.constant else ''}" for b in self.memory
+            ]
+        return lines
+
+
+def explain(result: Result) -> Explanation:
+    """The report on what the passes made."""
+    program, cascade = result.program, result.cascade
+    passes = tuple((s.name, s.changed) for s in result.stages if s.name != "input")
+    externs: Iterable[Extern]
+    memory: tuple[BufferReport, ...] = ()
+    if isinstance(program, Mapping):
+        kernels = tuple(_kernel(k) for k in program.kernels if isinstance(k, Kernel))
+        externs = (k for k in program.kernels if isinstance(k, Extern))
+        memory = tuple(_report(b, {}) for b in program.memory)
+        count = sum(len(k.computes) for k in kernels) if cascade is None else _einsums(cascade)
+    else:
+        kernels = tuple(_grouped(program))
+        externs = (d for d in program.definitions if isinstance(d, Extern))
+        count = _einsums(program)
+    calls = tuple(ExternReport(e.function, targets(e), str(e.span) if e.span else "") for e in externs)
+    return Explanation(program.name, result.target.name, count, kernels, memory, calls, passes)
+
+
+def _einsums(c: Cascade) -> int:
+    return sum(isinstance(d, Einsum) for d in c.definitions)
+
+
+def _grouped(c: Cascade) -> Iterable[KernelReport]:
+    """Kernels of a cascade without mapping: its groups, or one per definition."""
+    externs = {name for d in c.definitions if isinstance(d, Extern) for name in targets(d)}
+    groups = c.groups or tuple((d.target, (d.target,)) for d in c.definitions if isinstance(d, Einsum))
+    for name, members in groups:
+        if not set(members) <= externs:
+            yield KernelReport(name, tuple(dict.fromkeys(members)), (), (), ())
+
+
+def _kernel(k: Kernel) -> KernelReport:
+    computes = tuple(dict.fromkeys(n.einsum.target for n in leaves(k.body)))
+    tree: list[str] = []
+    parallel: dict[str, None] = {}
+    found: list[BufferReport] = []
+
+    def visit(nodes: tuple[Node, ...], depth: int, steps: dict[str, str]) -> None:
+        pad = "  " * depth
+        for n in nodes:
+            if isinstance(n, Loop):
+                tree.append(f"{pad}for {n.var} by {n.step}{f' on {n.on}' if n.on else ''}")
+                if n.on:
+                    parallel[f"{n.on}({n.var})"] = None
+                visit(n.body, depth + 1, {**steps, n.var: str(n.step)})
+            elif isinstance(n, Alloc):
+                found.append(_report(n.buffer, steps))
+                visit(n.body, depth, steps)
+            else:
+                bound = f"  [{', '.join(f'{v} on {r}' for v, r in n.bind)}]" if n.bind else ""
+                tree.append(f"{pad}{n.einsum}{bound}")
+                parallel.update((f"{r}({v})", None) for v, r in n.bind if r != "unroll")
+
+    visit(k.body, 0, {v: text(e) for v, e in k.variables})
+    return KernelReport(k.name, computes, tuple(tree), tuple(parallel), tuple(found), k.prepare)
+
+
+def _report(b: Buffer, steps: dict[str, str]) -> BufferReport:
+    extents = [steps.get(d.name, d.name) if isinstance(d, Var) else text(d) for d in b.dims]
+    factor, rest = b.dtype.itemsize, []
+    for e in extents:
+        if e.isdigit():
+            factor *= int(e)
+        else:
+            rest.append(e if e.isidentifier() else f"({e})")
+    shape = f"{b.dtype}[{', '.join(text(d) for d in b.dims)}]"
+    return BufferReport(b.name, b.level, shape, " * ".join([str(factor), *rest]), b.constant)
+
+
+def _buffer_json(b: BufferReport) -> dict[str, Any]:
+    return {"name": b.name, "level": b.level, "shape": b.shape, "bytes": b.bytes, "constant": b.constant}
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

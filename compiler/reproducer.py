@@ -1,0 +1,43 @@
+"""Internal errors leave a file: the program before the failing step, under a header that resumes there."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tcc import options
+from tcc.dump import Header, level_of, write
+from tcc.ir.cascade import Cascade
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.mapping import Mapping
+from tcc.ir.target import Target
+
+_SHOWN_LINES = 40
+
+
+def internal_error(
+    code: str, message: str, before: Cascade | Mapping, after: str, left: tuple[str, ...], target: Target
+) -> CompileError:
+    """The error that names a file with `before`, and the one command that repeats the failure."""
+    text = write(before, Header(level_of(before), after, left, target.name))
+    verify = " --verify-each" if code == "T0904" else ""
+    lines = text.rstrip().split("\n")
+    shown = "\n".join(f"    {line}" for line in lines[:_SHOWN_LINES])
+    more = f"\n    … {len(lines) - _SHOWN_LINES} more lines" if len(lines) > _SHOWN_LINES else ""
+    path = _keep(text, before.name)
+    helps = ("this is a bug in tcc: please report it with that file",)
+    if path is not None:
+        helps = (f"to repeat it: `python -m tcc build{verify} --target {target.name} {path}`", *helps)
+    return CompileError(code, f"{message}\n  the program before it:\n{shown}{more}", helps=helps)
+
+
+def _keep(text: str, name: str) -> Path | None:
+    try:
+        folder = options.text("TCC_BUG_DIR")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix="tcc-bug-", dir=folder or None)) / f"{name}.tcc"
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        return None
+    return path

@@ -1,0 +1,68 @@
+"""Sizes of ranks: each is given, or an expression over the others that is computable, not negative, and below 2^63."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tcc.ir.cascade import Rank
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Call, Const, Expr, Size, text, walk
+from tcc.ir.index import evaluate_size
+
+MAX_ELEMENTS = 2**63 - 1
+
+
+def check_sizes(ranks: Mapping[str, Rank]) -> None:
+    """Raises T0108 on a cycle among sizes, T0110 on a negative size, T0111 on one that is too large."""
+    known: dict[str, int] = {}
+    for rank in resolution_order(ranks):
+        if rank.size is None or any(isinstance(n, Size) and n.rank not in known for n in walk(rank.size)):
+            continue
+        value = size_value(rank.size, known, rank)
+        if value < 0:
+            raise CompileError("T0110", f"rank `{rank.name}` has the negative size {value}", rank.span,
+                               helps="sizes are 0 or more")  # fmt: skip
+        if value > MAX_ELEMENTS:
+            raise CompileError("T0111", f"rank `{rank.name}` has {value} coordinates, more than 2^63 - 1",
+                               rank.span, helps="choose a smaller size")  # fmt: skip
+        known[rank.name] = value
+
+
+def size_value(size: Expr, sizes: Mapping[str, int], rank: Rank) -> int:
+    """The value of a rank's size; T0112 where the arithmetic has none, T0111 where it explodes."""
+    for n in walk(size):
+        if not isinstance(n, Call):
+            continue
+        if n.op in ("floordiv", "mod", "div") and evaluate_size(n.args[1], sizes) == 0:
+            raise CompileError("T0112", f"the size `{text(n)}` divides by zero", n.span or rank.span,
+                               helps="divide by a size of 1 or more")  # fmt: skip
+        if n.op == "pow" and not 0 <= evaluate_size(n.args[1], sizes) <= 64:
+            raise CompileError("T0111", f"the size `{text(n)}` is not an integer below 2^63", n.span or rank.span,
+                               helps="choose an exponent between 0 and 62")  # fmt: skip
+    return evaluate_size(size, sizes)
+
+
+def resolution_order(ranks: Mapping[str, Rank]) -> list[Rank]:
+    """The ranks, each after those that its size mentions; raises T0108 when they depend on each other."""
+    done: dict[str, Rank] = {}
+    open_: list[str] = []
+    for name in ranks:
+        stack = [name]
+        while stack:
+            at = stack[-1]
+            rank = ranks.get(at)
+            if at in done or rank is None:
+                stack.pop()
+                continue
+            needs = [n.rank for n in walk(rank.size or Const(0)) if isinstance(n, Size) and n.rank not in done]
+            needs = [n for n in needs if n in ranks]
+            if not needs:
+                done[at] = rank
+                stack.pop()
+                continue
+            open_ = [*stack]
+            if any(n in open_ for n in needs):
+                raise CompileError("T0108", f"the size of rank `{at}` depends on itself", rank.span,
+                                   helps=f"give `{at}` a number, or leave its size open: `ranks {at}`")  # fmt: skip
+            stack.extend(needs)
+    return list(done.values())

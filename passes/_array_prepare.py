@@ -1,0 +1,168 @@
+"""A kernel's definitions made ready for an array: plain contractions, and recurrences that keep one step only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from tcc.ir.cascade import Cascade, Einsum, Recurrence, Tensor, steps
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, transform, variables
+from tcc.ir.index import poly, same
+from tcc.ir.infer import expression_dtype
+from tcc.passes._algebra import contraction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """target = Σ first · second: `row` occurs in `first` alone, `column` in `second` alone."""
+
+    first: Access
+    second: Access
+    row: str
+    column: str
+    reduced: str
+
+
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """Definitions in executable order; `made` types every tensor that they write."""
+
+    definitions: list[Einsum]
+    made: dict[str, Tensor]
+    products: dict[int, Product] = field(default_factory=dict)  # by identity of the definition
+    iterative: str | None = None
+    states: set[str] = field(default_factory=set)  # tensors that the iterative variable carries
+
+
+def prepare(c: Cascade, members: list[Einsum], taken: set[str]) -> Prepared:
+    """The same values from definitions that an array can run; `taken` collects the names in use."""
+    out = Prepared([], {})
+    definitions = _rolling(c, members, out)
+    for d in definitions:
+        _split(c, d, out, taken)
+    return out
+
+
+def fresh(base: str, taken: set[str]) -> str:
+    """A name that is not in use yet; from now on it is."""
+    name, n = base, 1
+    while name in taken:
+        n += 1
+        name = f"{base}{n}"
+    taken.add(name)
+    return name
+
+
+def _split(c: Cascade, d: Einsum, out: Prepared, taken: set[str]) -> None:
+    """s · Σ f(x) g(y)  -->  X = f(x);  Y = g(y);  A = Σ X · Y;  s · A."""
+    typed = replace(c, tensors={**c.tensors, **out.made})
+    out.made.setdefault(d.target, c.tensors[d.target])
+    found = contraction(replace(d, where=()))
+    if found is None:
+        out.definitions.append(d)
+        return
+    factors: list[Access] = []
+    for f in (found.row_factor, found.column_factor):
+        if not isinstance(f, Access):
+            names = variables(f)
+            a = Access(fresh(f"{d.target}_in", taken), tuple(Var(v) for v in names))
+            shape = tuple(c.extent(v) for v in names)
+            out.made[a.tensor] = Tensor(a.tensor, expression_dtype(typed, f), shape)
+            out.definitions.append(Einsum(a.tensor, a.indices, f, span=d.span))
+            typed = replace(typed, tensors={**typed.tensors, a.tensor: out.made[a.tensor]})
+            f = a
+        factors.append(f)
+    first, second = factors
+    body = call("mul", first, second)
+    plain = all(isinstance(i, Var) for i in d.indices) and len(d.free) == len(d.indices)
+    reduced = next((v for v in found.reduced if v in variables(first) and v in variables(second)), found.reduced[0])
+    product = Product(first, second, found.rows[-1], found.columns[-1], reduced)
+    if found.scale is None and plain:
+        whole = replace(d, body=body)
+        out.definitions.append(whole)
+        out.products[id(whole)] = product
+        return
+    acc = Access(fresh(f"{d.target}_acc", taken), tuple(Var(v) for v in d.free))
+    out.made[acc.tensor] = Tensor(acc.tensor, c.tensors[d.target].dtype, tuple(c.extent(v) for v in d.free))
+    part = Einsum(acc.tensor, acc.indices, body, d.reductions, d.where, d.span)
+    free = set(d.free)
+    scaled: Expr = acc
+    if found.scale is not None:
+        s = found.scale
+        inverse = isinstance(s, Call) and s.op == "div" and isinstance(s.args[0], Const) and s.args[0].value == 1
+        scaled = call("div", acc, s.args[1]) if inverse and isinstance(s, Call) else call("mul", acc, s)
+    held = tuple(p for p in d.where if set(variables(p)) <= free)
+    out.definitions += [part, Einsum(d.target, d.indices, scaled, (), held, d.span)]
+    out.products[id(part)] = product
+
+
+# ---- recurrences
+
+
+def _rolling(c: Cascade, members: list[Einsum], out: Prepared) -> list[Einsum]:
+    """S[t+1] = g(S[t])  -->  S[(t+1) % 2] = g(S[t % 2]), for t in order: only two steps are stored."""
+    inside = {id(d) for d in members}
+    found = [s for s in steps(c) if isinstance(s, Recurrence) and any(id(d) in inside for d in s.steps)]
+    if not found:
+        return members
+    names = sorted({r.var for r in found})
+    if len(names) > 1:
+        raise _unsupported(members[0], f"a kernel with two iterative variables, `{names[0]}` and `{names[1]}`",
+                           "make each recurrence a kernel of its own")  # fmt: skip
+    if any(r.stop is not None for r in found):
+        raise _unsupported(found[0].steps[0], "a recurrence with a stopping condition", "run a fixed number of steps")
+    var = out.iterative = names[0]
+    for state, axis in _states(found, var).items():
+        members = _two_steps(c, members, state, axis, var, out)
+        out.states.add(state)
+    return members
+
+
+def _states(found: Iterable[Recurrence], var: str) -> dict[str, int]:
+    states = {}
+    for r in found:
+        for d in r.steps:
+            for axis, i in enumerate(d.indices):
+                if var in variables(i) and not isinstance(i, Var):
+                    if (poly(i) - poly(Var(var))).constant != 1:
+                        raise _unsupported(d, f"the step `{text(i)}`", f"write the state at `{var}+1`")
+                    states[d.target] = axis
+    return states
+
+
+def _two_steps(c: Cascade, members: list[Einsum], state: str, axis: int, var: str, out: Prepared) -> list[Einsum]:
+    inside = {id(d) for d in members}
+    outside = [d for d in c.definitions if id(d) not in inside and any(a.tensor == state for a in d.reads)]
+    if outside or any(t.name == state for t in c.outputs):
+        raise _unsupported(c.defining(state)[0], f"`{state}`, whose every step is kept: it is read outside its kernel",
+                           "read the last step only, in the same kernel")  # fmt: skip
+    t = c.tensors[state]
+    shape = tuple(Const(2) if n == axis else s for n, s in enumerate(t.shape))
+    out.made[state] = replace(t, shape=shape)
+
+    def rolled(indices: tuple[Expr, ...], d: Einsum, written: bool) -> tuple[Expr, ...]:
+        i = indices[axis]
+        step = (poly(i) - poly(Var(var))).constant if var in variables(i) else None
+        known = same(i, Const(0)) if written else step == 0 or same(i, c.extent(var))
+        if not (known or step == 1):
+            raise _unsupported(d, f"`{state}` at step `{text(i)}`",
+                               f"write the steps 0 and `{var}+1`, read `{var}`, `{var}+1` and the last")  # fmt: skip
+        i = i if same(i, Const(0)) else call("mod", i, Const(2))
+        return (*indices[:axis], i, *indices[axis + 1 :])
+
+    def rename(d: Einsum) -> Einsum:
+        def rule(n: Expr) -> Expr:
+            if isinstance(n, Access) and n.tensor == state:
+                return Access(state, rolled(n.indices, d, False), n.span)
+            return n
+
+        indices = rolled(d.indices, d, True) if d.target == state else d.indices
+        where = tuple(transform(p, rule) for p in d.where)
+        return replace(d, indices=indices, body=transform(d.body, rule), where=where)
+
+    return [rename(d) for d in members]
+
+
+def _unsupported(d: Einsum, what: str, advice: str) -> CompileError:
+    return CompileError("T0221", f"`{d.target}`: an array mapping cannot hold {what}", d.span, helps=advice)

@@ -1,0 +1,85 @@
+"""Existence becomes explicit: every definition's `where` says all that decides which of its points exist."""
+
+from __future__ import annotations
+
+from tcc.ir.cascade import Cascade, Definition, Einsum
+from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables
+from tcc.ir.index import same, within
+from tcc.ir.target import Target
+
+Domains = dict[str, tuple[tuple[str, ...], tuple[Expr, ...]]]  # tensor -> variables of its dimensions, predicates
+
+
+def restrict(c: Cascade, target: Target) -> Cascade:
+    """A definition that reads a tensor gets that tensor's predicates; afterwards nothing is inherited.
+
+    S[m,p] = … where m <= p;  E[m,p] = exp(S[m,p])  -->  E[m,p] = exp(S[m,p]) where m <= p
+    a ?? b  -->  select(a exists, a, b)
+    """
+    domains: Domains = {}
+    out: list[Definition] = []
+    for d in c.definitions:
+        if isinstance(d, Einsum):
+            d = _explicit(c, d, domains)
+            plain = [i.name for i in d.indices if isinstance(i, Var)]
+            free = set(d.free)
+            held = tuple(p for p in d.where if set(variables(p)) <= free)
+            whole = len(plain) == len(d.indices) and len(c.defining(d.target)) == 1
+            if held and whole:
+                domains[d.target] = (tuple(plain), held)
+        out.append(d)
+    return c.with_definitions(tuple(out))
+
+
+def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:
+    extents = c.extents(d)
+
+    def condition(a: Access) -> list[Expr]:
+        if a.tensor not in domains:
+            return []
+        names, predicates = domains[a.tensor]
+        values = dict(zip(names, a.indices, strict=True))
+        found = [substitute(p, values) for p in predicates]
+        shape = c.tensors[a.tensor].shape
+        outside = [
+            call("or", call("lt", i, Const(0)), call("ge", i, s))
+            for i, s in zip(a.indices, shape, strict=True)
+            if not (isinstance(i, Var) and same(extents[i.name], s)) and not within(i, s, extents)
+        ]  # reading outside gives the fill, which exists
+        for o in outside:
+            found = [call("or", o, p) for p in found]
+        return found
+
+    def rule(n: Expr) -> Expr:
+        if not (isinstance(n, Call) and n.op == "coalesce"):
+            return n
+        held: Expr | None = None
+        for a in accesses(n.args[0]):
+            for p in condition(a):
+                held = p if held is None else call("and", held, p)
+        return n.args[0] if held is None else call("select", held, n.args[0], n.args[1])
+
+    body = transform(d.body, rule)
+    guarded = {id(a) for n in _selected(d.body) for a in accesses(n)}
+    where = list(d.where)
+    seen = {text(p) for p in where}
+    for a in accesses(d.body, *d.where, *d.indices):
+        if id(a) in guarded:
+            continue
+        for p in condition(a):
+            if text(p) not in seen:
+                seen.add(text(p))
+                where.append(p)
+    if body is d.body and len(where) == len(d.where):
+        return d
+    return Einsum(d.target, d.indices, body, d.reductions, tuple(where), d.span)
+
+
+def _selected(e: Expr) -> list[Expr]:
+    """The left sides of `??`, whose absence does not make the definition absent."""
+    from tcc.ir.expr import walk
+
+    return [n.args[0] for n in walk(e) if isinstance(n, Call) and n.op == "coalesce"]
+
+
+__all__ = ["Size", "restrict"]
