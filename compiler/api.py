@@ -12,6 +12,8 @@ from tcc.ir.diagnostics import CompileError, Source
 from tcc.ir.mapping import Mapping
 from tcc.program import Program
 
+_OURS = ("verify_each", "passes", "dump")  # options of lowering; the others are those of `compile_function`
+
 
 def compile_any(program: Any, target: str | None, options: MappingABC[str, Any]) -> Any:
     """What `tcc.compile` returns."""
@@ -25,10 +27,16 @@ def compile_any(program: Any, target: str | None, options: MappingABC[str, Any])
         return parse_program(program, "<string>", None).compile(target, **options)
     if callable(program):
         from tcc.dynamo import compile_function
+        from tcc.segments import factory
 
-        return compile_function(program, target=target, **options)
+        options = dict(options)
+        return compile_function(program, factory=factory(target, **_take(options, _OURS)), **options)
     raise CompileError("T0134", f"a {type(program).__name__} is no program",
                        helps="give the text of a cascade, a path, a function or an nn.Module")  # fmt: skip
+
+
+def _take(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def load_program(path: str | os.PathLike[str], cascade: str | None) -> Program:

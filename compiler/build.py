@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping as MappingABC
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +50,33 @@ def lower(
     for name in unknown:
         raise CompileError("T0218", f"unknown option `{name}`",
                            helps=did_you_mean(name, known) or f"known: {', '.join(known)}")  # fmt: skip
-    machine = _machine(program, target, header)
-    names = _remaining(program, machine, header)
+    chosen = machine(program, target, header)
+    names = _remaining(program, chosen, header)
     if verify_each is None:
         verify_each = options.flag("TCC_VERIFY_EACH")
     folder = dump or options.text("TCC_DUMP_DIR")
-    observers = [o for o in (observe, _writer(folder, machine) if folder else None) if o is not None]
+    observers = [o for o in (observe, _writer(folder, chosen) if folder else None) if o is not None]
 
     def each(stage: pipeline.Stage, left: tuple[str, ...]) -> None:
         for o in observers:
             o(stage, left)
 
     return pipeline.run(
-        program, machine, pipeline.passes(names, passes), after=header.after if header else "input",
+        program, chosen, pipeline.passes(names, passes), after=header.after if header else "input",
         check=pipeline.Check(verify_each, extern), observe=each if observers else None,
     )  # fmt: skip
 
 
-def emit(result: pipeline.Result) -> Any:
-    """What the backend of the result's target makes of the last stage; T0905 when the backend breaks down."""
+def emit(result: pipeline.Result, sizes: MappingABC[str, int] | None = None) -> Any:
+    """What the backend of the result's target makes of the last stage; T0905 when the backend breaks down.
+
+    A backend whose `build` takes `sizes` gets them: models of hardware need numbers.
+    """
     module = backend(result.target)
+    takes_sizes = "sizes" in inspect.signature(module.build).parameters
+    more = {"sizes": dict(sizes or {})} if takes_sizes else {}
     try:
-        return module.build(result.program, result.target)
+        return module.build(result.program, result.target, **more)
     except CompileError:
         raise
     except Exception as error:
@@ -99,17 +105,18 @@ def _folder() -> Path:
     return Path(next(iter(tcc.backends.__path__)))
 
 
-def _machine(program: Cascade | Mapping, target: str | Target | None, header: Header | None) -> Target:
+def machine(program: Cascade | Mapping, target: str | Target | None, header: Header | None = None) -> Target:
+    """The target that a program is compiled for: the given one, the dump's or mapping's own, or the default."""
     made_for = header.target if header and header.target else None
     if isinstance(program, Mapping):
         made_for = program.target
-    machine = targets.find(target or made_for)
-    if isinstance(program, Mapping) and machine.name != program.target:
+    found = targets.find(target or made_for)
+    if isinstance(program, Mapping) and found.name != program.target:
         raise CompileError(
-            "T0219", f"the mapping `{program.name}` is made for `{program.target}`, not for `{machine.name}`",
+            "T0219", f"the mapping `{program.name}` is made for `{program.target}`, not for `{found.name}`",
             helps="start from the cascade, or choose its own target",
         )  # fmt: skip
-    return machine
+    return found
 
 
 def _remaining(program: Cascade | Mapping, target: Target, header: Header | None) -> tuple[str, ...]:

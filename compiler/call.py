@@ -19,6 +19,7 @@ from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import DType, from_numpy
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
+from tcc.samples import Shaped
 
 Array = Any
 _MOST_PLANS = 4096
@@ -49,13 +50,16 @@ address_of = _choose_address()
 class Plan:
     """What is known about calls with given shapes and strides: the output shapes, and how to run."""
 
-    __slots__ = ("call", "copies", "shapes", "sizes")
+    __slots__ = ("call", "copies", "outputs", "sizes", "torch")
 
     def __init__(
-        self, sizes: dict[str, int], shapes: list[tuple[int, ...]],
-        call: Callable[[list[int]], None] | None, copies: list[int],
+        self, sizes: dict[str, int], call: Callable[[list[int]], None] | None = None,
+        outputs: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any]] = (), torch: Any = None,
+        copies: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        self.sizes, self.shapes, self.call, self.copies = sizes, shapes, call, copies
+        self.sizes, self.call, self.copies = sizes, call, copies
+        self.outputs = outputs  # shape, strides in elements, dtype of the framework
+        self.torch = torch  # the module when the outputs are tensors, else None
 
 
 class Caller:
@@ -65,11 +69,11 @@ class Caller:
         self._cascade, self._kernel, self._target = cascade, kernel, target
         self._names = [t.name for t in cascade.inputs]
         self._count = len(self._names)
-        self._inputs = [(t.dtype.numpy, t.dtype.itemsize - 1) for t in cascade.inputs]
-        self._outputs = [t.dtype.numpy for t in cascade.outputs]
+        # per input: its NumPy type, its torch type once torch is there, the bits that an aligned address has not
+        self._inputs: list[tuple[Any, Any, int]] = [(t.dtype.numpy, None, t.dtype.itemsize - 1) for t in cascade.inputs]
         self._torch: Any = None  # the module, once a caller may pass its tensors
-        self._torch_types: list[Any] = []
-        self._torch_outputs: list[Any] = []
+        self._tensor: Any = Caller  # its tensor classes; until then a class that no argument has
+        self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
         self._pack = _result_type(cascade)
 
@@ -83,6 +87,10 @@ class Caller:
             values = list(args)
         else:
             values = arrange(self._cascade, args, kwargs)
+        return self.run(values, sizes)
+
+    def run(self, values: list[Any], sizes: MappingABC[str, int] | None = None) -> Any:
+        """The outputs for `values` in the order of the inputs."""
         pointers: list[int] = []
         key: list[Any] = []
         if sizes:
@@ -103,67 +111,56 @@ class Caller:
         if plan.copies:
             for i in plan.copies:
                 values[i] = np.ascontiguousarray(values[i])
-            return self(tuple(values), {}, sizes)
+            return self.run(values, sizes)
         return self._run(plan, values, pointers)
 
     def _look(self, values: list[Any], key: list[Any], pointers: list[int]) -> bool:
         """Fills the plan's key and the pointers; False when some value needs a closer look."""
-        n = 0
-        for v in values:
+        for v, (dtype, torch_type, mask) in zip(values, self._inputs):
             kind = type(v)
             if kind is np.ndarray:
-                dtype, mask = self._inputs[n]
                 if v.dtype is not dtype:
                     return False
                 pointer = address_of(v)
-                if pointer & mask:
+                key += (v.shape, v.strides)
+            elif kind is self._tensor or kind is self._parameter:
+                if v.dtype is not torch_type or not v.is_cpu or v.is_neg():
                     return False
-                key.append(v.shape)
-                key.append(v.strides)
-            elif self._torch is not None and kind is self._torch.Tensor:
-                if v.dtype is not self._torch_types[n] or v.requires_grad or not v.is_cpu or v.is_neg():
+                if v.requires_grad and self._torch.is_grad_enabled():
                     return False
                 try:
-                    key.append(v.shape)
-                    key.append(v.stride())
                     pointer = v.data_ptr()
+                    key += (v.shape, v.stride(), None)  # None: its strides count elements
                 except RuntimeError:  # sparse, nested, or a tensor of some transformation
-                    return False
-                key.append(None)  # its strides count elements
-                if pointer & self._inputs[n][1]:
                     return False
             else:
                 return False
+            if pointer & mask:
+                return False
             pointers.append(pointer)
-            n += 1
         return True
 
     def _run(self, plan: Plan, values: list[Any], pointers: list[int]) -> Any:
-        torch = self._torch
-        as_torch = False
-        if torch is not None:
-            for v in values:
-                if type(v) is torch.Tensor:
-                    as_torch = True
-                    break
+        torch = plan.torch
         if plan.call is None:
-            return self._interpreted(plan, values, as_torch)
+            return self._interpreted(plan, values, torch)
         outs: list[Any] = []
-        if as_torch:
-            for shape, dtype in zip(plan.shapes, self._torch_outputs):
-                out = torch.empty(shape, dtype=dtype)
+        try:
+            for shape, strides, dtype in plan.outputs:
+                if torch is not None:
+                    out = torch.empty_strided(shape, strides, dtype=dtype)
+                    pointers.append(out.data_ptr())
+                else:
+                    out = np.empty(shape, dtype)
+                    pointers.append(address_of(out))
                 outs.append(out)
-                pointers.append(out.data_ptr())
-        else:
-            for shape, dtype in zip(plan.shapes, self._outputs):
-                out = np.empty(shape, dtype)
-                outs.append(out)
-                pointers.append(address_of(out))
+        except (MemoryError, RuntimeError):
+            raise _no_memory(self._cascade, plan.sizes) from None
         plan.call(pointers)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
-    def _interpreted(self, plan: Plan, values: list[Any], as_torch: bool) -> Any:
-        arrays = dict(zip(self._names, (v if isinstance(v, np.ndarray) else v.numpy() for v in values)))
+    def _interpreted(self, plan: Plan, values: list[Any], torch: Any) -> Any:
+        arrays = dict(zip(self._names, (v if isinstance(v, np.ndarray) else v.detach().numpy() for v in values)))
         free = {r.name for r in self._cascade.ranks if r.size is None}
         given = {n: s for n, s in plan.sizes.items() if n in free}
         if 0 in plan.sizes.values() or not hasattr(self._kernel, "run"):
@@ -173,8 +170,8 @@ class Caller:
         else:
             found = self._kernel.run(arrays, given)
         outs = [found[t.name] for t in self._cascade.outputs]
-        if as_torch:
-            outs = [self._torch.from_numpy(np.ascontiguousarray(o)) for o in outs]
+        if torch is not None:
+            outs = [torch.from_numpy(np.array(o, order="C")) for o in outs]
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     # ---- the first call with new shapes
@@ -183,21 +180,21 @@ class Caller:
         """The values as arrays and tensors of the exact classes and types, or the error that says what is wrong."""
         if self._torch is None and "torch" in sys.modules:
             torch = sys.modules["torch"]
-            self._torch_types = [torch_dtype(torch, t.dtype) for t in self._cascade.inputs]
-            self._torch_outputs = [torch_dtype(torch, t.dtype) for t in self._cascade.outputs]
-            self._torch = torch
+            types = [torch_dtype(torch, t.dtype) for t in self._cascade.inputs]
+            self._inputs = [(n, kind, mask) for (n, _, mask), kind in zip(self._inputs, types, strict=True)]
+            self._torch, self._tensor, self._parameter = torch, torch.Tensor, torch.nn.Parameter
         return [plain(v, t) for v, t in zip(values, self._cascade.inputs, strict=True)]
 
     def _bind(self, values: list[Any], given: MappingABC[str, int] | None) -> Plan:
         c = self._cascade
         check_sizes(given)
-        sizes = bind(c, dict(zip(self._names, (_Shaped(tuple(v.shape)) for v in values))), given)
+        sizes = bind(c, dict(zip(self._names, (Shaped(tuple(v.shape)) for v in values))), given)
         fixed(c, given, sizes)
-        shapes = [tuple(evaluate_size(s, sizes) for s in t.shape) for t in c.outputs]
+        torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
         for i, (v, t) in enumerate(zip(values, c.inputs, strict=True)):
             size = t.dtype.itemsize
-            steps = [s * size for s in v.stride()] if not isinstance(v, np.ndarray) else list(v.strides)
+            steps = list(v.strides) if isinstance(v, np.ndarray) else [s * size for s in v.stride()]
             steps = [s if n > 1 else size for s, n in zip(steps, v.shape)]
             if any(s % size for s in steps):
                 copies.append(i)
@@ -206,20 +203,24 @@ class Caller:
         if not runs and not hasattr(self._kernel, "run"):
             raise CompileError("T0310", f"programs for the target `{self._target}` cannot be called here",
                                helps="read `.source`, or compile for `cpu`")  # fmt: skip
-        if copies or not runs or any(n == 0 for n in sizes.values()):
-            return Plan(sizes, shapes, None, copies)
-        for t, shape in zip(c.outputs, shapes, strict=True):
-            strides[t.name] = contiguous(shape)
+        if copies:
+            return Plan(sizes, copies=copies)
+        passed = {t.name for t in c.inputs} & {t.name for t in c.outputs}
+        if not runs or passed or 0 in sizes.values():
+            return Plan(sizes, torch=torch)
         every = {t.name: tuple(v.shape) for t, v in zip(c.inputs, values, strict=True)}
-        every |= {t.name: shape for t, shape in zip(c.outputs, shapes, strict=True)}
-        return Plan(sizes, shapes, self._kernel.bind(every, strides, sizes), copies)
+        outputs = []
+        for t in c.outputs:
+            every[t.name] = tuple(evaluate_size(s, sizes) for s in t.shape)
+            strides[t.name] = contiguous(every[t.name])
+            dtype = t.dtype.numpy if torch is None else torch_dtype(torch, t.dtype)
+            outputs.append((every[t.name], strides[t.name], dtype))
+        return Plan(sizes, self._kernel.bind(every, strides, sizes), outputs, torch)
 
 
-class _Shaped:
-    """A shape alone: all that `bind` asks of an input."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+def _no_memory(c: Cascade, sizes: MappingABC[str, int]) -> CompileError:
+    given = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    return CompileError("T0307", f"no memory for the outputs of `{c.name}` ({given})", helps="choose smaller sizes")
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:

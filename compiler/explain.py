@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tcc.ir.cascade import Cascade, Einsum, Extern, targets
@@ -143,8 +143,30 @@ def explain(result: Result) -> Explanation:
         kernels = tuple(_grouped(program))
         externs = (d for d in program.definitions if isinstance(d, Extern))
         count = _einsums(program)
-    calls = tuple(ExternReport(e.function, targets(e), str(e.span) if e.span else "") for e in externs)
+    calls = tuple(_call(e) for e in externs)
     return Explanation(program.name, result.target.name, count, kernels, memory, calls, passes)
+
+
+def merged(name: str, target: str, reports: Iterable[Explanation], externs: Iterable[Extern]) -> Explanation:
+    """The reports on the pieces of one program, and its calls, as one report."""
+    reports = list(reports)
+    kernels = tuple(replace(k, name=_unique(n, k.name, reports)) for n, r in enumerate(reports) for k in r.kernels)
+    changed: dict[str, bool] = {}
+    for r in reports:
+        for step, yes in r.passes:
+            changed[step] = changed.get(step, False) or yes
+    return Explanation(
+        name, target, sum(r.definitions for r in reports), kernels, tuple(b for r in reports for b in r.memory),
+        tuple(_call(e) for e in externs), tuple(changed.items()),
+    )  # fmt: skip
+
+
+def _unique(n: int, kernel: str, reports: list[Explanation]) -> str:
+    return f"{n}.{kernel}" if len(reports) > 1 else kernel
+
+
+def _call(e: Extern) -> ExternReport:
+    return ExternReport(e.function, targets(e), str(e.span) if e.span else "")
 
 
 def _einsums(c: Cascade) -> int:

@@ -47,12 +47,12 @@ def all_sizes(c: Cascade, given: MappingABC[str, int], default: int) -> tuple[di
                 raise CompileError("T0125", f"rank `{r.name}` has size {value}, not {given[r.name]}", r.span,
                                    helps="its size is fixed by its declaration")  # fmt: skip
     for t in c.inputs:
-        _shape(c, t, check)
-    bind(c, {t.name: _Shaped(_shape(c, t, check)) for t in c.inputs}, given | sizes)
+        shape_of(c, t, check)
+    bind(c, {t.name: Shaped(shape_of(c, t, check)) for t in c.inputs}, given | sizes)
     return sizes, [r.name for r in c.ranks if r.size is None and r.name not in given]
 
 
-class _Shaped:
+class Shaped:
     """Stands for an array of which only the shape matters, however large."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -64,7 +64,7 @@ def random_inputs(c: Cascade, sizes: MappingABC[str, int], rng: np.random.Genera
     limits = _index_limits(c)
     found = {}
     for t in c.inputs:
-        shape = _shape(c, t, sizes)
+        shape = shape_of(c, t, sizes)
         try:
             found[t.name] = _random(t, shape, limits.get(t.name, []), sizes, rng)
         except (MemoryError, ValueError, OverflowError):
@@ -85,7 +85,8 @@ def _random(
     return rng.integers(0, max(1, min(bound, np.iinfo(t.dtype.numpy).max)), shape, t.dtype.numpy)
 
 
-def _shape(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, ...]:
+def shape_of(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor when the ranks without size have the given ones."""
     known = dict(sizes)
     for _ in c.ranks:  # ranks may be given by others
         for r in c.ranks:

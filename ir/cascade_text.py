@@ -16,7 +16,7 @@ from typing import Any
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Reduction, Stop, Tensor
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
 from tcc.ir.dtype import DTYPES
-from tcc.ir.expr import Const, Expr, Size, text
+from tcc.ir.expr import Const, Expr, Size, text, walk
 from tcc.ir.expr_text import ExprBuilder, Names, children_named, parse_tree
 from tcc.ir.infer import build
 from tcc.ir.ops import MONOIDS, PLANNED_MONOIDS
@@ -129,6 +129,7 @@ class Block:
     def __init__(self, source: Source, tensors: set[str], ranks: set[str]) -> None:
         self.source = source
         self.expr = ExprBuilder(source, Names(tensors, ranks))
+        self.size = ExprBuilder(source, Names(set(), ranks))  # in sizes, every name is a rank
 
     def span(self, node: Any) -> Span:
         return self.expr.span(node)
@@ -138,7 +139,7 @@ class Block:
         if not name[0].isupper():
             raise CompileError("T0120", f"rank `{name}` starts with a lower-case letter", self.span(name),
                                helps=f"ranks are upper case, their variables lower case: `{str(name).upper()}`")  # fmt: skip
-        return Rank(str(name), self.expr.build(size) if size is not None else None, self.span(node))
+        return Rank(str(name), self.size.build(size) if size is not None else None, self.span(node))
 
     def tensor(self, node: Any) -> Tensor:
         name, dtype, *rest = node.children
@@ -155,7 +156,11 @@ class Block:
                 raise CompileError("T0122", "a fill value is a literal", self.span(rest[marks[0] + 1]),
                                    helps="write a number, `inf` or `-inf`")  # fmt: skip
             fill, rest = value, rest[: marks[0]]
-        shape = tuple(self.expr.build(e) for e in rest if e is not None)
+        shape = tuple(self.size.build(e) for e in rest if e is not None)
+        for n in walk(*shape):
+            if isinstance(n, Size) and not n.rank[0].isupper():
+                raise CompileError("T0120", f"rank `{n.rank}` starts with a lower-case letter", n.span,
+                                   helps=f"ranks are upper case, their variables lower case: `{n.rank.upper()}`")  # fmt: skip
         return Tensor(str(name), DTYPES[str(dtype)], shape, fill, self.span(node), constant)
 
     def definition(self, node: Any) -> Einsum:

@@ -49,7 +49,7 @@ NUMBER: /(\d+\.\d+|\.\d+|\d+\.(?!\.)|\d+)([eE][+-]?\d+)?/
 COMMENT: /#[^\n]*/
 _NL: /\r?\n/
 // a line that starts with one of these continues the line before
-CONTINUED.2: /(\r?\n[ \t]*(#[^\n]*)?)+(?=::|where\b|and\b|or\b|[-+*\/])/
+CONTINUED.2: /(\r?\n[ \t]*(#[^\n]*(?=\n))?)+(?=::|where\b|and\b|or\b|[-+*\/])/
 %ignore CONTINUED
 %ignore /[ \t\f]+/
 %ignore COMMENT

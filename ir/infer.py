@@ -52,6 +52,7 @@ class _Inference:
             self._shape_ahead(members)
             for d in members:
                 ordered.append(self._extern(d) if isinstance(d, Extern) else self._einsum(d))
+        self._check_overlap()
         found = [s.stop for s in steps_ if isinstance(s, Recurrence)]
         for stop in self.c.stops:
             if stop not in found:
@@ -146,6 +147,30 @@ class _Inference:
                         helps=did_you_mean(a.tensor, known) or f"declare it: `in {a.tensor}: f32[…]`",
                     )  # fmt: skip
 
+    def _check_overlap(self) -> None:
+        """Two definitions of one tensor write different elements, as the start and the steps of a recurrence do."""
+        first: dict[str, list[Definition]] = {}
+        for d in self.c.definitions:
+            for name in targets(d):
+                for other in first.setdefault(name, []):
+                    if not (isinstance(d, Einsum) and isinstance(other, Einsum) and self._apart(d, other)):
+                        labels = (Label(other.span, "first defined here"),) if other.span else ()
+                        raise CompileError("T0131", f"tensor `{name}` is defined twice", d.span, labels=labels,
+                                           helps="give one of them another name, or write different elements")  # fmt: skip
+                first[name].append(d)
+
+    def _apart(self, a: Einsum, b: Einsum) -> bool:
+        if a.where and b.where:
+            return True  # predicates are trusted to be disjoint
+        for i, j in zip(a.indices, b.indices, strict=True):
+            one, two = (bounds(e, {v: self._extent(v) for v in variables(e)}) for e in (i, j))
+            if one is None or two is None:
+                return True
+            step = Poly({(): 1})
+            if nonnegative(two[0] - one[1] - step) or nonnegative(one[0] - two[1] - step):
+                return True
+        return False
+
     # ---- definitions
 
     def _extern(self, d: Extern) -> Extern:
@@ -232,6 +257,9 @@ class _Inference:
                 mine, other = poly(self._extent(i.name)), poly(s)
                 if mine.same(other) or self._unfolded(self._extent(i.name)).same(self._unfolded(s)):
                     continue
+                more = (other - mine).constant
+                if more is not None and more > 0 and mine.constant is None:
+                    continue  # a dimension of size N + 1 may be walked by n, as offsets are
                 if len(self.c.defining(a.tensor)) > 1 and nonnegative(other - mine):
                     continue  # the state of a recurrence has more steps than the rank that it is walked by
                 labels = (Label(tensor.span, f"`{a.tensor}` is declared here"),) if tensor.span else ()

@@ -20,7 +20,7 @@ from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, children, va
 from tcc.ir.index import evaluate_size
 from tcc.ir.infer import expression_dtype
 from tcc.ir.ops import MONOIDS, identity_of
-from tcc.ir.sizes import resolution_order, size_value
+from tcc.ir.sizes import resolution_order, size_value, solve_sizes
 
 Array = Any
 CHUNK = 1 << 21  # points of an iteration space that are evaluated at once
@@ -75,6 +75,7 @@ def bind(c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | Non
         for s, n in zip(t.shape, shape, strict=True):
             if isinstance(s, Size) and s.rank not in out and (c.rank(s.rank) or s).size is None:  # type: ignore[union-attr]
                 out[s.rank] = n
+    solve_sizes(c, {name: np.shape(value) for name, value in inputs.items()}, out)
     for r in resolution_order({r.name: r for r in c.ranks}):
         if r.size is not None and all(n.rank in out for n in walk(r.size) if isinstance(n, Size)):
             out[r.name] = size_value(r.size, out, r)

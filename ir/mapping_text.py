@@ -23,7 +23,8 @@ from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 
 GRAMMAR = (
     r"""
-mapping: _NL* "mapping" NAME "for" NAME _NL+ (item _NL+)*
+mapping: _NL* "mapping" NAME "for" TARGET _NL+ (item _NL+)*
+TARGET: /[A-Za-z_][\w.-]*/
 ?item: ranks | inputs | outputs | memory | kernel | extern
 memory: "memory" buffer
 kernel: PREPARE? "kernel" NAME ["over" variable ("," variable)*] body

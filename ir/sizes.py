@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
-from tcc.ir.cascade import Rank
+from tcc.ir.cascade import Cascade, Rank
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Call, Const, Expr, Size, text, walk
 from tcc.ir.index import evaluate_size
@@ -40,6 +41,25 @@ def size_value(size: Expr, sizes: Mapping[str, int], rank: Rank) -> int:
             raise CompileError("T0111", f"the size `{text(n)}` is not an integer below 2^63", n.span or rank.span,
                                helps="choose an exponent between 0 and 62")  # fmt: skip
     return evaluate_size(size, sizes)
+
+
+def solve_sizes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], sizes: dict[str, int]) -> None:
+    """Adds ranks that an input's shape determines: `2*P + R - 2 = n` gives P once R is known."""
+    open_ = [(s, n) for t in c.inputs for s, n in zip(t.shape, shapes.get(t.name, ()))]
+    moved = True
+    while moved:
+        moved = False
+        for size, extent in open_:
+            unknown = list(dict.fromkeys(n.rank for n in walk(size) if isinstance(n, Size) and n.rank not in sizes))
+            rank = c.rank(unknown[0]) if len(unknown) == 1 else None
+            if rank is None or rank.size is not None:
+                continue
+            at = [evaluate_size(size, {**sizes, rank.name: k}) for k in range(1, 5)]
+            slope = at[1] - at[0]
+            if slope > 0 and all(b - a == slope for a, b in pairwise(at)):
+                # where it does not divide, the check of the shapes reports the mismatch
+                sizes[rank.name] = 1 + (extent - at[0]) // slope
+                moved = True
 
 
 def resolution_order(ranks: Mapping[str, Rank]) -> list[Rank]:

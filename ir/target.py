@@ -59,6 +59,9 @@ class Unit:
             if tried in self.operators:
                 return self.operators[tried]
             tried = _INSTEAD.get(tried)
+        if op == "mul_add" and {"mul", "add"} <= set(self.operators):
+            mul, add = self.operators["mul"], self.operators["add"]
+            return Cost(mul.cycles + add.cycles, mul.pj + add.pj)
         return None
 
 
@@ -97,17 +100,30 @@ def parse_target(text: str, name: str) -> Target:
         raise CompileError("T0210", f"{name} is no YAML: {getattr(error, 'problem', error)}", span,
                            helps="see docs/targets.md") from None  # fmt: skip
     if not isinstance(data, dict):
-        raise _wrong(source, "a target is a mapping of `name`, `kind`, `backend`, `levels`, `parallel`", "")
+        raise _wrong(
+            source, "a target is a mapping of `name`, `kind`, `backend`, `levels`, `parallel`", ""
+        )
     known = ("name", "kind", "backend", "levels", "parallel", "units", "parameters")
     for key in data:
         if key not in known:
-            raise _wrong(source, f"unknown entry `{key}`", str(key), *did_you_mean(str(key), list(known)))
+            raise _wrong(
+                source, f"unknown entry `{key}`", str(key), *did_you_mean(str(key), list(known))
+            )
     if data.get("kind") not in KINDS:
-        raise _wrong(source, f"`kind` is `{data.get('kind')}`", "kind", f"one of {', '.join(KINDS)}")
+        raise _wrong(
+            source, f"`kind` is `{data.get('kind')}`", "kind", f"one of {', '.join(KINDS)}"
+        )
     levels = tuple(_entry(source, Level, item, "levels") for item in data.get("levels") or [])
-    resources = tuple(_entry(source, Resource, item, "parallel") for item in data.get("parallel") or [])
+    resources = tuple(
+        _entry(source, Resource, item, "parallel") for item in data.get("parallel") or []
+    )
     if not levels or levels[0].name != "memory":
-        raise _wrong(source, "the first level must be `memory`", "levels", "list the levels from the outermost inwards")
+        raise _wrong(
+            source,
+            "the first level must be `memory`",
+            "levels",
+            "list the levels from the outermost inwards",
+        )
     parameters = data.get("parameters") or {}
     for key, value in parameters.items():
         if not isinstance(value, int | float):
@@ -117,15 +133,24 @@ def parse_target(text: str, name: str) -> Target:
                   _units(source, data.get("units") or [], levels, resources))  # fmt: skip
 
 
-def _units(source: Source, items: Any, levels: tuple[Level, ...], resources: tuple[Resource, ...]) -> tuple[Unit, ...]:
+def _units(
+    source: Source, items: Any, levels: tuple[Level, ...], resources: tuple[Resource, ...]
+) -> tuple[Unit, ...]:
     """The compute units; each operator is `{cycles: …, pj: …}`, or a recipe of operators of the same unit."""
     units: list[Unit] = []
     for item in items if isinstance(items, list) else [items]:
         if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise _wrong(source, "an entry of `units` has no `name`", "units", "write `- {name: array, …}`")
+            raise _wrong(
+                source, "an entry of `units` has no `name`", "units", "write `- {name: array, …}`"
+            )
         for key in item:
             if key not in (fields := ["name", "resources", "level", "operators"]):
-                raise _wrong(source, f"unknown entry `{key}` in `units`", str(key), *did_you_mean(str(key), fields))
+                raise _wrong(
+                    source,
+                    f"unknown entry `{key}` in `units`",
+                    str(key),
+                    *did_you_mean(str(key), fields),
+                )
         spans = tuple(str(r) for r in item.get("resources") or ())
         for r in spans:
             if r not in (names := [x.name for x in resources]):
@@ -144,7 +169,9 @@ def _units(source: Source, items: Any, levels: tuple[Level, ...], resources: tup
 
 
 def _cost(source: Source, op: str, given: Any, known: Mapping[str, Cost]) -> Cost:
-    numbers = isinstance(given, dict) and all(isinstance(v, int | float) and v >= 0 for v in given.values())
+    numbers = isinstance(given, dict) and all(
+        isinstance(v, int | float) and v >= 0 for v in given.values()
+    )
     if numbers and set(given) <= {"cycles", "pj"}:
         return Cost(float(given.get("cycles", 1)), float(given.get("pj", 0)))
     if numbers and set(given) <= set(known):
@@ -156,13 +183,25 @@ def _cost(source: Source, op: str, given: Any, known: Mapping[str, Cost]) -> Cos
 
 def _entry(source: Source, kind: type[Any], item: object, section: str) -> Any:
     if not isinstance(item, dict) or "name" not in item:
-        raise _wrong(source, f"an entry of `{section}` has no `name`", section, "write `- {name: L1, …}`")
+        raise _wrong(
+            source, f"an entry of `{section}` has no `name`", section, "write `- {name: L1, …}`"
+        )
     fields = list(kind.__dataclass_fields__)
     for key, value in item.items():
         if key not in fields:
-            raise _wrong(source, f"unknown entry `{key}` in `{section}`", str(key), *did_you_mean(str(key), fields))
+            raise _wrong(
+                source,
+                f"unknown entry `{key}` in `{section}`",
+                str(key),
+                *did_you_mean(str(key), fields),
+            )
         if key != "name" and (not isinstance(value, int | float) or value < 0):
-            raise _wrong(source, f"`{key}` of `{item['name']}` is `{value}`", str(key), "give a number, 0 or more")
+            raise _wrong(
+                source,
+                f"`{key}` of `{item['name']}` is `{value}`",
+                str(key),
+                "give a number, 0 or more",
+            )
     return kind(**item)
 
 
@@ -172,4 +211,6 @@ def _wrong(source: Source, message: str, needle: str, *helps: str) -> CompileErr
             at = line.index(needle) + 1
             return CompileError("T0210", message, Span(source, number, at, at + len(needle)),
                                 helps=helps or ("see docs/targets.md",))  # fmt: skip
-    return CompileError("T0210", f"{source.name}: {message}", helps=helps or ("see docs/targets.md",))
+    return CompileError(
+        "T0210", f"{source.name}: {message}", helps=helps or ("see docs/targets.md",)
+    )

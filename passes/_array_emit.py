@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Const, Expr, Var, text, transform, variables
+from tcc.ir.expr import Access, Expr, Var, text, transform, variables, walk
 from tcc.ir.index import poly
 from tcc.ir.layout import row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
@@ -107,7 +107,9 @@ class _Emitter:
     def _home(self, t: str) -> _Home:
         p = self.p
         writers = [x for x in p.leaves if x.einsum.target == t]
-        users = [(x, a) for x in p.leaves for a in (_target(x.einsum), *x.einsum.reads) if a.tensor == t]
+        users = [
+            (x, a) for x in p.leaves for a in (_target(x.einsum), *x.einsum.reads) if a.tensor == t
+        ]
         self._check_slices(t, users)
         alone = all(x in writers for x, _ in users) and len(writers) == 1
         if t in p.leaving and alone and not writers[0].einsum.reduced:
@@ -132,19 +134,21 @@ class _Emitter:
         for x, a in users:
             for i, own in zip(a.indices, made.indices, strict=True):
                 if isinstance(own, Var) and own.name in self.p.outer and not _is_var(i, own.name):
-                    raise CompileError("T0223", f"`{x.einsum.target}` reads `{text(a)}`, which its kernel makes tile by "
+                    raise CompileError("T0243", f"`{x.einsum.target}` reads `{text(a)}`, which its kernel makes tile by "
                                        f"tile of `{own.name}`", a.span or x.einsum.span, helps="put them into two kernels")  # fmt: skip
 
-    def _level(self, t: str, users: list[tuple[Leaf, Access]], dims: tuple[Expr, ...], stage: int | None) -> str:
+    def _level(
+        self, t: str, users: list[tuple[Leaf, Access]], dims: tuple[Expr, ...], stage: int | None
+    ) -> str:
         """The registers of a unit, where every user has each element in the same place and all fit; else the buffer."""
         unit = users[0][0].unit
         if not unit.level or any(x.unit is not unit for x, _ in users):
             return "buffer"
         first = users[0][0].bind
-        for x, a in users:
-            if x.bind != first or set(x.bind) - {d.name for d in dims if isinstance(d, Var)}:
-                return "buffer"
-            del a
+        if any(x.bind != first for x, _ in users) or set(first) - {
+            d.name for d in dims if isinstance(d, Var)
+        }:
+            return "buffer"
         elements = 1
         for d in dims:
             length = self.p.length(d.name, stage or 0) if isinstance(d, Var) else poly(d).constant
@@ -161,7 +165,14 @@ class _Emitter:
 
     def _buffer(self, h: _Home) -> Buffer:
         t = next(t for t, other in self.homes.items() if other is h)
-        return Buffer(h.name, self.p.made[t].dtype, h.dims, h.level, row_major(len(h.dims)), self.p.made[t].fill)
+        return Buffer(
+            h.name,
+            self.p.made[t].dtype,
+            h.dims,
+            h.level,
+            row_major(len(h.dims)),
+            self.p.made[t].fill,
+        )
 
     # ---- leaves
 
@@ -172,23 +183,37 @@ class _Emitter:
             return self._source(n, leaf.stage) if isinstance(n, Access) else n
 
         body = transform(e.body, rule)
-        new = replace(e, target=self.homes[e.target].name, body=body, where=tuple(transform(p, rule) for p in e.where))
+        new = replace(
+            e,
+            target=self.homes[e.target].name,
+            body=body,
+            where=tuple(transform(p, rule) for p in e.where),
+        )
         if leaf.still is None:
             return _looped(leaf.local, (Do(new, _pairs(leaf.bind), e.span),))
         still = leaf.still
         home = self.homes.get(still.tensor)
         if home is not None and home.level == leaf.unit.level:
             return _looped(leaf.local, (Do(new, _pairs(leaf.bind), e.span),))
-        if not all(isinstance(i, Var) for i in still.indices) or len(set(variables(still))) != len(still.indices):
-            raise CompileError("T0224", f"`{text(still)}` cannot stay in the elements: its indices are no plain variables",
+        if not all(isinstance(i, Var) for i in still.indices) or len(set(variables(still))) != len(
+            still.indices
+        ):
+            raise CompileError("T0244", f"`{text(still)}` cannot stay in the elements: its indices are no plain variables",
                                still.span or e.span, helps="use the dataflow `output`")  # fmt: skip
         source = self._source(still, leaf.stage)
         dtype = (self.p.made.get(still.tensor) or self.p.c.tensors[still.tensor]).dtype
         kept = Access(fresh(f"{still.tensor}_{leaf.unit.level}", self.p.taken), still.indices)
         load = Do(Einsum(kept.tensor, kept.indices, source, span=e.span), _pairs(leaf.bind), e.span)
         shown = text(source)
-        new = replace(new, body=transform(new.body, lambda n: kept if isinstance(n, Access) and text(n) == shown else n))
-        b = Buffer(kept.tensor, dtype, still.indices, leaf.unit.level, row_major(len(still.indices)))
+        new = replace(
+            new,
+            body=transform(
+                new.body, lambda n: kept if isinstance(n, Access) and text(n) == shown else n
+            ),
+        )
+        b = Buffer(
+            kept.tensor, dtype, still.indices, leaf.unit.level, row_major(len(still.indices))
+        )
         return _looped(leaf.local, (Alloc(b, (load, Do(new, _pairs(leaf.bind), e.span))),))
 
     def _source(self, a: Access, stage: int) -> Access:
@@ -197,19 +222,25 @@ class _Emitter:
         if a.tensor in self.homes:
             return Access(self.homes[a.tensor].name, a.indices, a.span)
         names = [i.name for i in a.indices if isinstance(i, Var)]
-        if any(isinstance(n, Access) for i in a.indices for n in _walk(i)):
-            raise CompileError("T0224", f"`{text(a)}` has an index that is read from a tensor", a.span,
+        if any(isinstance(n, Access) for i in a.indices for n in walk(i)):
+            raise CompileError("T0244", f"`{text(a)}` has an index that is read from a tensor", a.span,
                                helps="an array mapping needs affine indices")  # fmt: skip
         if not names or len(names) != len(a.indices) or len(set(names)) != len(names):
             return a  # read where it lies
-        walks = p.walked in names and stage % 2 == 1
+        walks = p.walked in names and p.walked in p.step and stage % 2 == 1
         looped = [n for n, v in enumerate(p.outer, 1) if v in names and v in p.step]
         key: object = stage if walks else f"depth {max(looped, default=0)}"
-        place = self.stages.setdefault(stage, _Place()) if walks else self.depths[max(looped, default=0)]
+        place = (
+            self.stages.setdefault(stage, _Place())
+            if walks
+            else self.depths[max(looped, default=0)]
+        )
         if (key, text(a)) not in self.inputs:
             name = self.inputs[key, text(a)] = fresh(f"{a.tensor}_buffer", p.taken)
             t = p.c.tensors[a.tensor]
-            place.buffers.append(Buffer(name, t.dtype, a.indices, "buffer", row_major(len(a.indices)), t.fill))
+            place.buffers.append(
+                Buffer(name, t.dtype, a.indices, "buffer", row_major(len(a.indices)), t.fill)
+            )
             place.copies.append(Do(Einsum(name, a.indices, a, span=a.span), (), a.span))
         return Access(self.inputs[key, text(a)], a.indices, a.span)
 
@@ -252,12 +283,3 @@ def _target(e: Einsum) -> Access:
 
 def _is_var(e: Expr, name: str) -> bool:
     return isinstance(e, Var) and e.name == name
-
-
-def _walk(e: Expr) -> list[Expr]:
-    from tcc.ir.expr import walk
-
-    return list(walk(e))
-
-
-__all__ = ["Const", "Leaf", "Plan", "emit"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Einsum, Recurrence, Tensor, steps
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, transform, variables
+from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, text, transform, variables
 from tcc.ir.index import poly, same
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import contraction
@@ -62,8 +62,13 @@ def _split(c: Cascade, d: Einsum, out: Prepared, taken: set[str]) -> None:
     if found is None:
         out.definitions.append(d)
         return
+    sides = [(found.row_factor, found.rows[-1]), (found.column_factor, found.columns[-1])]
+    order = [text(a) for a in accesses(d.body)]
+    sides.sort(
+        key=lambda side: min(order.index(text(a)) for a in accesses(side[0]))
+    )  # as they are written
     factors: list[Access] = []
-    for f in (found.row_factor, found.column_factor):
+    for f, _ in sides:
         if not isinstance(f, Access):
             names = variables(f)
             a = Access(fresh(f"{d.target}_in", taken), tuple(Var(v) for v in names))
@@ -76,22 +81,34 @@ def _split(c: Cascade, d: Einsum, out: Prepared, taken: set[str]) -> None:
     first, second = factors
     body = call("mul", first, second)
     plain = all(isinstance(i, Var) for i in d.indices) and len(d.free) == len(d.indices)
-    reduced = next((v for v in found.reduced if v in variables(first) and v in variables(second)), found.reduced[0])
-    product = Product(first, second, found.rows[-1], found.columns[-1], reduced)
+    reduced = next(
+        (v for v in found.reduced if v in variables(first) and v in variables(second)),
+        found.reduced[0],
+    )
+    product = Product(first, second, sides[0][1], sides[1][1], reduced)
     if found.scale is None and plain:
         whole = replace(d, body=body)
         out.definitions.append(whole)
         out.products[id(whole)] = product
         return
     acc = Access(fresh(f"{d.target}_acc", taken), tuple(Var(v) for v in d.free))
-    out.made[acc.tensor] = Tensor(acc.tensor, c.tensors[d.target].dtype, tuple(c.extent(v) for v in d.free))
+    out.made[acc.tensor] = Tensor(
+        acc.tensor, c.tensors[d.target].dtype, tuple(c.extent(v) for v in d.free)
+    )
     part = Einsum(acc.tensor, acc.indices, body, d.reductions, d.where, d.span)
     free = set(d.free)
     scaled: Expr = acc
     if found.scale is not None:
         s = found.scale
-        inverse = isinstance(s, Call) and s.op == "div" and isinstance(s.args[0], Const) and s.args[0].value == 1
-        scaled = call("div", acc, s.args[1]) if inverse and isinstance(s, Call) else call("mul", acc, s)
+        inverse = (
+            isinstance(s, Call)
+            and s.op == "div"
+            and isinstance(s.args[0], Const)
+            and s.args[0].value == 1
+        )
+        scaled = (
+            call("div", acc, s.args[1]) if inverse and isinstance(s, Call) else call("mul", acc, s)
+        )
     held = tuple(p for p in d.where if set(variables(p)) <= free)
     out.definitions += [part, Einsum(d.target, d.indices, scaled, (), held, d.span)]
     out.products[id(part)] = product
@@ -103,7 +120,9 @@ def _split(c: Cascade, d: Einsum, out: Prepared, taken: set[str]) -> None:
 def _rolling(c: Cascade, members: list[Einsum], out: Prepared) -> list[Einsum]:
     """S[t+1] = g(S[t])  -->  S[(t+1) % 2] = g(S[t % 2]), for t in order: only two steps are stored."""
     inside = {id(d) for d in members}
-    found = [s for s in steps(c) if isinstance(s, Recurrence) and any(id(d) in inside for d in s.steps)]
+    found = [
+        s for s in steps(c) if isinstance(s, Recurrence) and any(id(d) in inside for d in s.steps)
+    ]
     if not found:
         return members
     names = sorted({r.var for r in found})
@@ -111,9 +130,21 @@ def _rolling(c: Cascade, members: list[Einsum], out: Prepared) -> list[Einsum]:
         raise _unsupported(members[0], f"a kernel with two iterative variables, `{names[0]}` and `{names[1]}`",
                            "make each recurrence a kernel of its own")  # fmt: skip
     if any(r.stop is not None for r in found):
-        raise _unsupported(found[0].steps[0], "a recurrence with a stopping condition", "run a fixed number of steps")
+        raise _unsupported(
+            found[0].steps[0],
+            "a recurrence with a stopping condition",
+            "run a fixed number of steps",
+        )
     var = out.iterative = names[0]
     for state, axis in _states(found, var).items():
+        outside = [
+            d
+            for d in c.definitions
+            if id(d) not in inside and any(a.tensor == state for a in d.reads)
+        ]
+        if outside or any(t.name == state for t in c.outputs):
+            raise _unsupported(c.defining(state)[0], f"every step of `{state}`, which is read outside its kernel",
+                               "read the last step only, in the same kernel")  # fmt: skip
         members = _two_steps(c, members, state, axis, var, out)
         out.states.add(state)
     return members
@@ -126,17 +157,16 @@ def _states(found: Iterable[Recurrence], var: str) -> dict[str, int]:
             for axis, i in enumerate(d.indices):
                 if var in variables(i) and not isinstance(i, Var):
                     if (poly(i) - poly(Var(var))).constant != 1:
-                        raise _unsupported(d, f"the step `{text(i)}`", f"write the state at `{var}+1`")
+                        raise _unsupported(
+                            d, f"the step `{text(i)}`", f"write the state at `{var}+1`"
+                        )
                     states[d.target] = axis
     return states
 
 
-def _two_steps(c: Cascade, members: list[Einsum], state: str, axis: int, var: str, out: Prepared) -> list[Einsum]:
-    inside = {id(d) for d in members}
-    outside = [d for d in c.definitions if id(d) not in inside and any(a.tensor == state for a in d.reads)]
-    if outside or any(t.name == state for t in c.outputs):
-        raise _unsupported(c.defining(state)[0], f"`{state}`, whose every step is kept: it is read outside its kernel",
-                           "read the last step only, in the same kernel")  # fmt: skip
+def _two_steps(
+    c: Cascade, members: list[Einsum], state: str, axis: int, var: str, out: Prepared
+) -> list[Einsum]:
     t = c.tensors[state]
     shape = tuple(Const(2) if n == axis else s for n, s in enumerate(t.shape))
     out.made[state] = replace(t, shape=shape)
@@ -165,4 +195,6 @@ def _two_steps(c: Cascade, members: list[Einsum], state: str, axis: int, var: st
 
 
 def _unsupported(d: Einsum, what: str, advice: str) -> CompileError:
-    return CompileError("T0221", f"`{d.target}`: an array mapping cannot hold {what}", d.span, helps=advice)
+    return CompileError(
+        "T0241", f"`{d.target}`: an array mapping cannot hold {what}", d.span, helps=advice
+    )

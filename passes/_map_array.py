@@ -26,22 +26,42 @@ from tcc.passes._array_prepare import Prepared, Product, prepare
 DATAFLOWS = ("output", "weight", "input")
 
 
-def map_array(c: Cascade, target: Target, dataflow: str = "output") -> Mapping:
+def map_array(
+    c: Cascade,
+    target: Target,
+    dataflow: str = "output",
+    *,
+    tile_reduction: int = 0,
+    tile_stream: int = 0,
+) -> Mapping:
     """One kernel per group of definitions; contractions keep the named operand still, the rest goes where it is fastest.
 
     Z[m,n] = A[m,k] * B[k,n]  -->  m, n on pe_x, pe_y (output) | k, n and B preloaded (weight) | k, m and A preloaded (input)
+
+    `tile_reduction` cuts the reduced variable of an output-stationary contraction, `tile_stream` the variable that streams
+    past a stationary input; 0 keeps them whole, as far as the buffer goes.
     """
     if dataflow not in DATAFLOWS:
-        raise CompileError("T0220", f"unknown dataflow `{dataflow}`",
+        raise CompileError("T0240", f"unknown dataflow `{dataflow}`",
                            helps=(*did_you_mean(dataflow, list(DATAFLOWS)), f"one of {', '.join(DATAFLOWS)}"))  # fmt: skip
     for u in target.units:
         for r in u.resources:
             if not target.resource(r).count:
-                raise CompileError("T0220", f"`{r}` of target `{target.name}` has no count",
+                raise CompileError("T0240", f"`{r}` of target `{target.name}` has no count",
                                    helps="an array has a fixed number of elements: give `count`")  # fmt: skip
-    if not any(len(u.resources) == 2 for u in target.units) or not any(x.name == "buffer" for x in target.levels):
-        raise CompileError("T0220", f"target `{target.name}` is no array", helps="list a level `buffer` and `units`, one "
+    if not any(len(u.resources) == 2 for u in target.units) or not any(
+        x.name == "buffer" for x in target.levels
+    ):
+        raise CompileError("T0240", f"target `{target.name}` is no array", helps="list a level `buffer` and `units`, one "
                            "of them over two dimensions: see docs/targets.md")  # fmt: skip
+    for given in (tile_reduction, tile_stream):
+        if given < 0:
+            raise CompileError(
+                "T0240",
+                f"a tile of {given} coordinates",
+                helps="give a positive number, or 0 for no tiles",
+            )
+    tiles = {"tile_reduction": tile_reduction or None, "tile_stream": tile_stream or None}
     groups = _groups(c)
     outputs = {t.name for t in c.outputs}
     taken = {t.name for t in c.inputs} | {n for d in c.definitions for n in targets(d)}
@@ -54,9 +74,24 @@ def map_array(c: Cascade, target: Target, dataflow: str = "output") -> Mapping:
         for t in made:
             if t in leaving and t not in outputs:
                 shape = c.tensors[t].shape
-                memory.append(Buffer(t, c.tensors[t].dtype, shape, "memory", row_major(len(shape)), c.tensors[t].fill))
-        kernels.append(_Kernel(c, target, dataflow, prepare(c, members, taken), leaving, taken).kernel(name))
-    return verify(Mapping(c.name, target.name, c.ranks, c.inputs, c.outputs, tuple(memory), tuple(kernels)))
+                memory.append(
+                    Buffer(
+                        t,
+                        c.tensors[t].dtype,
+                        shape,
+                        "memory",
+                        row_major(len(shape)),
+                        c.tensors[t].fill,
+                    )
+                )
+        kernels.append(
+            _Kernel(c, target, dataflow, tiles, prepare(c, members, taken), leaving, taken).kernel(
+                name
+            )
+        )
+    return verify(
+        Mapping(c.name, target.name, c.ranks, c.inputs, c.outputs, tuple(memory), tuple(kernels))
+    )
 
 
 def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
@@ -64,7 +99,7 @@ def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
     einsums: list[Einsum] = []
     for d in c.definitions:
         if isinstance(d, Extern):
-            raise CompileError("T0221", f"`{d.target}`: an array cannot call `{d.function}`", d.span,
+            raise CompileError("T0241", f"`{d.target}`: an array cannot call `{d.function}`", d.span,
                                helps="map the parts before and after it by themselves")  # fmt: skip
         einsums.append(d)
     if not c.groups:
@@ -73,20 +108,37 @@ def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
         return [(f"{c.name}_{t}", [d for d in einsums if d.target == t])
                 for t in dict.fromkeys(d.target for d in einsums)]  # fmt: skip
     grouped = [(name, [d for d in einsums if d.target in names]) for name, names in c.groups]
+    grouped = _in_order(grouped)
     inside = {d.target for _, ds in grouped for d in ds}
     for d in einsums:
         if d.target not in inside:
-            raise CompileError("T0221", f"`{d.target}` belongs to no kernel", d.span,
+            raise CompileError("T0241", f"`{d.target}` belongs to no kernel", d.span,
                                helps="add it to a `kernel` line, or give none")  # fmt: skip
     return grouped
+
+
+def _in_order(grouped: list[tuple[str, list[Einsum]]]) -> list[tuple[str, list[Einsum]]]:
+    """Kernels such that each comes after those whose results it reads."""
+    out: list[tuple[str, list[Einsum]]] = []
+    left = list(grouped)
+    while left:
+        for n, (_, ds) in enumerate(left):
+            later = {d.target for m, (_, others) in enumerate(left) if m != n for d in others}
+            if not any(a.tensor in later for d in ds for a in d.reads):
+                out.append(left.pop(n))
+                break
+        else:
+            raise CompileError("T0240", f"kernels `{left[0][0]}` and `{left[1][0]}` need each other's results",
+                               left[0][1][0].span, helps="group the definitions in another way")  # fmt: skip
+    return out
 
 
 class _Kernel:
     """Chooses outer and walked variables, tile sizes, stages, units and bindings of one kernel."""
 
-    def __init__(self, c: Cascade, target: Target, dataflow: str, p: Prepared, leaving: set[str],
-                 taken: set[str]) -> None:  # fmt: skip
-        self.c, self.target, self.dataflow, self.p = c, target, dataflow, p
+    def __init__(self, c: Cascade, target: Target, dataflow: str, tiles: dict[str, int | None], p: Prepared,
+                 leaving: set[str], taken: set[str]) -> None:  # fmt: skip
+        self.c, self.target, self.dataflow, self.tiles, self.p = c, target, dataflow, tiles, p
         self.leaving, self.taken = leaving, taken
         self.count = {r.name: r.count for r in target.resources}
         self.array = next(u for u in target.units if len(u.resources) == 2)
@@ -94,7 +146,9 @@ class _Kernel:
         last = defs[-1].free
         rows = [v for v in row_variables(defs) if v != p.iterative and self._in_place(v)]
         self.outer = sorted(rows, key=lambda v: last.index(v) if v in last else -1)
-        self.binds = {id(d): self._product_bind(p.products[id(d)]) for d in defs if id(d) in p.products}
+        self.binds = {
+            id(d): self._product_bind(p.products[id(d)]) for d in defs if id(d) in p.products
+        }
         self.primary: dict[str, str] = next(iter(self.binds.values()), {})
         self.walked = p.iterative or self._most_walked()
         self.step = {v: s for v in [*self.outer, self.walked] if v and (s := self._step(v))}
@@ -105,7 +159,9 @@ class _Kernel:
         for d in self.p.definitions:
             for a in (Access(d.target, d.indices), *d.reads):
                 if a.tensor in self.p.made:
-                    mine = [n for n, i in enumerate(a.indices) if isinstance(i, Var) and i.name == v]
+                    mine = [
+                        n for n, i in enumerate(a.indices) if isinstance(i, Var) and i.name == v
+                    ]
                     if at.setdefault(a.tensor, mine) != mine or len(mine) != 1:
                         return False
         return True
@@ -120,7 +176,7 @@ class _Kernel:
 
     def _product_bind(self, x: Product) -> dict[str, str]:
         if self.array.cost("mul_add") is None:
-            raise CompileError("T0222", f"unit `{self.array.name}` of target `{self.target.name}` cannot do `mul_add`",
+            raise CompileError("T0242", f"unit `{self.array.name}` of target `{self.target.name}` cannot do `mul_add`",
                                helps="list it under `operators`")  # fmt: skip
         pe_x, pe_y = self.array.resources
         if self.dataflow == "output":
@@ -137,11 +193,11 @@ class _Kernel:
                 return self.count[bind[v]]
         if v == self.walked:
             only = any(v == x.reduced for x in products)
-            return int(self.target.parameter("tile_reduction", 0)) or None if only else self.count[pe_x]
+            return self.tiles["tile_reduction"] if only else self.count[pe_x]
         if products:
             if any(v in (x.row, x.column) for x in products):
                 if len(products) == 1:
-                    return int(self.target.parameter("tile_stream", 0)) or None
+                    return self.tiles["tile_stream"]
                 return self.count[pe_y]
             return 1
         if v == self.outer[-1]:
@@ -181,7 +237,8 @@ class _Kernel:
         if self.walked in producer.reduced:
             return False
         return all(
-            (isinstance(i, Var) and i.name == self.walked) == (isinstance(own, Var) and own.name == self.walked)
+            (isinstance(i, Var) and i.name == self.walked)
+            == (isinstance(own, Var) and own.name == self.walked)
             for i, own in zip(a.indices, producer.indices, strict=True)
         )
 
@@ -190,10 +247,18 @@ class _Kernel:
     def _leaf(self, d: Einsum, stage: int) -> Leaf:
         if id(d) in self.p.products:
             x, bind = self.p.products[id(d)], self.binds[id(d)]
-            still = {"output": Access(d.target, d.indices), "weight": x.second, "input": x.first}[self.dataflow]
+            still = {"output": Access(d.target, d.indices), "weight": x.second, "input": x.first}[
+                self.dataflow
+            ]
             local = self._local(bind)
-            local += [(v, 1) for v in variables(*still.indices) if v not in bind and self._length(v, stage) != 1]
-            return Leaf(d, stage, self.array, bind, local, None if self.dataflow == "output" else still)
+            local += [
+                (v, 1)
+                for v in variables(*still.indices)
+                if v not in bind and self._length(v, stage) != 1
+            ]
+            return Leaf(
+                d, stage, self.array, bind, local, None if self.dataflow == "output" else still
+            )
         work = point_operations(d)
         best: tuple[float, int, Unit, dict[str, str]] | None = None
         for u in self.target.units:
@@ -212,7 +277,7 @@ class _Kernel:
             missing = [op for op in work if op not in able]
             what = f"no unit of `{self.target.name}` can do `{missing[0]}`" if missing else (
                 f"no unit of `{self.target.name}` can do all of {', '.join(f'`{op}`' for op in work)}")  # fmt: skip
-            raise CompileError("T0222", f"`{d.target}`: {what}", d.span, helps="list it under `operators` of a unit, or "
+            raise CompileError("T0242", f"`{d.target}`: {what}", d.span, helps="list it under `operators` of a unit, or "
                                "split the definition" if not missing else "list it under `operators` of a unit")  # fmt: skip
         return Leaf(d, stage, best[2], best[3], self._local(best[3]), None)
 
@@ -221,13 +286,15 @@ class _Kernel:
         plain = [i.name for i in d.indices if isinstance(i, Var)]
         usable = [v for v in [*plain, *d.reduced] if self._length(v, stage) != 1]
         bind = {v: self.primary[v] for v in usable if self.primary.get(v) in u.resources}
-        order = [v for v in reversed(plain) if v in self.step] + [v for v in reversed(plain) if v not in self.step]
+        order = [v for v in reversed(plain) if v in self.step] + [
+            v for v in reversed(plain) if v not in self.step
+        ]
         if len(u.resources) > 1 or not order:
             order += d.reduced
         rest = [v for v in order if v in usable and v not in bind]
         for r, v in zip([r for r in reversed(u.resources) if r not in bind.values()], rest):
             bind[v] = r
-        return bind
+        return dict(sorted(bind.items(), key=lambda pair: u.resources.index(pair[1])))
 
     def _length(self, v: str, stage: int) -> int | None:
         """The largest interval of a variable in a stage, where it is known."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, targets
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, substitute, text, transform, walk
-from tcc.ir.index import is_size, poly, same, simplify_index, within
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, substitute, text, transform, walk
+from tcc.ir.index import Extents, is_size, poly, same, simplify_index, within
 from tcc.ir.infer import build, expression_dtype
 from tcc.ir.ops import OPS
 from tcc.ir.target import Target
@@ -38,12 +38,13 @@ def _fold(c: Cascade) -> Cascade:
 
         def rule(n: Expr) -> Expr:
             if isinstance(n, Access):
-                new = tuple(i if isinstance(i, Var | Const) or accesses(i) else _kept(i, simplify_index(i, extents))
-                            for i in n.indices)  # fmt: skip
+                shape, states = c.tensors[n.tensor].shape, len(c.defining(n.tensor)) > 1
+                new = tuple(i if states and isinstance(i, Var) else _index(i, size, extents)
+                            for i, size in zip(n.indices, shape, strict=True))  # fmt: skip
                 return n if all(a is b for a, b in zip(new, n.indices, strict=True)) else Access(n.tensor, new, n.span)
             return _fold_node(c, n)
 
-        body = transform(d.body, rule)
+        body = _kept(d.body, transform(d.body, rule))
         where = tuple(p for p in (transform(p, rule) for p in d.where) if not _is_true(p))
         if body is d.body and len(where) == len(d.where) and all(a is b for a, b in zip(where, d.where, strict=True)):
             return d
@@ -52,6 +53,16 @@ def _fold(c: Cascade) -> Cascade:
         return replace(d, body=body, where=where)
 
     return _replaced(c, tuple(fold(d) for d in c.definitions))
+
+
+def _index(i: Expr, size: Expr, extents: Extents) -> Expr:
+    """The index folded; a variable that walks another extent than the dimension's stays `v + 0`: it is meant."""
+    if isinstance(i, Const) or accesses(i):
+        return i
+    new = i if isinstance(i, Var) else _kept(i, simplify_index(i, extents))
+    if isinstance(new, Var) and not same(extents[new.name], size):
+        return call("add", new, Const(0))
+    return new
 
 
 def _kept(old: Expr, new: Expr) -> Expr:

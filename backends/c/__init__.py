@@ -1,1 +1,152 @@
-"""backends/c"""
+"""The C backend: a mapping becomes C, a shared object, and calls without copies.
+
+`build(mapping, target)` gives a `CProgram`; `CProgram.bind(shapes, strides, sizes)` gives a `Call` for inputs and outputs
+of these shapes and strides; `call(pointers)` runs it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping as MappingABC
+from collections.abc import Sequence
+from functools import cached_property
+
+from tcc.backends.c.emit import Program, emit
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.mapping import Mapping, signature
+from tcc.ir.target import Target
+
+Shapes = MappingABC[str, tuple[int, ...]]
+
+
+def build(mapping: Mapping, target: Target) -> CProgram:
+    """The program of a mapping; its C for row-major arrays is built at once, for others when they come."""
+    return CProgram(mapping)
+
+
+class CProgram:
+    """A mapping as C. One shared object per set of dimensions that have stride 1."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self.mapping = mapping
+        self._built: dict[tuple[tuple[str, int | None], ...], _Built] = {}
+        self.tensors = [*mapping.inputs, *(t for t in mapping.outputs if t.name not in {i.name for i in mapping.inputs})]
+
+    @cached_property
+    def source(self) -> str:
+        """The C text for row-major arrays."""
+        return emit(self.mapping).source
+
+    def assembly(self) -> str:
+        """The compiler's assembly of `source`."""
+        from tcc.backends.c.toolchain import assembly, find_toolchain
+
+        return assembly(self.source, find_toolchain())
+
+    def compile(self) -> None:
+        """Builds the shared object for row-major arrays; raises T3xx when the compiler is missing or fails."""
+        self._variant(())
+
+    def bind(self, shapes: Shapes, strides: Shapes, sizes: MappingABC[str, int]) -> Call:
+        """A call for arrays of the given shapes and strides (in elements), with every rank's size."""
+        unit: list[tuple[str, int | None]] = []
+        flat: list[int] = []
+        for t in self.tensors:
+            flat += strides[t.name]
+            if max(shapes[t.name], default=0) >= 2**31:
+                raise CompileError("T0304", f"a dimension of `{t.name}` has 2^31 elements or more", t.span,
+                                   helps="split the rank")  # fmt: skip
+            found = _unit_dimension(shapes[t.name], strides[t.name])
+            if found != len(t.shape) - 1:
+                unit.append((t.name, found))
+        built = self._variant(tuple(unit))
+        numbers = [sizes[r.name] for r in signature(self.mapping).ranks] + flat
+        return Call(built, numbers)
+
+    def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
+        if unit not in self._built:
+            program = emit(self.mapping, dict(unit)) if unit else emit(self.mapping)
+            self._built[unit] = _Built(program)
+        return self._built[unit]
+
+
+def _unit_dimension(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """The last dimension of stride 1; dimensions of one element count when nothing else does."""
+    for d in reversed(range(len(shape))):
+        if strides[d] == 1 and shape[d] != 1:
+            return d
+    last = len(shape) - 1
+    if last < 0 or shape[last] == 1 or strides[last] == 1:
+        return last
+    return None
+
+
+class _Built:
+    """A loaded shared object."""
+
+    def __init__(self, program: Program) -> None:
+        import ctypes
+
+        from tcc.backends.c.launch import load
+        from tcc.backends.c.toolchain import build as compile_source
+        from tcc.backends.c.toolchain import find_toolchain
+
+        self.program = program
+        self.library = load(compile_source(program.source, find_toolchain()))
+        self.measure = {}
+        for name in ("tcc_arena", "tcc_constants", "tcc_scratch"):
+            function = getattr(self.library, name)
+            function.restype = ctypes.c_int64
+            self.measure[name] = function
+
+
+class Call:
+    """A program bound to shapes, strides and sizes. Calling it writes the outputs; it is safe to call from many threads."""
+
+    def __init__(self, built: _Built, numbers: Sequence[int]) -> None:
+        from tcc.backends.c.launch import Arena, Launcher, sizes_array
+
+        tensors = len(built.program.tensors)
+        self.sizes = sizes_array([*numbers, 0])
+        self.arena_bytes, self.constant_bytes, scratch = (
+            int(built.measure[name](self.sizes)) for name in ("tcc_arena", "tcc_constants", "tcc_scratch")
+        )
+        per_thread = (scratch + 4095) // 4096 * 4096 + 128 if scratch else 0
+        self.sizes = sizes_array([*numbers, per_thread])
+        self.scratch_bytes = per_thread * _threads()
+        self._main = Launcher(built.library, "tcc_main", tensors + 3, len(self.sizes))
+        self._prepare = (
+            Launcher(built.library, "tcc_prepare", tensors + 3, len(self.sizes)) if built.program.prepared else None
+        )
+        self._memory = Arena()
+        self._constants = Arena().take(self.constant_bytes) if self.constant_bytes else None
+        self._prepared: object = None
+        self.total = self.arena_bytes + self.scratch_bytes
+
+    def __call__(self, pointers: Sequence[int], constants: object = 0) -> None:
+        """`pointers`: inputs, then outputs. `constants` is a key that changes when a constant input's content does."""
+        kept = self._constants.address if self._constants is not None else 0
+        if not self.total:
+            self._run(pointers, (0, kept, 0), constants)
+            return
+        block = self._memory.take(self.total)
+        try:
+            self._run(pointers, (block.address, kept, block.address + self.arena_bytes), constants)
+        finally:
+            self._memory.give(block)
+
+    def _run(self, pointers: Sequence[int], memory: tuple[int, int, int], constants: object) -> None:
+        every = (*pointers, *memory)
+        if self._prepare is not None and self._prepared != constants:
+            self._prepare(every, self.sizes)
+            self._prepared = constants
+        self._main(every, self.sizes)
+
+
+def _threads() -> int:
+    """The most threads that a parallel region may have."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    count = int(torch.get_num_threads()) if torch is not None and hasattr(torch, "get_num_threads") else 0
+    return max(count, os.cpu_count() or 1, int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0] or 1))

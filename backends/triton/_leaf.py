@@ -30,7 +30,8 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
     """Adds the statements of `e` over the current tiles; `combine` joins the target's value with the new one."""
     held = t.registers.get(e.target)
     inner = [p for p in e.where if set(variables(p)) & set(e.reduced)]
-    outer = [p for p in e.where if p not in inner]
+    skipped = t.ignored.get(e.target, frozenset())
+    outer = [p for p in e.where if p not in inner and text(p) not in skipped]
     if held is not None:
         axes = held.axes
         t.same_place(held, Access(e.target, e.indices, e.span))
@@ -43,6 +44,9 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
     new = _dot(t, e, axes, inner, old, precision) if e.reduced else None
     if new is None:
         new, present = (_reduced(t, e, axes, inner) if e.reduced else (t.value(e.body, axes), t.axes(e.body, axes)))
+        if old is not None and not outer and e.monoid(e.reduced[0]) == "sum":
+            t.lines.add(f"{old} += {new.text}")
+            return
         if old is not None:
             join = _JOINS[e.monoid(e.reduced[0])]
             new = Code(join.format(old, new.within(PRODUCT if "+" in join else PRODUCT + 1)), SUM)
@@ -69,7 +73,8 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
 def _store(t: Tile, e: Einsum, new: Code, axes: Axes) -> None:
     target = Access(e.target, e.indices, e.span)
     mask = conjunction([t.inside(v, axes) for v in axes if t.ragged(v)])
-    t.lines.add(f"tl.store({t.address(target, axes)}, {new.text}{f', mask={mask.text}' if mask else ''})")
+    arguments = [t.address(target, axes), new.text] + ([f"mask={mask.text}"] if mask else [])
+    t.lines.insert(len(t.lines.text), t.lines.depth, "tl.store", arguments)
 
 
 def _orientation(t: Tile, e: Einsum) -> Axes:

@@ -24,6 +24,9 @@ def mangled(name: str) -> str:
     return f"{out}_" if reserved or out in _MODULES else out
 
 
+WIDTH = 110
+
+
 @dataclass
 class Names:
     """One Python namespace: `fresh` gives a name that nothing else in it has."""
@@ -56,3 +59,12 @@ class Lines:
 
     def add(self, line: str) -> None:
         self.text.append(f"{'    ' * self.depth}{line}" if line else "")
+
+    def insert(self, at: int, depth: int, head: str, arguments: list[str]) -> int:
+        """Puts `head(arguments)` before line `at`, over several lines where one is too long; returns how many."""
+        pad = "    " * depth
+        lines = [f"{pad}{head}({', '.join(arguments)})"]
+        if len(lines[0]) > WIDTH:
+            lines = [f"{pad}{head}(", *(f"{pad}    {a}," for a in arguments), f"{pad})"]
+        self.text[at:at] = lines
+        return len(lines)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, text, transform, variables
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, text, transform, variables, walk
 from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
 
@@ -28,6 +28,15 @@ class Register:
     name: str
     axes: Axes
     place: tuple[object, ...]
+
+
+@dataclass
+class Scope:
+    """The body of an open loop: its variable, where its `for` line stands, and the names taken before it."""
+
+    var: str
+    line: int
+    taken: set[str]
 
 
 @dataclass
@@ -49,21 +58,35 @@ class Tile:
     ranks: dict[str, str] = field(default_factory=dict)
     block_names: dict[str, str] = field(default_factory=dict)
     loaded: list[dict[tuple[str, Axes], str]] = field(default_factory=lambda: [{}])
-    scopes: list[set[str]] = field(default_factory=list)
+    scopes: list[Scope] = field(default_factory=list)
+    ignored: dict[str, frozenset[str]] = field(default_factory=dict)  # tensor -> predicates that all its readers repeat
 
     # ---- scopes: what a loop's body defines is gone after it
 
-    def open(self) -> None:
+    def open(self, var: str) -> None:
+        """Enters the body of the `for` statement that was just added."""
         self.loaded.append({})
-        self.scopes.append(set(self.names.taken))
+        self.scopes.append(Scope(var, len(self.lines.text) - 1, set(self.names.taken)))
         self.lines.depth += 1
 
     def close(self) -> None:
         self.loaded.pop()
-        keep = self.scopes.pop()
+        keep = self.scopes.pop().taken
         keep |= {*self.pointers.values(), *self.strides.values(), *self.ranks.values(), *self.block_names.values()}
         self.names.taken = keep
         self.lines.depth -= 1
+
+    def define(self, wanted: str, call: str, arguments: list[str], level: int) -> str:
+        """Adds `name = call(arguments)` to the scope of the given depth, before the loops inside it."""
+        name = self.names.fresh(wanted)
+        inner = self.scopes[level:]
+        for scope in inner:
+            scope.taken.add(name)
+        at = inner[0].line if inner else len(self.lines.text)
+        count = self.lines.insert(at, 1 + level, f"{name} = {call}", arguments)
+        for scope in inner:
+            scope.line += count
+        return name
 
     # ---- sizes
 
@@ -160,16 +183,20 @@ class Tile:
                                helps=f"allocate `{a.tensor}` inside the loops that cut its variables")  # fmt: skip
 
     def load(self, a: Access, axes: Axes) -> str:
-        """The Python name of a loaded tile; a tile is loaded once per scope."""
+        """The Python name of a loaded tile; a tile is loaded once, outside the loops that do not move it."""
         key = (text(a), axes)
         for scope in self.loaded:
             if key in scope:
                 return scope[key]
-        address, mask = self.address(a, axes), self.guard(a, axes)
-        name = self.names.fresh(a.tensor)
-        fill = literal(self.signature.tensors[a.tensor].fill).text
-        self.lines.add(f"{name} = tl.load({address}{f', mask={mask.text}, other={fill}' if mask else ''})")
-        self.loaded[-1][key] = name
+        used = set(variables(a))
+        level = max((n + 1 for n, scope in enumerate(self.scopes) if scope.var in used), default=0)
+        arguments = [self.address(a, axes)]
+        if (mask := self.guard(a, axes)) is not None:
+            arguments += [f"mask={mask.text}", f"other={literal(self.signature.tensors[a.tensor].fill).text}"]
+        indirect = any(isinstance(n, Access) for i in a.indices for n in walk(i))
+        level = len(self.scopes) if indirect else level
+        name = self.define(a.tensor, "tl.load", arguments, level)
+        self.loaded[level][key] = name
         return name
 
     def address(self, a: Access, axes: Axes) -> str:

@@ -1,0 +1,350 @@
+"""Leaves as C: vector loops over a lane variable, scalar loops, and register-tiled inner products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcc.backends.c._scalar import literal, scalar, typed
+from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
+from tcc.backends.c._vector import CLASSES, Vector, vector_class
+from tcc.ir.cascade import Einsum
+from tcc.ir.dtype import DTYPES, DType
+from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, variables
+from tcc.ir.index import poly
+from tcc.ir.mapping import Do
+from tcc.ir.ops import MONOIDS
+
+UNROLL = 4  # vectors per iteration of a full vector loop
+_FOLD = {"add": "hsum", "mul": "hprod", "max": "hmax", "min": "hmin"}
+
+
+def combine(s: Scope, monoid: str, a: str, b: str, t: DType, suffix: str | None = None) -> str:
+    """C text of a ⊕ b, for scalars or for vectors of type `suffix`."""
+    op = MONOIDS[monoid].combine
+    if op in ("add", "mul", "bit_xor"):
+        shown = f"{a} {({'add': '+', 'mul': '*', 'bit_xor': '^'})[op]} {b}"
+        return shown if t.bits >= 32 or suffix else f"({C_TYPES[t.name]})({shown})"
+    if op in ("or", "and"):
+        return f"{a} {'|' if op == 'or' else '&'} {b}"
+    if suffix is None and not t.is_float:
+        return f"({a} {'>' if op == 'max' else '<'} {b} ? {a} : {b})"
+    return f"{s.use(f'{op}_{suffix or t.name}')}({a}, {b})"
+
+
+def first_visit(s: Scope, d: Einsum) -> str | None:
+    """The condition that no loop has combined into the target before; None when that is certain."""
+    terms = []
+    for v in d.reduced:
+        interval = s.intervals[v]
+        if not interval.whole:
+            terms.append(f"{integer_text(s, s.located(Var(v)))} == 0")
+    return " && ".join(terms) or None
+
+
+def emit_do(s: Scope, leaf: Do) -> None:
+    """One `do` outside any shared vector loop."""
+    from tcc.backends.c._micro import emit_micro
+
+    d = leaf.einsum
+    lanes = leaf.on("lane")
+    if lanes and leaf.on("unroll") and emit_micro(s, leaf):
+        return
+    lane = lanes[0] if lanes else None
+    open_vars = [v for v in d.free if v != lane and s.intervals[v].step != 1]
+    counters = [_open_loop(s, v) for v in open_vars]
+    reduced = [v for v in d.reduced if v != lane and s.intervals[v].step != 1]
+    if lane is None or vector_class(s, [d], lane) is None:
+        _scalar_leaf(s, d, ([lane] if lane in d.free and lane else []), d.reduced)
+    elif lane in d.free:
+        vector_loop(s, lane, [d], {id(d): reduced})
+    elif reduced:
+        _split_reduction(s, d, lane, reduced)
+    else:
+        vector_loop(s, lane, [d], {})
+    for v, old in reversed(counters):
+        s.lines.close()
+        s.intervals[v] = old
+
+
+def _open_loop(s: Scope, v: str) -> tuple[str, Interval]:
+    """A loop over the current interval of `v`, which becomes a point in it."""
+    old = s.intervals[v]
+    low, c = integer_text(s, old.low), s.names.fresh(v)
+    s.lines.open(f"for (int64_t {c} = 0; {c} < {old.high} - ({low}); {c}++) {{")
+    s.intervals[v] = Interval(call("add", old.low, Var(c)), old.high, 1, False)
+    s.counters[c] = Const(old.step) if old.step else _extent(s, v)
+    return v, old
+
+
+def _extent(s: Scope, v: str) -> Expr:
+    return s.extents[v]
+
+
+def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> None:
+    opened = [_open_loop(s, v) for v in free if s.intervals[v].step != 1]
+    target = Access(d.target, d.indices)
+    t = s.storage[d.target].dtype
+    place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(target))}]"
+    inner = [p for p in d.where if set(variables(p)) & set(reduced)]
+    outer = [p for p in d.where if p not in inner]
+    if not reduced:
+        value = typed(s, d.body, t)
+    else:
+        monoid = d.monoid(reduced[0])
+        first = first_visit(s, d)
+        acc = s.names.fresh("sum" if monoid == "sum" else monoid)
+        start = literal(MONOIDS[monoid].identity, t)
+        s.lines.add(f"{C_TYPES[t.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};")
+        loops = [_open_loop(s, v) for v in reduced if s.intervals[v].step != 1]
+        guard = f"if ({' && '.join(scalar(s, p) for p in inner)}) " if inner else ""
+        s.lines.add(f"{guard}{acc} = {combine(s, monoid, acc, typed(s, d.body, t), t)};")
+        for v, old in reversed(loops):
+            s.lines.close()
+            s.intervals[v] = old
+        value = acc
+    if outer:
+        fill = literal(s.tensor(d.target).fill, t)
+        value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {fill}"
+    s.lines.add(f"{place} = {value};")
+    for v, old in reversed(opened):
+        s.lines.close()
+        s.intervals[v] = old
+
+
+def _split_reduction(s: Scope, d: Einsum, lane: str, reduced: list[str]) -> None:
+    """Loops over the other reduced variables around a vector loop that combines into the target."""
+    t = s.storage[d.target].dtype
+    place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
+    start = literal(MONOIDS[d.monoid(lane)].identity, t)
+    first = first_visit(s, d)
+    s.lines.add(f"{place} = {start};" if first is None else f"if ({first}) {place} = {start};")
+    loops = [_open_loop(s, v) for v in reduced]
+    vector_loop(s, lane, [d], {}, accumulate=True)
+    for v, old in reversed(loops):
+        s.lines.close()
+        s.intervals[v] = old
+
+
+# ---- vector loops
+
+
+@dataclass
+class _Sum:
+    """Accumulators of a reduction along the lanes: one vector per unrolled position."""
+
+    names: list[str]
+    monoid: str
+    kind: str  # vector type
+
+
+def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int, list[str]],
+                accumulate: bool = False) -> None:  # fmt: skip
+    """All definitions for the interval of `lane`: full chunks, single vectors, then the tail.
+
+    `inner` lists reduced variables that are looped over inside a chunk; `accumulate`: the target holds a partial result.
+    """
+    kind = vector_class(s, definitions, lane)
+    if kind is None:
+        for d in definitions:
+            _scalar_leaf(s, d, [lane] if lane in d.free else [], d.reduced)
+        return
+    width = CLASSES[kind][1]
+    old = s.intervals[lane]
+    low = integer_text(s, old.low)
+    length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
+    s.lines.open("{")
+    s.lines.add(f"const int64_t {length} = {old.high} - ({low});" if low != "0" else f"const int64_t {length} = {old.high};")
+    s.lines.add(f"int64_t {c} = 0;")
+    s.counters[c] = Const(old.step) if old.step else s.extents[lane]
+    s.intervals[lane] = Interval(call("add", old.low, Var(c)), old.high, None, False)
+    # a loop of few points is not worth four copies of the body
+    unroll = UNROLL if old.step is None or old.step >= UNROLL * width else max(1, (old.step or 0) // width)
+    sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
+    padded = all(lane in d.free and _padded(s, d, lane, width) for d in definitions)
+
+    def body(positions: int, count: str | None) -> None:
+        memos: list[dict[str, str]] = [{} for _ in range(positions)]
+        for d in definitions:
+            emit = [Vector(s, kind, lane, c, j * width, count, memos[j]) for j in range(positions)]
+            if id(d) in sums:
+                _add_up(s, d, emit, sums[id(d)], count)
+            elif inner.get(id(d)):
+                _inner_reduction(s, d, emit, inner[id(d)], count, padded)
+            else:
+                for e in emit:
+                    _map(s, d, e, count, padded)
+
+    if unroll > 1:
+        s.lines.open(f"for (; {c} + {unroll * width} <= {length}; {c} += {unroll * width}) {{")
+        body(unroll, None)
+        s.lines.close()
+    s.lines.open(f"for (; {c} + {width} <= {length}; {c} += {width}) {{")
+    body(1, None)
+    s.lines.close()
+    rest = s.names.fresh("rest")
+    s.lines.open(f"if ({c} < {length}) {{")
+    s.lines.add(f"const int {rest} = (int)({length} - {c});")
+    body(1, rest)
+    s.lines.close()
+    if padded:
+        _clear_padding(s, definitions, lane, c, length, width, kind)
+    s.intervals[lane] = old
+    for d in definitions:
+        if id(d) in sums:
+            _finish(s, d, sums[id(d)], accumulate)
+    s.lines.close()
+
+
+def _padded(s: Scope, d: Einsum, lane: str, width: int) -> bool:
+    """Whether the target's storage is padded along the lane variable to whole vectors."""
+    place = s.storage[d.target]
+    at = [n for n, i in enumerate(d.indices) if isinstance(i, Var) and i.name == lane]
+    return place.layout is not None and len(at) == 1 and place.layout.padding(at[0]) % width == 0
+
+
+def _clear_padding(s: Scope, definitions: list[Einsum], lane: str, c: str, length: str, width: int, kind: str) -> None:
+    """Whole vectors of padding beyond the tail hold zeros."""
+    d = definitions[0]
+    layout = s.storage[d.target].layout
+    assert layout is not None
+    at = next(n for n, i in enumerate(d.indices) if isinstance(i, Var) and i.name == lane)
+    multiple = layout.padding(at)
+    if multiple <= width:
+        return
+    s.lines.add(f"{c} = ({length} + {width - 1}) / {width} * {width};")
+    s.lines.open(f"for (; {c} % {multiple}; {c} += {width}) {{")
+    for d in definitions:
+        t = s.storage[d.target].dtype
+        e = Vector(s, kind, lane, c, 0, None)
+        e.store(Access(d.target, d.indices), f"{e.fn('bc', e._loaded(t))}(0)", True)
+    s.lines.close()
+
+
+def _sums(s: Scope, d: Einsum, lane: str, kind: str, unroll: int) -> _Sum:
+    t = s.storage[d.target].dtype
+    monoid = d.monoid(lane)
+    e = Vector(s, kind, lane, "", 0, None)
+    names = []
+    for _ in range(unroll):
+        name = s.names.fresh(d.target)
+        names.append(name)
+        s.lines.add(f"{e.type(t)} {name} = {_identity(e, monoid, t)};")
+    s.use(e.type(t))
+    return _Sum(names, monoid, e.type(t))
+
+
+def _identity(e: Vector, monoid: str, t: DType) -> str:
+    value = MONOIDS[monoid].identity
+    if t.kind == "b":
+        return f"{e.fn('bc', e.integer)}({-1 if value else 0})"
+    return f"{e.fn('bc', e._class(t))}({literal(value, e._class(t))})"
+
+
+def _masked(s: Scope, d: Einsum, e: Vector, value: str, monoid: str, t: DType, count: str | None,
+            predicates: list[Expr]) -> str:  # fmt: skip
+    """The value where it takes part in the reduction, the identity elsewhere."""
+    masks = [e.mask(p) for p in predicates]
+    if count is not None:
+        masks.append(f"{e.fn('firstn', e.integer)}({count})")
+    if not masks:
+        return value
+    return f"{e.fn('select', t)}({' & '.join(masks)}, {value}, {_identity(e, monoid, t)})"
+
+
+def _add_up(s: Scope, d: Einsum, emit: list[Vector], sums: _Sum, count: str | None) -> None:
+    t = s.storage[d.target].dtype
+    inner = [p for p in d.where if set(variables(p)) & set(d.reduced)]
+    for e, name in zip(emit, sums.names, strict=False):
+        value = _masked(s, d, e, e.value(d.body, t), sums.monoid, t, count, inner)
+        s.lines.add(f"{name} = {combine(s, sums.monoid, name, value, t, sums.kind)};")
+
+
+def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str], count: str | None,
+                     padded: bool) -> None:  # fmt: skip
+    """The lanes are kept while the reduced variables run."""
+    t = s.storage[d.target].dtype
+    monoid = d.monoid(reduced[0])
+    target = Access(d.target, d.indices)
+    first = first_visit(s, d)
+    inner = [p for p in d.where if set(variables(p)) & set(d.reduced)]
+    names = []
+    for e in emit:
+        name = s.names.fresh(d.target)
+        start = _identity(e, monoid, t)
+        if first is not None:
+            start = f"{first} ? {start} : {e.value(target, t)}"
+        s.lines.add(f"{e.type(t)} {name} = {start};")
+        names.append(name)
+    loops = [_open_loop(s, v) for v in reduced]
+    for e, name in zip(emit, names, strict=True):
+        fresh = Vector(s, e.kind, e.lane, e.counter, e.offset, e.count)
+        value = _masked(s, d, fresh, fresh.value(d.body, t), monoid, t, None, inner)
+        s.lines.add(f"{name} = {combine(s, monoid, name, value, t, e.type(t))};")
+    for v, old in reversed(loops):
+        s.lines.close()
+        s.intervals[v] = old
+    for e, name in zip(emit, names, strict=True):
+        _store(s, d, e, name, t, count, padded)
+
+
+def _map(s: Scope, d: Einsum, e: Vector, count: str | None, padded: bool) -> None:
+    t = s.storage[d.target].dtype
+    if d.reduced:  # every reduced variable is a point: combine into the target
+        monoid = d.monoid(d.reduced[0])
+        first = first_visit(s, d)
+        inner = [p for p in d.where if set(variables(p)) & set(d.reduced)]
+        value = _masked(s, d, e, e.value(d.body, t), monoid, t, None, inner)
+        if first is not None:
+            old = e.value(Access(d.target, d.indices), t)
+            value = f"{first} ? {value} : {combine(s, monoid, old, f'({value})', t, e.type(t))}"
+    else:
+        value = e.value(d.body, t)
+    _store(s, d, e, value, t, count, padded)
+    e.memo.pop(text(Access(d.target, d.indices)), None)
+    stale = [k for k in e.memo if f"{d.target}[" in k]
+    for k in stale:
+        del e.memo[k]
+
+
+def _store(s: Scope, d: Einsum, e: Vector, value: str, t: DType, count: str | None, padded: bool) -> None:
+    outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
+    if outer:
+        fill = s.tensor(d.target).fill
+        other = f"{e.fn('bc', e._loaded(t))}({literal(fill, e._class(t))})"
+        value = f"{e.fn('select', t)}({' & '.join(e.mask(p) for p in outer)}, {value}, {other})"
+    if padded and count is not None:
+        keep = f"{e.fn('firstn', e.integer)}({count})"
+        value = f"{e.fn('select', t)}({keep}, {value}, {e.fn('bc', e._loaded(t))}(0))"
+    e.store(Access(d.target, d.indices), value, padded)
+
+
+def _finish(s: Scope, d: Einsum, sums: _Sum, accumulate: bool) -> None:
+    """Adds the accumulators up and combines them into the target."""
+    t = s.storage[d.target].dtype
+    total = sums.names[0]
+    for name in sums.names[1:]:
+        total = combine(s, sums.monoid, total, name, t, sums.kind)
+        total = f"({total})" if not total.endswith(")") else total
+    op = MONOIDS[sums.monoid].combine
+    if t.kind == "b":
+        value = f"({s.use(f'any_{sums.kind}' if op == 'or' else f'all_{sums.kind}')}({total}) != 0)"
+    elif op == "bit_xor":
+        wide = s.names.fresh("wide")
+        s.lines.add(f"{sums.kind} {wide} = {total};")
+        value = " ^ ".join(f"{wide}[{n}]" for n in range(int(sums.kind.split("x")[1])))
+    else:
+        value = f"{s.use(f'{_FOLD[op]}_{sums.kind}')}({total})"
+    place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
+    first = None if not accumulate else "0"
+    if not accumulate:
+        first = first_visit(s, d)
+    if accumulate or first is not None:
+        joined = combine(s, sums.monoid, place, value, t)
+        value = joined if accumulate else f"{first} ? {value} : {joined}"
+    outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
+    if outer and not accumulate:
+        value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {literal(s.tensor(d.target).fill, t)}"
+    s.lines.add(f"{place} = {value};")
+
+
+__all__ = ["DTYPES", "Call", "emit_do", "poly", "vector_loop"]

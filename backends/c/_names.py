@@ -1,0 +1,39 @@
+"""C identifiers for names of the program: recognisable, unique, and never a word of the language or of this backend."""
+
+from __future__ import annotations
+
+import re
+
+_RESERVED = set(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm typeof "
+    "main exp log sin cos tan pow sqrt floor ceil round trunc abs min max y0 y1 yn j0 j1 jn gamma signal time index "
+    "f32 f64 i32 i64 u8 i8 i16 u16 u32 u64 linux unix NULL EOF PIN task tasks local scratch arena n p".split()
+)
+
+
+class Names:
+    """Hands out identifiers; the same object never gives one out twice."""
+
+    def __init__(self) -> None:
+        self._taken = set(_RESERVED)
+        self._known: dict[tuple[str, str], str] = {}
+
+    def of(self, kind: str, name: str) -> str:
+        """The identifier of a tensor, rank or kernel: always the same for the same name."""
+        key = (kind, name)
+        if key not in self._known:
+            self._known[key] = self.fresh(name)
+        return self._known[key]
+
+    def fresh(self, wish: str) -> str:
+        """An unused identifier close to `wish`."""
+        base = re.sub(r"\W", "_", wish, flags=re.ASCII)
+        if not base or not base[0].isalpha():
+            base = f"t_{base.strip('_')}"
+        out, n = base, 1
+        while out in self._taken or re.search(r"_[fiu](8|16|32|64)(x\d+)?(_u)?$|^[fiu]\d+x\d+", out):
+            n += 1
+            out = f"{base}_{n}_"
+        self._taken.add(out)
+        return out

@@ -1,0 +1,145 @@
+"""What the C generator knows at one place: intervals of variables, storage of tensors, functions in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tcc.backends.c._names import Names
+from tcc.ir.cascade import Cascade, Tensor
+from tcc.ir.dtype import DType
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, text, transform
+from tcc.ir.index import poly, simplify_index, within
+from tcc.ir.infer import expression_dtype
+from tcc.ir.layout import Layout
+
+C_TYPES = {
+    "f32": "float", "f64": "double", "i8": "int8_t", "i16": "int16_t", "i32": "int32_t", "i64": "int64_t",
+    "u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t", "bool": "uint8_t",
+}  # fmt: skip
+
+
+@dataclass
+class Interval:
+    """The tile of a variable: from `low`, up to the C variable `high`; `step` is its static size, 1 makes it a point."""
+
+    low: Expr
+    high: str
+    step: int | None
+    whole: bool = True  # starts at 0 whatever the loops do
+
+
+@dataclass
+class Storage:
+    """Where a tensor lies: a C pointer, and either strides (C text per dimension) or a layout over a window."""
+
+    pointer: str
+    dtype: DType
+    strides: tuple[Expr, ...] | None = None
+    layout: Layout | None = None
+    shape: tuple[Expr, ...] = ()  # capacities of the window
+    base: tuple[Expr, ...] = ()  # first coordinate of the window per dimension
+
+
+class Lines:
+    """C text under construction."""
+
+    def __init__(self) -> None:
+        self.out: list[str] = []
+        self.depth = 0
+
+    def add(self, line: str) -> None:
+        self.out.append("  " * self.depth + line if line else "")
+
+    def open(self, line: str) -> None:
+        self.add(line)
+        self.depth += 1
+
+    def close(self, line: str = "}") -> None:
+        self.depth -= 1
+        self.add(line)
+
+
+@dataclass
+class Scope:
+    """Everything shared while one kernel is printed."""
+
+    signature: Cascade
+    names: Names
+    lines: Lines
+    functions: set[str] = field(default_factory=set)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    storage: dict[str, Storage] = field(default_factory=dict)
+    counters: dict[str, Expr] = field(default_factory=dict)  # C loop counters with their extents, where known
+    extents: dict[str, Expr] = field(default_factory=dict)  # whole extents of the kernel's variables
+    _dtypes: dict[int, tuple[Expr, DType]] = field(default_factory=dict)
+
+    def dtype(self, e: Expr) -> DType:
+        """The element type of an expression."""
+        if id(e) not in self._dtypes:
+            self._dtypes[id(e)] = (e, expression_dtype(self.signature, e))
+        return self._dtypes[id(e)][1]
+
+    def tensor(self, name: str) -> Tensor:
+        return self.signature.tensors[name]
+
+    def use(self, function: str) -> str:
+        self.functions.add(function)
+        return function
+
+    def located(self, e: Expr) -> Expr:
+        """An index with variables replaced by their values: lower bounds of their tiles plus counters."""
+        return transform(e, lambda n: self.intervals[n.name].low if isinstance(n, Var) and n.name in self.intervals else n)
+
+    def address(self, a: Access) -> Expr:
+        """The element offset of an access from its tensor's pointer."""
+        s = self.storage[a.tensor]
+        at = [simplify_index(self.located(i), self.counters) for i in a.indices]
+        if s.strides is not None:
+            offset: Expr = Const(0)
+            for i, stride in zip(at, s.strides, strict=True):
+                offset = call("add", offset, call("mul", i, stride))
+            return simplify_index(offset, self.counters)
+        assert s.layout is not None
+        relative = tuple(call("sub", i, b) for i, b in zip(at, s.base, strict=True))
+        relative = tuple(simplify_index(i, self.counters) for i in relative)
+        return simplify_index(s.layout.address(relative, s.shape), self.counters)
+
+    def unsafe(self, a: Access) -> list[tuple[Expr, Expr]]:
+        """The (index, size) pairs of an access that may lie outside the tensor."""
+        shape = self.tensor(a.tensor).shape
+        out = []
+        for i, s in zip(a.indices, shape, strict=True):
+            inside = isinstance(i, Var) and poly(self.extents.get(i.name, Const(-1))).same(poly(s))
+            if not inside and not within(i, s, self.extents):
+                out.append((i, s))
+        return out
+
+
+def integer_text(s: Scope, e: Expr) -> str:
+    """C text of an index or size expression; operands of `/` and `%` are known to be non-negative."""
+    if isinstance(e, Const):
+        return str(int(e.value))
+    if isinstance(e, Var):
+        return e.name
+    if isinstance(e, Size):
+        return s.names.of("rank", e.rank)
+    if isinstance(e, Call) and e.op in ("add", "sub", "mul"):
+        symbol = {"add": "+", "sub": "-", "mul": "*"}[e.op]
+        left, right = (integer_text(s, a) for a in e.args)
+        if e.op == "mul":
+            left, right = (_grouped(t, a) for t, a in zip((left, right), e.args, strict=True))
+        elif e.op == "sub":
+            right = _grouped(right, e.args[1])
+        return f"{left} {symbol} {right}"
+    if isinstance(e, Call) and e.op == "neg":
+        return f"-{_grouped(integer_text(s, e.args[0]), e.args[0])}"
+    from tcc.backends.c._scalar import scalar
+
+    return scalar(s, e)
+
+
+def _grouped(shown: str, e: Expr) -> str:
+    return f"({shown})" if isinstance(e, Call) and e.op in ("add", "sub", "neg") else shown
+
+
+__all__ = ["C_TYPES", "Cast", "Interval", "Lines", "Scope", "Storage", "integer_text", "text"]

@@ -1,0 +1,270 @@
+"""C expressions for `lanes` consecutive points of one variable, as explicit vector values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tcc.backends.c._scalar import inside, literal, scalar, typed
+from tcc.backends.c._scope import Interval, Scope, integer_text
+from tcc.ir.cascade import Einsum
+from tcc.ir.dtype import DTYPES, DType
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, variables
+from tcc.ir.index import Poly, poly
+
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "bit_and": "&", "bit_or": "|", "bit_xor": "^", "and": "&", "or": "|"}
+# the classes of element types that one vector loop may mix: value type, its mask and integer type, lanes
+CLASSES = {"f32": ("i32", 8), "f64": ("i64", 4)}
+
+
+def vector_class(s: Scope, definitions: list[Einsum], lane: str) -> str | None:
+    """`f32` or `f64` when every value along `lane` is of that class, its integers or bool; else None."""
+    seen: set[str] = set()
+    for d in definitions:
+        seen.add(s.storage[d.target].dtype.name)
+        for e in (d.body, *d.where):
+            _collect(s, e, lane, seen)
+    for name, (integer, _) in CLASSES.items():
+        if seen <= {name, integer, "bool", "index"}:
+            return name
+    return None
+
+
+def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
+    """Element types of all sub-expressions that move along the lane."""
+    if lane not in variables(e):
+        return
+    if isinstance(e, Var):
+        seen.add("index")
+        return
+    t = s.dtype(e)
+    if isinstance(e, Call) and t.name == "i64" and not any(True for _ in accesses(e)):
+        seen.add("index")
+        return
+    seen.add(t.name if t.name in ("f32", "f64", "i32", "i64", "bool") else "other")
+    if isinstance(e, Access):
+        return
+    if isinstance(e, Call) and t.is_integer and e.op in ("floordiv", "mod", "pow"):
+        seen.add("other")
+    for child in e.args if isinstance(e, Call) else (e.arg,) if isinstance(e, Cast) else ():
+        _collect(s, child, lane, seen)
+
+
+@dataclass
+class Vector:
+    """Prints expressions at lanes `offset … offset + lanes - 1` of a chunk; equal sub-expressions are computed once."""
+
+    s: Scope
+    kind: str  # the class: f32 or f64
+    lane: str  # the variable
+    counter: str  # its C counter: the chunk starts at low + counter
+    offset: int
+    count: str | None  # in a tail: how many lanes are left
+    memo: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lanes(self) -> int:
+        return CLASSES[self.kind][1]
+
+    @property
+    def integer(self) -> DType:
+        return DTYPES[CLASSES[self.kind][0]]
+
+    @property
+    def float(self) -> DType:
+        return DTYPES[self.kind]
+
+    def type(self, t: DType) -> str:
+        """The vector type of an element type: masks for bool, the class's integer for indices."""
+        if t.name == self.kind:
+            return f"{self.kind}x{self.lanes}"
+        return f"{self.integer.name}x{self.lanes}"
+
+    def fn(self, name: str, t: DType) -> str:
+        return self.s.use(f"{name}_{self.type(t)}")
+
+    # ---- values
+
+    def value(self, e: Expr, want: DType) -> str:
+        """A C variable or expression that holds the lanes of `e` as `want`."""
+        if self.lane not in variables(e):
+            return self._splat(e, want)
+        have = self.s.dtype(e)
+        return self.convert(self._shared(e), have, want)
+
+    def mask(self, e: Expr) -> str:
+        return self.value(e, DTYPES["bool"])
+
+    def convert(self, value: str, have: DType, want: DType) -> str:
+        a, b = self._element(have), self._element(want)
+        if have.kind == "b" and want.kind != "b":
+            one = self.fn("bc", want) + f"({literal(1, self._class(want))})"
+            zero = self.fn("bc", want) + "(0)"
+            return f"{self.fn('select', want)}({value}, {one}, {zero})"
+        if want.kind == "b" and have.kind != "b":
+            return f"({value} != 0)"
+        if a == b:
+            return value
+        return f"{self.s.use(f'cvt_{self.type(want)}_{self.type(have)}')}({value})"
+
+    def _class(self, t: DType) -> DType:
+        return self.float if t.is_float else self.integer
+
+    def _element(self, t: DType) -> str:
+        return "bool" if t.kind == "b" else self._class(t).name
+
+    def _splat(self, e: Expr, want: DType) -> str:
+        key = f"splat {want.kind} {text(e)}"
+        if key not in self.memo:
+            if want.kind == "b":
+                shown = f"{self.fn('bc', self.integer)}(-({scalar(self.s, e)}))"
+            else:
+                t = self._class(want)
+                shown = f"{self.fn('bc', t)}({typed(self.s, e, t)})"
+            self.memo[key] = self._name(want, shown) if not isinstance(e, Const) else shown
+        return self.memo[key]
+
+    def _name(self, t: DType, shown: str) -> str:
+        name = self.s.names.fresh("v")
+        self.s.lines.add(f"{self.type(t)} {name} = {shown};")
+        self.s.use(self.type(t))
+        return name
+
+    def _shared(self, e: Expr) -> str:
+        if isinstance(e, Var):
+            return self._index(e)
+        key = text(e)
+        if key not in self.memo:
+            self.memo[key] = self._name(self.s.dtype(e), self._print(e))
+        return self.memo[key]
+
+    def _index(self, e: Var) -> str:
+        """Coordinates of the lanes."""
+        start = integer_text(self.s, self._start())
+        iota = f"{self.fn('iota', self.integer)}()"
+        return f"({self.fn('bc', self.integer)}({self._narrow(start)}) + {iota})"
+
+    def _narrow(self, shown: str) -> str:
+        return f"(int32_t)({shown})" if self.integer.name == "i32" else shown
+
+    def _start(self) -> Expr:
+        low = self.s.intervals[self.lane].low
+        return call("add", low, Const(self.offset)) if self.offset else low
+
+    def _print(self, e: Expr) -> str:
+        if isinstance(e, Access):
+            return self._load(e)
+        if isinstance(e, Cast):
+            return self.value(e.arg, e.dtype)
+        assert isinstance(e, Call), text(e)
+        return self._call(e)
+
+    def _call(self, e: Call) -> str:
+        t = self.s.dtype(e)
+        if e.op in ("select", "take"):
+            if e.op == "select":
+                chosen, a, b = self.mask(e.args[0]), e.args[1], e.args[2]
+            else:
+                chosen, a, b = f"({self.value(e.args[2], self.integer)} == 0)", e.args[0], e.args[1]
+            return f"{self.fn('select', t)}({chosen}, {self.value(a, t)}, {self.value(b, t)})"
+        if e.op in ("and", "or"):
+            return f"({self.mask(e.args[0])} {_SYMBOLS[e.op]} {self.mask(e.args[1])})"
+        if e.op == "not":
+            return f"(~{self.mask(e.args[0])})"
+        if e.spec.result == "bool":
+            from tcc.backends.c._scalar import _common
+
+            common = self._class(_common(self.s, e))
+            a, b = self.value(e.args[0], common), self.value(e.args[1], common)
+            return f"{self.fn(e.op, common)}({a}, {b})"
+        args = [self.value(a, t) for a in e.args]
+        if e.op in _SYMBOLS:
+            return f"{args[0]} {_SYMBOLS[e.op]} {args[1]}"
+        if e.op == "neg":
+            return f"-{args[0]}"
+        if e.op == "div":
+            return f"{args[0]} / {args[1]}"
+        if e.op == "floordiv":
+            return f"{self.fn('floor', t)}({args[0]} / {args[1]})"
+        if e.op == "mod":
+            return f"{args[0]} - {self.fn('floor', t)}({args[0]} / {args[1]}) * {args[1]}"
+        if t.is_integer and e.op in ("floor", "ceil", "round", "trunc"):
+            return args[0]
+        return f"{self.fn(e.op, t)}({', '.join(args)})"
+
+    # ---- memory
+
+    def _load(self, a: Access) -> str:
+        s = self.s
+        t = s.dtype(a)
+        step = self.step(a)
+        moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
+        if step is None or step.constant != 1 or moving or any(self.lane in variables(x) for i in a.indices for x in
+                                                               accesses(i)):  # fmt: skip
+            return self._gather(a, t, step, moving)
+        place = f"{s.storage[a.tensor].pointer} + {integer_text(s, self._at(a))}"
+        if self.count is None:
+            loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({place})"
+        else:
+            loaded = f"{self.fn('ldbn' if t.kind == 'b' else 'ldn', self._loaded(t))}({place}, {self.count})"
+        guards = s.unsafe(a)
+        if not guards:
+            return loaded
+        fill = f"{self.fn('bc', self._loaded(t))}({literal(s.tensor(a.tensor).fill, self._class(t))})"
+        return f"{inside(s, guards)} ? {loaded} : {fill}"
+
+    def _loaded(self, t: DType) -> DType:
+        return self.float if t.is_float else self.integer
+
+    def step(self, a: Access) -> Poly | None:
+        """How far apart neighbouring lanes lie, in elements; None when that is not the same everywhere."""
+        p = poly(self.s.address(a))
+        c = p.coefficient(self.counter)
+        if c is None or p.without(self.counter).mentions([self.counter]) or c.mentions([self.counter]):
+            return None
+        return c
+
+    def _at(self, a: Access) -> Expr:
+        offset = self.s.address(a)
+        return call("add", offset, Const(self.offset)) if self.offset else offset
+
+    def _gather(self, a: Access, t: DType, step: Poly | None, moving: list[tuple[Expr, Expr]]) -> str:
+        """Lane by lane; lanes beyond the tail read the last valid point."""
+        s = self.s
+        old = s.intervals[self.lane]
+        values = []
+        for n in range(self.lanes):
+            at: Expr = call("add", old.low, Const(self.offset + n))
+            if self.count is not None and n:
+                at = call("add", call("add", old.low, Const(self.offset)), Var(f"({n} < {self.count} ? {n} : 0)"))
+            s.intervals[self.lane] = Interval(at, old.high, 1)
+            shown = scalar(s, a)
+            values.append(f"-({shown})" if t.kind == "b" else shown)
+        s.intervals[self.lane] = old
+        return f"({self.type(t)}){{{', '.join(values)}}}"
+
+    def store(self, a: Access, value: str, full: bool) -> None:
+        """`full`: every lane may be written although the tail is shorter (the storage is padded)."""
+        s = self.s
+        t = s.storage[a.tensor].dtype
+        step = self.step(a)
+        pointer = s.storage[a.tensor].pointer
+        if step is not None and step.constant == 1:
+            at = f"{pointer} + {integer_text(s, self._at(a))}"
+            kind = "stb" if t.kind == "b" else "st"
+            if self.count is None or full:
+                s.lines.add(f"{self.fn(kind, self._loaded(t))}({at}, {value});")
+            else:
+                s.lines.add(f"{self.fn(kind + 'n', self._loaded(t))}({at}, {value}, {self.count});")
+            return
+        name = self._name(t, value)
+        old = s.intervals[self.lane]
+        for n in range(self.lanes):
+            s.intervals[self.lane] = Interval(call("add", old.low, Const(self.offset + n)), old.high, 1)
+            at = integer_text(s, s.address(a))
+            shown = f"{name}[{n}] != 0" if t.kind == "b" else f"{name}[{n}]"
+            guard = f"if ({n} < {self.count}) " if self.count is not None else ""
+            s.lines.add(f"{guard}{pointer}[{at}] = {shown};")
+        s.intervals[self.lane] = old
+
+
+__all__ = ["CLASSES", "Size", "Vector", "vector_class"]

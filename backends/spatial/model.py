@@ -1,0 +1,185 @@
+"""From a mapping to a report: sizes are bound, the mapping is checked against the target, and every leaf is costed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping as MappingABC
+
+from tcc.backends.spatial.report import BufferUse, Report
+from tcc.backends.spatial.reuse import Site, Traffic, footprint, sites, traffic
+from tcc.backends.spatial.timing import leaf_cost
+from tcc.ir.cascade import Extern
+from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.ir.expr import Access, Var
+from tcc.ir.index import evaluate_size
+from tcc.ir.mapping import Alloc, Do, Kernel, Mapping, buffers, tensors
+from tcc.ir.target import Target
+
+
+def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Report:
+    """Counts, cycles and energy of every leaf, with what does not fit or is not modelled as an error."""
+    if target.kind != "array" or not target.units:
+        raise CompileError(
+            "T0341",
+            f"target `{target.name}` is no array",
+            helps="choose one whose `kind` is `array`",
+        )
+    sizes = bind_sizes(m, given)
+    types = tensors(m)
+    levels = {t.name: "memory" for t in (*m.inputs, *m.outputs)} | {
+        n: b.level for n, b in buffers(m).items()
+    }
+    known = [x.name for x in target.levels]
+    for name, level in levels.items():
+        if level not in known:
+            raise CompileError("T0342", f"buffer `{name}` lies at `{level}`, which target `{target.name}` does not have",
+                               buffers(m)[name].span, helps=did_you_mean(level, known) or f"one of {', '.join(known)}")  # fmt: skip
+    word = {n: target.parameter("word_bytes", t.dtype.itemsize) for n, t in types.items()}
+    report = Report(m, target, sizes, word)
+    for k in m.kernels:
+        if isinstance(k, Extern):
+            raise CompileError("T0341", f"`{k.function}` does not run on an array", k.span,
+                               helps="map the parts before and after it by themselves")  # fmt: skip
+        found = sites(k, sizes)
+        _check_registers(found, target, levels)
+        _footprints(k, found, target, sizes, word, report)
+        for s in found:
+            t = traffic(s, types, levels, sizes)
+            cost = leaf_cost(s, target, levels, t, word)
+            _count(report, s, t)
+            report.leaves[id(s.do)] = cost
+    for table, costs in ((report.reads, "read_pj"), (report.writes, "write_pj")):
+        for (at, name), n in table.items():
+            level = target.level(at)
+            pj = n * word[name] / level.line_bytes * getattr(level, costs)
+            report.level_pj[at] = report.level_pj.get(at, 0) + pj
+    return report
+
+
+def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
+    """The size of every rank; T0126 names one that is missing or unknown."""
+    names = [r.name for r in m.ranks]
+    for name, value in given.items():
+        if name not in names:
+            raise CompileError("T0126", f"`{m.name}` has no rank `{name}`",
+                               helps=did_you_mean(name, names) or f"its ranks: {', '.join(names)}")  # fmt: skip
+        if value < 1:
+            raise CompileError(
+                "T0110",
+                f"rank `{name}` has size {value}",
+                helps="the model needs sizes of 1 or more",
+            )
+    out = {r.name: int(given[r.name]) for r in m.ranks if r.size is None and r.name in given}
+    for r in m.ranks:
+        if r.size is None and r.name not in out:
+            raise CompileError("T0126", f"the size of rank `{r.name}` is not known", r.span,
+                               helps=f"give it, as in `--size {r.name}=64`")  # fmt: skip
+    pending = [r for r in m.ranks if r.size is not None]
+    for _ in range(len(pending)):  # sizes may refer to ranks that are declared later
+        for r in pending:
+            try:
+                assert r.size is not None
+                out[r.name] = evaluate_size(r.size, out)
+            except KeyError:
+                continue
+    for r in pending:
+        if r.name in given and given[r.name] != out[r.name]:
+            raise CompileError("T0125", f"rank `{r.name}` has size {out[r.name]}, not {given[r.name]}", r.span,
+                               helps="its size is fixed by its declaration")  # fmt: skip
+    return out
+
+
+def _count(report: Report, s: Site, t: Traffic) -> None:
+    for table, part in ((report.reads, t.reads), (report.writes, t.writes)):
+        for key, n in part.items():
+            table[key] = table.get(key, 0) + n
+    target = s.do.einsum.target
+    names = list(dict.fromkeys([*s.do.einsum.free, *s.do.einsum.reduced]))
+    report.points[target] = report.points.get(target, 0) + s.swept(names)
+
+
+def _check_registers(found: list[Site], target: Target, levels: MappingABC[str, str]) -> None:
+    """Registers belong to one unit, and every leaf must find each element where the others left it."""
+    own = {u.level: u for u in target.units if u.level}
+    first: dict[str, tuple[Site, dict[str, str]]] = {}
+    for s in found:
+        e = s.do.einsum
+        for a in (Access(e.target, e.indices), *e.reads):
+            if levels[a.tensor] not in own:
+                continue
+            unit = own[levels[a.tensor]]
+            bind = {
+                v: r
+                for v, r in s.do.bind
+                if any(isinstance(i, Var) and i.name == v for i in a.indices)
+            }
+            for v, r in s.do.bind:
+                if r not in unit.resources:
+                    raise CompileError("T0342", f"`{a.tensor}` lies in the registers of `{unit.name}`, but `{v}` is bound to "
+                                       f"`{r}`", s.do.span, helps="pass it through the buffer")  # fmt: skip
+            at = {
+                n: bind.get(i.name, "") if isinstance(i, Var) else ""
+                for n, i in enumerate(a.indices)
+            }
+            placed = {str(n): r for n, r in at.items()}
+            other = first.setdefault(a.tensor, (s, placed))
+            if other[1] != placed:
+                raise CompileError("T0342", f"`{e.target}` needs `{a.tensor}` in other elements than "
+                                   f"`{other[0].do.einsum.target}` does", s.do.span, helps="pass it through the buffer")  # fmt: skip
+
+
+def _footprints(k: Kernel, found: list[Site], target: Target, sizes: MappingABC[str, int],
+                word: MappingABC[str, float], report: Report) -> None:  # fmt: skip
+    """The size of each buffer (in registers: of one element's part), and whether what lives together fits."""
+    own = {u.level: u for u in target.units if u.level}
+    count = {r.name: r.count for r in target.resources}
+    for s in found:
+        for n, node in enumerate(s.path):
+            if not isinstance(node, Alloc) or node.buffer.name in report.buffers:
+                continue
+            b = node.buffer
+            extents = footprint(b, s.path[:n], k, sizes)
+            each = 1
+            user = next((x.do for x in found if _touches(x, b.name)), None)
+            for axis, length in enumerate(extents):
+                spread = 1
+                if b.level in own and user is not None:
+                    spread = count.get(_bound_axis(user, b.name, axis), 1)
+                each *= math.ceil(length / spread)
+            size = math.prod(extents)
+            report.buffers[b.name] = BufferUse(
+                b.name, b.level, tuple(extents), size, each * word[b.name]
+            )
+    for s in found:
+        live: dict[str, float] = {}
+        for node in s.path:
+            if isinstance(node, Alloc):
+                use = report.buffers[node.buffer.name]
+                live[use.level] = live.get(use.level, 0) + use.bytes_each
+        for level, need in live.items():
+            report.peak[level] = max(report.peak.get(level, 0), need)
+            room = target.level(level).bytes
+            if room and need > room:
+                names = [
+                    x.buffer.name
+                    for x in s.path
+                    if isinstance(x, Alloc) and x.buffer.level == level
+                ]
+                largest = max(names, key=lambda x: report.buffers[x].bytes_each)
+                raise CompileError("T0344", f"level `{level}` of `{target.name}` holds {room} bytes, but `{k.name}` needs "
+                                   f"{need:.0f} at `{s.do.einsum.target}`, most of them for `{largest}`", s.do.span,
+                                   helps="use smaller tiles: the options `tile_reduction` and `tile_stream` of the pass "
+                                   "cut the variables that are kept whole")  # fmt: skip
+
+
+def _touches(s: Site, name: str) -> bool:
+    e = s.do.einsum
+    return e.target == name or any(a.tensor == name for a in e.reads)
+
+
+def _bound_axis(do: Do, name: str, axis: int) -> str:
+    """The dimension that the given axis of a tensor is spread over in a leaf; empty when it is not."""
+    e = do.einsum
+    a = next(a for a in (Access(e.target, e.indices), *e.reads) if a.tensor == name)
+    i = a.indices[axis]
+    return dict(do.bind).get(i.name, "") if isinstance(i, Var) else ""

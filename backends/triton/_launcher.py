@@ -1,0 +1,140 @@
+"""The Python function around the kernels: checks its tensors, allocates results, computes sizes and launches."""
+
+from __future__ import annotations
+
+from tcc.backends.triton._kernel import KernelText, Parameter
+from tcc.backends.triton._names import Lines, Names, quoted
+from tcc.ir.expr import Call, Const, Expr, Size
+from tcc.ir.mapping import Mapping
+from tcc.ir.diagnostics import CompileError
+
+CHECK = '''def _check(name, tensor, dtype, shape, device):
+    """Raises where a tensor is not what the kernels were written for."""
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} is {tensor.dtype}, not {dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {shape}")
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, not on {device}")
+    if tensor.numel() >= 2**31:
+        raise ValueError(f"{name} has {tensor.numel()} elements; offsets are 32 bits wide")'''
+_TORCH = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bool": "bool", "i64": "int64", "i32": "int32",
+    "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8",
+}  # fmt: skip
+
+
+def emit_launcher(m: Mapping, kernels: list[KernelText], name: str, module: Names) -> str:
+    """The text of the launcher; sizes that no input has are keyword arguments."""
+    return _Launcher(m, kernels, name, module).text()
+
+
+class _Launcher:
+    def __init__(self, m: Mapping, kernels: list[KernelText], name: str, module: Names) -> None:
+        self.m, self.kernels, self.name = m, kernels, name
+        self.names = Names(set(module.taken))
+        self.tensor = {t.name: self.names.fresh(t.name) for t in m.inputs}
+        self.size: dict[str, str] = {}
+        self.lines = Lines()
+
+    def text(self) -> str:
+        add = self.lines.add
+        for r in self.m.ranks:
+            self.size[r.name] = self.names.fresh(r.name)
+        found = self._from_shapes()
+        free = [r.name for r in self.m.ranks if r.size is None and r.name not in found]
+        for rank, source in found.items():
+            add(f"{self.size[rank]} = {source}")
+        for r in self._in_order():
+            assert r.size is not None
+            add(f"{self.size[r.name]} = {self._expr(r.size)}")
+        device = self.names.fresh("device")
+        inputs = list(self.tensor.values())
+        add(f"{device} = {inputs[0]}.device" if inputs else f'{device} = torch.device("cuda")')
+        for t in self.m.inputs:
+            add(f"_check({t.name!r}, {self.tensor[t.name]}, torch.{_TORCH[t.dtype.name]}, {self._shape(t.shape)}, {device})")
+        for t in self.m.outputs:
+            if t.name not in self.tensor:
+                self._allocate(t.name, t.dtype.name, t.shape, device)
+        for b in self.m.memory:
+            self._allocate(b.name, b.dtype.name, b.dims, device)
+        for k in self.kernels:
+            self._launch(k)
+        add(f"return {', '.join(self.tensor[t.name] for t in self.m.outputs)}")
+        parameters = inputs + (["*"] if free else []) + [self.size[r] for r in free]
+        doc = quoted(", ".join(map(str, self.m.inputs)) + " -> " + ", ".join(map(str, self.m.outputs)))
+        return "\n".join([f"def {self.name}({', '.join(parameters)}):", f'    """{doc}"""', *self.lines.text])
+
+    def _from_shapes(self) -> dict[str, str]:
+        """Where the size of each rank is read from."""
+        fixed = {r.name for r in self.m.ranks if r.size is not None}
+        found: dict[str, str] = {}
+        for t in self.m.inputs:
+            for n, s in enumerate(t.shape):
+                if isinstance(s, Size) and s.rank not in fixed:
+                    found.setdefault(s.rank, f"{self.tensor[t.name]}.shape[{n}]")
+        return found
+
+    def _in_order(self):  # type: ignore[no-untyped-def]
+        """The ranks of given size, each after those it is computed from."""
+        from tcc.ir.expr import walk
+
+        pending = [r for r in self.m.ranks if r.size is not None]
+        while pending:
+            names = {r.name for r in pending}
+            ready = [r for r in pending if not any(isinstance(n, Size) and n.rank in names for n in walk(r.size))]
+            if not ready:
+                raise CompileError("T0110", f"the size of rank `{pending[0].name}` depends on itself", pending[0].span)
+            yield from ready
+            pending = [r for r in pending if r not in ready]
+
+    def _expr(self, e: Expr) -> str:
+        if isinstance(e, Const):
+            return repr(e.value)
+        if isinstance(e, Size):
+            return self.size[e.rank]
+        assert isinstance(e, Call)
+        args = [self._expr(a) for a in e.args]
+        if e.op == "neg":
+            return f"(-{args[0]})"
+        if e.op in ("max", "min"):
+            return f"{e.op}({', '.join(args)})"
+        return f"({args[0]} {'//' if e.op == 'div' else e.spec.infix} {args[1]})"
+
+    def _shape(self, shape: tuple[Expr, ...]) -> str:
+        parts = [self._expr(s) for s in shape]
+        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+
+    def _allocate(self, name: str, dtype: str, shape: tuple[Expr, ...], device: str) -> None:
+        self.tensor[name] = self.names.fresh(name)
+        self.lines.add(f"{self.tensor[name]} = torch.empty({self._shape(shape)}, dtype=torch.{_TORCH[dtype]}, "
+                       f"device={device})")  # fmt: skip
+
+    def _launch(self, k: KernelText) -> None:
+        add = self.lines.add
+        counts = []
+        for extent, step, _ in k.grid:
+            shown = self._expr(extent)
+            counts.append(f"triton.cdiv({shown}, {step})" if step > 1 else shown)
+        add(f"grid = {' * '.join(counts) or '1'}")
+        add("if grid > 0:")
+        self.lines.depth += 1
+        arguments: dict[str, list[str]] = {}
+        for p in k.parameters:
+            group = f"{p.kind} {p.of if p.kind == 'stride' else ''}"
+            arguments.setdefault(group, []).append(self._argument(p))
+        add(f"{k.name}[(grid,)](")
+        self.lines.depth += 1
+        for group in arguments.values():
+            add(f"{', '.join(group)},")
+        add(f"num_warps={k.warps}, num_stages={k.stages},")
+        self.lines.depth -= 1
+        add(")")
+        self.lines.depth -= 1
+
+    def _argument(self, p: Parameter) -> str:
+        if p.kind == "pointer":
+            return self.tensor[p.of]
+        if p.kind == "stride":
+            return f"{self.tensor[p.of]}.stride({p.dimension})"
+        return self.size[p.of] if p.kind == "size" else f"{p.name}={p.value}"
