@@ -31,7 +31,7 @@ def compile_any(program: Any, target: str | None, options: MappingABC[str, Any])
 
         options = dict(options)
         return compile_function(program, factory=factory(target, **_take(options, _OURS)), **options)
-    raise CompileError("T0134", f"a {type(program).__name__} is no program",
+    raise CompileError("T0145", f"a {type(program).__name__} is no program",
                        helps="give the text of a cascade, a path, a function or an nn.Module")  # fmt: skip
 
 

@@ -53,7 +53,7 @@ class Plan:
     __slots__ = ("call", "copies", "outputs", "sizes", "torch")
 
     def __init__(
-        self, sizes: dict[str, int], call: Callable[[list[int]], None] | None = None,
+        self, sizes: dict[str, int], call: Callable[..., None] | None = None,
         outputs: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any]] = (), torch: Any = None,
         copies: Sequence[int] = (),
     ) -> None:  # fmt: skip
@@ -75,6 +75,8 @@ class Caller:
         self._tensor: Any = Caller  # its tensor classes; until then a class that no argument has
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
+        self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
+        self._seen: dict[int, Any] = {}  # constant inputs by identity, kept alive so that the identity stays theirs
         self._pack = _result_type(cascade)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None) -> Any:
@@ -156,8 +158,25 @@ class Caller:
                 outs.append(out)
         except (MemoryError, RuntimeError):
             raise _no_memory(self._cascade, plan.sizes) from None
-        plan.call(pointers)
+        if self._constants:
+            plan.call(pointers, self._content(values))
+        else:
+            plan.call(pointers)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
+
+    def _content(self, values: list[Any]) -> object:
+        """A key that changes when the content of a constant input may have: only tensors tell, by their version."""
+        key = []
+        for n in self._constants:
+            v = values[n]
+            if isinstance(v, np.ndarray) or v.is_inference():
+                return object()
+            if id(v) not in self._seen:
+                if len(self._seen) >= _MOST_PLANS:
+                    return object()
+                self._seen[id(v)] = v
+            key.append((id(v), v._version))
+        return tuple(key)
 
     def _interpreted(self, plan: Plan, values: list[Any], torch: Any) -> Any:
         arrays = dict(zip(self._names, (v if isinstance(v, np.ndarray) else v.detach().numpy() for v in values)))
@@ -278,7 +297,7 @@ def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str,
 
 
 def plain(value: Any, t: Tensor) -> Any:
-    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0128 when it is neither."""
+    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when it is neither."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _plain_tensor(torch, value, t)
@@ -337,12 +356,12 @@ def _scalar(value: bool | int | float, t: Tensor) -> Array:
 
 
 def _wrong_type(t: Tensor, found: str, cast: str) -> NoReturn:
-    raise CompileError("T0128", f"`{t.name}` is {found}, but is declared as `{t}`", t.span,
+    raise CompileError("T0142", f"`{t.name}` is {found}, but is declared as `{t}`", t.span,
                        helps=f"cast it, as in {cast}, or declare it as {found}")  # fmt: skip
 
 
 def _refused(t: Tensor, what: str, advice: str) -> CompileError:
-    return CompileError("T0128", f"`{t.name}` is {what}", t.span, helps=advice)
+    return CompileError("T0142", f"`{t.name}` is {what}", t.span, helps=advice)
 
 
 def _result_type(c: Cascade) -> Any:

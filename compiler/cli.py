@@ -118,13 +118,15 @@ def exit_code(error: CompileError) -> int:
     """What the command ends with when that error stops it."""
     if isinstance(error, UsageError) or error.diagnostic.code in _USAGE_CODES:
         return 2
-    if error.diagnostic.code.startswith(("T03", "T3")):
+    if error.diagnostic.code in _MISSING_CODES:
         return 3
-    return 70 if error.diagnostic.code.startswith(("T09", "T9")) else 1
+    return 70 if error.diagnostic.code.startswith("T09") else 1
 
 
+# cache, compiler, loader, a function of PyTorch, a backend
+_MISSING_CODES = ("T0301", "T0311", "T301", "T302", "T303", "T304", "T305", "T306")
 # unknown file, target, pass, option of a pass, value of a variable
-_USAGE_CODES = ("T0130", "T0132", "T0213", "T0215", "T0216", "T0219")
+_USAGE_CODES = ("T0143", "T0132", "T0213", "T0215", "T0216", "T0219")
 
 
 def _show_traceback(error: CompileError) -> None:

@@ -16,6 +16,7 @@ from tcc.cli import UsageError
 from tcc.dump import Header, level_of, write
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.ir.mapping import Mapping
 
 DEFAULT_SIZE = 64
 
@@ -43,7 +44,8 @@ def do_build(o: argparse.Namespace) -> int:
         kernel: Any = None
         for what in wanted or [own]:
             if kernel is None and what not in ("cascade", "mapping"):
-                kernel = _emit(result, o.size)
+                modelled = result.target.backend == "spatial"
+                kernel = _emit(result, _sized(one.program, o.size) if modelled else parse_sizes(o.size))
             suffix = EMITS[what][0]
             several.append((f"{one.program.name}{suffix}", what, _text_of(what, result, kernel)))
     if o.output == "-":
@@ -78,15 +80,14 @@ def _text_of(what: str, result: pipeline.Result, kernel: Any) -> str:
         raise CompileError("T0313", f"the target `{target.name}` gives no {what}",
                            helps=f"choose one with the backend `{needed}`: `--target {targets.with_backend(needed)}`")  # fmt: skip
     if what == "asm":
-        from tcc.backends.c import toolchain
-
-        return toolchain.assembly(kernel.source, toolchain.find_toolchain())
+        assembly: str = kernel.assembly()
+        return assembly
     if what == "ptx":
-        if not hasattr(kernel, "ptx"):
-            raise CompileError("T0313", "this version gives no ptx", helps="emit triton")
-        ptx = kernel.ptx
-        return str(ptx() if callable(ptx) else ptx)
-    text: str = kernel.source
+        from tcc.backends.triton import compile_ahead
+
+        assert result.mapping is not None
+        return "\n".join(str(k["ptx"]) for k in compile_ahead(result.mapping, target))
+    text: str = str(kernel) if target.backend == "spatial" else kernel.source
     return text if text.endswith("\n") else text + "\n"
 
 
@@ -157,19 +158,20 @@ def _explain_code(code: str) -> int:
 
 def do_map(o: argparse.Namespace) -> int:
     """`tcc map`."""
-    name = o.target or targets.with_backend("spatial")
     found = []
     for unit in _units(o):
+        resumed = unit.header.target if unit.header else None
+        name = o.target or resumed or targets.with_backend("spatial")
         result = _lower(unit, name, o)
         if result.target.backend != "spatial":
             raise UsageError(f"the target `{result.target.name}` is no spatial array",
                              f"choose one, as in `--target {targets.with_backend('spatial')}`")  # fmt: skip
-        found.append(_emit(result, o.size))
+        found.append(_emit(result, _sized(unit.program, o.size)))
     if o.json:
-        reports = [k.json() for k in found]
+        reports = [k.data() for k in found]
         print(json.dumps(reports if len(reports) > 1 else reports[0]))
     else:
-        print("\n".join(k.source.rstrip("\n") + "\n" for k in found), end="")
+        print("\n\n".join(str(k).rstrip("\n") for k in found))
     return 0
 
 
@@ -181,11 +183,10 @@ def do_run(o: argparse.Namespace) -> int:
         os.environ["OMP_NUM_THREADS"] = str(o.threads)
     from tcc.run import run_program
 
-    given = parse_sizes(o.size)
     reports = []
     for unit in _units(o):
         result = _lower(unit, o.target, o)
-        reports.append(run_program(unit.program, result, given, o.seed, o.check, max(1, o.repeat), DEFAULT_SIZE))
+        reports.append(run_program(unit.program, result, _sized(unit.program, o.size), o.seed, o.check, max(1, o.repeat)))
     if o.json:
         found = [r.json() for r in reports]
         print(json.dumps(found if len(found) > 1 else found[0]))
@@ -214,11 +215,27 @@ def _lower(unit: files.Unit, target: str | None, o: argparse.Namespace, **more: 
     return lower(unit.program, target, unit.header, passes=chosen, verify_each=o.verify_each or None, **more)
 
 
-def _emit(result: pipeline.Result, words: list[str]) -> Any:
-    """The backend's object; backends that need sizes to say anything get those of the command line."""
+def _emit(result: pipeline.Result, sizes: dict[str, int]) -> Any:
     from tcc.build import emit
 
-    return emit(result, parse_sizes(words))
+    return emit(result, sizes)
+
+
+def _sized(program: Cascade | Mapping, words: list[str]) -> dict[str, int]:
+    """A size for every rank that has none: those of the command line, else the default, with a note."""
+    from tcc.ir.mapping import signature
+    from tcc.samples import all_sizes
+
+    face = program if isinstance(program, Cascade) else signature(program)
+    sizes, guessed = all_sizes(face, parse_sizes(words), DEFAULT_SIZE)
+    note_defaults(guessed)
+    return sizes
+
+
+def note_defaults(ranks: list[str]) -> None:
+    """Says on stderr which ranks got the default size."""
+    if ranks:
+        print(f"note: no size given for {', '.join(ranks)}: {DEFAULT_SIZE} each", file=sys.stderr)
 
 
 def _resumed(unit: files.Unit, after: str | None) -> files.Unit:

@@ -12,12 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tcc.frontends.pytorch import Captured, CaptureError, Output, capture, decompositions, run_extern
+from tcc.frontends._pytorch_sizes import is_one, product
+from tcc.frontends.pytorch import (
+    Captured,
+    CaptureError,
+    Output,
+    capture,
+    decompositions,
+    run_extern,
+)
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError, Span
 from tcc.ir.expr import Const, Size
 from tcc.ir.index import evaluate_size, same
-from tcc.frontends._pytorch_sizes import is_one, product
 
 Tensor = Any  # torch.Tensor
 Execute = Callable[[dict[str, Tensor], dict[str, int]], dict[str, Tensor]]
@@ -55,7 +62,9 @@ class Records:
                 lines.append(f"{g.name} ({g.kind}): runs eagerly: {g.reason}{_at(g.span)}")
                 continue
             c = g.captured.cascade
-            lines.append(f"{g.name} ({g.kind}): {len(c.definitions)} definitions, {len(g.externs)} calls to PyTorch")
+            lines.append(
+                f"{g.name} ({g.kind}): {len(c.definitions)} definitions, {len(g.externs)} calls to PyTorch"
+            )
             lines += [f"  {e.function}{_at(e.span)}" for e in g.externs]
         return "\n".join(lines) if lines else "nothing is compiled yet: call it once"
 
@@ -65,7 +74,11 @@ class Records:
 
 
 def _at(span: Span | None) -> str:
-    return f"  at {span.source.name}:{span.line}: {span.source.line(span.line).strip()}" if span else ""
+    return (
+        f"  at {span.source.name}:{span.line}: {span.source.line(span.line).strip()}"
+        if span
+        else ""
+    )
 
 
 # ---- running a captured graph
@@ -81,7 +94,9 @@ def interpreter(captured: Captured) -> Execute:
 
     def extern(e: Extern, arrays: dict[str, Any], sizes: dict[str, int]) -> list[Any]:
         # the interpreter computes floats in float64; PyTorch gets the declared types
-        tensors = {n: torch.from_numpy(a.astype(c.tensors[n].dtype.numpy)) for n, a in arrays.items()}
+        tensors = {
+            n: torch.from_numpy(a.astype(c.tensors[n].dtype.numpy)) for n, a in arrays.items()
+        }
         return [r.numpy() for r in run_extern(e, tensors, sizes)]
 
     def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
@@ -156,7 +171,9 @@ def restrided(t: Tensor, strides: Sequence[int], offset: int = 0) -> Tensor:
     import torch
 
     shape = t.shape
-    if not offset and (t.numel() == 0 or all(n == 1 or s == w for n, s, w in zip(shape, t.stride(), strides))):
+    if not offset and (
+        t.numel() == 0 or all(n == 1 or s == w for n, s, w in zip(shape, t.stride(), strides))
+    ):
         return t
     kept = [1 if w == 0 else n for n, w in zip(shape, strides)]
     last = sum((n - 1) * s for n, s in zip(kept, strides)) if t.numel() else 0
@@ -170,7 +187,9 @@ def restrided(t: Tensor, strides: Sequence[int], offset: int = 0) -> Tensor:
 class Backend:
     """Compiles graphs for one function and keeps their records. `strict` raises where others fall back."""
 
-    def __init__(self, factory: Factory = interpreter, strict: bool = False, name: str = "graph") -> None:
+    def __init__(
+        self, factory: Factory = interpreter, strict: bool = False, name: str = "graph"
+    ) -> None:
         self.factory, self.strict, self.name = factory, strict, name
         self.records = Records(name)
         self._table: dict[Any, Any] | None = None
@@ -181,7 +200,10 @@ class Backend:
 
         if self._table is None:
             self._table = decompositions()
-        names = {n: _readable(p.name) for n, p in enumerate(p for p in gm.graph.nodes if p.op == "placeholder")}
+        names = {
+            n: _readable(p.name)
+            for n, p in enumerate(p for p in gm.graph.nodes if p.op == "placeholder")
+        }
         direct: list[tuple[int, Callable[..., Any]]] = []
 
         def compiler(kind: str) -> Callable[[Any, list[Any]], Callable[..., Any]]:
@@ -194,7 +216,7 @@ class Backend:
 
             return compile_inner
 
-        wrapped = aot_autograd(
+        wrapped: Callable[..., Any] = aot_autograd(
             fw_compiler=compiler("forward"), bw_compiler=compiler("backward"),
             inference_compiler=compiler("inference"), decompositions=self._table,
         )(gm, example_inputs)  # fmt: skip
@@ -217,7 +239,8 @@ class Backend:
                 raise
             record.error, record.reason = error, _reason(error)
             record.span = error.span if isinstance(error, CaptureError) else None
-            return gm.forward
+            eager: Callable[..., Any] = gm.forward
+            return eager
         record.captured = captured
         return run
 
@@ -233,7 +256,12 @@ def _reason(error: Exception) -> str:
 def _plain(context: Any) -> bool:
     """Whether AOTAutograd's analysis found neither mutation, aliasing, subclasses nor effects."""
     meta = getattr(context, "fw_metadata", None)
-    if meta is None or meta.num_mutated_inp_runtime_indices or meta.num_intermediate_bases or meta.tokens:
+    if (
+        meta is None
+        or meta.num_mutated_inp_runtime_indices
+        or meta.num_intermediate_bases
+        or meta.tokens
+    ):
         return False
     if any(i.mutates_data or i.mutates_metadata for i in meta.input_info):
         return False
@@ -255,7 +283,6 @@ def _readable(name: str) -> str:
     name = re.sub(r"^[lg]_", "", name.lower().strip("_"))
     name = re.sub(r"^(self|fn|args|kwargs|mod|orig_mod)_(?=\D)", "", name)
     return re.sub(r"(^|_)(modules|parameters|buffers|orig_mod)_(?=\w)", r"\1", name).strip("_")
-
 
 
 def backend(gm: Any, example_inputs: list[Any], **options: Any) -> Callable[..., Any]:
@@ -283,7 +310,9 @@ class Compiled:
     def ir(self, level: str = "cascade") -> str:
         """The IR of its graphs as text."""
         if level != "cascade":
-            raise CompileError("T0217", f"`{self.records.name}` has no {level} yet", helps="levels: cascade")
+            raise CompileError(
+                "T0217", f"`{self.records.name}` has no {level} yet", helps="levels: cascade"
+            )
         return self.records.ir()
 
 
@@ -326,7 +355,10 @@ def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) ->
     graphs = chosen.records.graphs
     layers, undo_layers = torch._C._functorch.get_dynamic_layer_stack_depth, (
         torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth)  # fmt: skip
-    modes, tracing = torch._C._len_torch_dispatch_stack, torch.fx._symbolic_trace.is_fx_symbolic_tracing
+    modes, tracing = (
+        torch._C._len_torch_dispatch_stack,
+        torch.fx._symbolic_trace.is_fx_symbolic_tracing,
+    )
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not graphs or modes() or eval_frame._stance.stance != "default" or tracing():

@@ -50,7 +50,7 @@ def flag(name: str) -> bool:
     """Whether a variable is 1; anything but 0 and 1 is an error."""
     value = text(name)
     if value not in ("0", "1"):
-        raise CompileError("T0130", f"`{name}` is `{value}`", helps="set it to 0 or 1")
+        raise CompileError("T0143", f"`{name}` is `{value}`", helps="set it to 0 or 1")
     return value == "1"
 
 

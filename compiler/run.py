@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
@@ -66,14 +65,10 @@ class Report:
 
 
 def run_program(
-    program: Cascade | Mapping, result: Result, given: MappingABC[str, int], seed: int, check: bool, repeat: int,
-    default: int,
-) -> Report:  # fmt: skip
-    """Runs it on the inputs of `seed`; ranks without size get `default`, with a note on stderr."""
+    program: Cascade | Mapping, result: Result, sizes: dict[str, int], seed: int, check: bool, repeat: int
+) -> Report:
+    """Runs it on the inputs of `seed`, with a size for every rank that has none of its own."""
     face = program if isinstance(program, Cascade) else signature(program)
-    sizes, guessed = samples.all_sizes(face, given, default)
-    if guessed:
-        print(f"note: no size given for {', '.join(guessed)}: {default} each", file=sys.stderr)
     _check_memory(face, sizes, interpreted=check or result.target.backend == "numpy")
     inputs = samples.random_inputs(face, sizes, np.random.default_rng(seed))
     call = Caller(face, emit(result, sizes), result.target.name)

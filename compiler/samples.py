@@ -14,6 +14,7 @@ from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Expr, walk
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import Value, bind
+from tcc.ir.sizes import resolution_order, size_value
 
 Array = Any
 _LARGEST_INTEGER = 8  # exclusive; of integer inputs that index nothing
@@ -88,13 +89,9 @@ def _random(
 def shape_of(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, ...]:
     """The shape of a tensor when the ranks without size have the given ones."""
     known = dict(sizes)
-    for _ in c.ranks:  # ranks may be given by others
-        for r in c.ranks:
-            if r.size is not None and r.name not in known:
-                try:
-                    known[r.name] = evaluate_size(r.size, known)
-                except KeyError:
-                    continue
+    for r in resolution_order({r.name: r for r in c.ranks}):
+        if r.size is not None:
+            known[r.name] = size_value(r.size, known, r)
     shape = tuple(evaluate_size(s, known) for s in t.shape)
     for s, n in zip(t.shape, shape, strict=True):
         if n < 0:

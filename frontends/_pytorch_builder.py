@@ -10,7 +10,19 @@ from tcc.frontends._pytorch_sizes import Unsupported, is_one, size_expression, s
 from tcc.ir.cascade import Cascade, Definition, Einsum, Rank, Reduction, Tensor
 from tcc.ir.diagnostics import Source, Span
 from tcc.ir.dtype import BOOL, DTYPES, F32, I64, DType
-from tcc.ir.expr import Access, Cast, Const, Expr, Size, Var, call, text, transform, variables, with_children
+from tcc.ir.expr import (
+    Access,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    call,
+    text,
+    transform,
+    variables,
+    with_children,
+)
 from tcc.ir.index import same
 from tcc.ir.infer import expression_dtype
 from tcc.ir.ops import MONOIDS, OPS
@@ -138,7 +150,9 @@ class Builder:
     def out_shape(self, k: int = 0) -> tuple[Expr, ...]:
         """The shape of result number k."""
         val = self.node.meta["val"]
-        return tuple(self.size(n) for n in (val[k] if isinstance(val, (list, tuple)) else val).shape)
+        return tuple(
+            self.size(n) for n in (val[k] if isinstance(val, (list, tuple)) else val).shape
+        )
 
     def out_dtype(self, k: int = 0) -> DType:
         """The element type of result number k."""
@@ -192,7 +206,10 @@ class Builder:
         """`x` at the last coordinates of `index`, broadcast as PyTorch does, converted to `dtype`."""
         if isinstance(x, Tensor):
             at = tuple(index)[len(index) - len(x.shape) :]
-            found = Access(x.name, tuple(Const(0) if is_one(s) else i for i, s in zip(at, x.shape, strict=True)))
+            found = Access(
+                x.name,
+                tuple(Const(0) if is_one(s) else i for i, s in zip(at, x.shape, strict=True)),
+            )
             return convert(found, dtype or x.dtype, x.dtype)
         if isinstance(x, (bool, int, float)):
             return number(x, dtype)

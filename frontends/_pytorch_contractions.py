@@ -20,7 +20,9 @@ def _product(b: Builder, out: Tensor, x: Tensor, y: Tensor) -> Tensor:
     s = b.scope()
     index = s.index(out.shape)
     k = s.var(x.shape[-1])
-    return b.define(out, index, mul(b.read(x, [*index[:-1], k]), b.read(y, [*index[:-2], k, index[-1]])))
+    return b.define(
+        out, index, mul(b.read(x, [*index[:-1], k]), b.read(y, [*index[:-2], k, index[-1]]))
+    )
 
 
 def _mm(b: Builder, x: Tensor, y: Tensor, *_: Any) -> Tensor:
@@ -54,17 +56,23 @@ def _added(b: Builder, c: Value, product: Tensor, beta: Value, alpha: Value) -> 
     return b.define(out, index, add(value, term))
 
 
-def _addmm(b: Builder, c: Tensor, x: Tensor, y: Tensor, *_: Any, beta: Value = 1, alpha: Value = 1) -> Tensor:
+def _addmm(
+    b: Builder, c: Tensor, x: Tensor, y: Tensor, *_: Any, beta: Value = 1, alpha: Value = 1
+) -> Tensor:
     product = b.temp("product", b.out_dtype(), b.out_shape())
     return _added(b, c, _product(b, product, x, y), beta, alpha)
 
 
-def _addmv(b: Builder, c: Tensor, x: Tensor, y: Tensor, *, beta: Value = 1, alpha: Value = 1) -> Tensor:
+def _addmv(
+    b: Builder, c: Tensor, x: Tensor, y: Tensor, *, beta: Value = 1, alpha: Value = 1
+) -> Tensor:
     s = b.scope()
     out = b.temp("product", b.out_dtype(), b.out_shape())
     index = s.index(out.shape)
     k = s.var(y.shape[0])
-    return _added(b, c, b.define(out, index, mul(b.read(x, [*index, k]), b.read(y, [k]))), beta, alpha)
+    return _added(
+        b, c, b.define(out, index, mul(b.read(x, [*index, k]), b.read(y, [k]))), beta, alpha
+    )
 
 
 def _matmul(b: Builder, x: Tensor, y: Tensor) -> Tensor:
@@ -95,7 +103,9 @@ def _linear(b: Builder, x: Tensor, w: Tensor, bias: Value = None) -> Tensor:
 # ---- attention
 
 
-def _attention(b: Builder, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Value, scale: Value) -> list[Value]:
+def _attention(
+    b: Builder, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Value, scale: Value
+) -> list[Value]:
     """softmax(scale · Q Kᵀ + mask) V over the last two dimensions; also log Σ exp of the scores.
 
     Rows without any key give 0, as PyTorch's do. `causal` keeps the keys at n <= m alone.
@@ -122,7 +132,9 @@ def _attention(b: Builder, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mas
     masked = b.define(b.temp("scores", dtype, (*lead, m, n)), index, value, where=where)
     axis = [len(lead) + 1]
     top, e, total = exponentials(b, masked, axis, safe=mask is not None)
-    weights = normalised(b, b.temp("weights", dtype, (*lead, m, n)), e, total, safe=mask is not None)
+    weights = normalised(
+        b, b.temp("weights", dtype, (*lead, m, n)), e, total, safe=mask is not None
+    )
     out = b.out(0) if isinstance(b.node.meta["val"], (list, tuple)) else b.out()
     s = b.scope()
     index = s.index(out.shape)
@@ -197,9 +209,10 @@ def _convolution(b: Builder, x: Tensor, w: Tensor, bias: Value, stride: Any, pad
     index = s.index(y.shape)
     o, places = index[-space - 1], index[-space:]
     outer, per = (w.shape[0], w.shape[1]) if not transposed else (x.shape[-space - 1], w.shape[1])
-    if not isinstance(outer, Const) or not isinstance(per, Const) or not isinstance(y.shape[-space - 1], Const):
+    channels = y.shape[-space - 1]
+    if not (isinstance(outer, Const) and isinstance(per, Const) and isinstance(channels, Const)):
         raise NotLowered
-    outputs = int(y.shape[-space - 1].value) // groups  # output channels of a group
+    outputs = int(channels.value) // groups  # output channels of a group
     inputs = int(per.value) if not transposed else int(outer.value) // groups
     c = s.var(Const(inputs))
     kernel = s.index(w.shape[2:])

@@ -39,7 +39,9 @@ def _fill(b: Builder, x: Tensor, value: Value, **_: Any) -> Tensor:
     return constant(b, value)
 
 
-def _arange(b: Builder, *limits: Value, start: Value = 0, end: Value = None, step: Value = 1, **_: Any) -> Tensor:
+def _arange(
+    b: Builder, *limits: Value, start: Value = 0, end: Value = None, step: Value = 1, **_: Any
+) -> Tensor:
     """`Y[i] = start + i·step`; floats are computed in f64 and rounded once."""
     if len(limits) > 1:
         start = limits[0]
@@ -52,7 +54,10 @@ def _arange(b: Builder, *limits: Value, start: Value = 0, end: Value = None, ste
 
 def _line(b: Builder, i: Expr, start: Value, step: Value, out: Tensor) -> Expr:
     parts = [v for v in (start, step) if isinstance(v, (int, float))]
-    if any(isinstance(v, float) and v != int(v) for v in parts if math.isfinite(v)) or out.dtype.is_float:
+    if (
+        any(isinstance(v, float) and v != int(v) for v in parts if math.isfinite(v))
+        or out.dtype.is_float
+    ):
         at = Cast(F64, i)
         first, by = (b.read(v, [], F64) for v in (start, step))
         return call("add", first, call("mul", at, by))

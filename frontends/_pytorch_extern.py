@@ -22,7 +22,9 @@ from tcc.ir.index import evaluate_size, is_size
 _ENUMS = ("dtype", "layout", "memory_format")
 
 
-def extern_call(b: Builder, function: str, args: Sequence[Value], kwargs: Mapping[str, Value]) -> Value:
+def extern_call(
+    b: Builder, function: str, args: Sequence[Value], kwargs: Mapping[str, Value]
+) -> Value:
     """Adds the operator as a call to PyTorch; its results have the shapes that tracing found."""
     val = b.node.meta["val"]
     many = isinstance(val, (list, tuple))
@@ -87,7 +89,11 @@ def run_extern(e: Extern, tensors: Mapping[str, Any], sizes: Mapping[str, int]) 
 
     def decode(value: Any) -> Any:
         if isinstance(value, str):
-            return tensors[value[1:]] if value.startswith("%") else evaluate_size(_size(value[1:]), sizes)
+            return (
+                tensors[value[1:]]
+                if value.startswith("%")
+                else evaluate_size(_size(value[1:]), sizes)
+            )
         if isinstance(value, list):
             return [decode(v) for v in value]
         if isinstance(value, dict):

@@ -60,7 +60,9 @@ def _simple(f: Callable[..., Expr]) -> Lowering:
 
 def _compare(op: str) -> Lowering:
     def lower(b: Builder, x: Value, y: Value) -> Tensor:
-        return pointwise(b, lambda p, q: call(op, p, q), x, y, compute=common_dtype(b, *b.node.args[:2]))
+        return pointwise(
+            b, lambda p, q: call(op, p, q), x, y, compute=common_dtype(b, *b.node.args[:2])
+        )
 
     return lower
 
@@ -161,14 +163,18 @@ def _masked_fill(b: Builder, x: Value, mask: Value, value: Value) -> Tensor:
 def _gelu(b: Builder, x: Value, approximate: str = "none") -> Tensor:
     def f(p: Expr) -> Expr:
         if approximate == "tanh":
-            inner = mul(Const(math.sqrt(2 / math.pi)), add(p, mul(Const(0.044715), mul(mul(p, p), p))))
+            inner = mul(
+                Const(math.sqrt(2 / math.pi)), add(p, mul(Const(0.044715), mul(mul(p, p), p)))
+            )
             return mul(mul(_HALF, p), add(_ONE, call("tanh", inner)))
         return mul(mul(_HALF, p), add(_ONE, call("erf", mul(p, Const(math.sqrt(0.5))))))
 
     return pointwise(b, f, x)
 
 
-def _elu(b: Builder, x: Value, alpha: Value = 1, scale: Value = 1, input_scale: Value = 1) -> Tensor:
+def _elu(
+    b: Builder, x: Value, alpha: Value = 1, scale: Value = 1, input_scale: Value = 1
+) -> Tensor:
     def f(p: Expr, a: Expr, s: Expr, i: Expr) -> Expr:
         below = mul(mul(a, s), call("expm1", mul(p, i)))
         return select(call("gt", p, _ZERO), mul(p, s), below)

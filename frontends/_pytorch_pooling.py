@@ -101,11 +101,17 @@ def _adaptive_avg_pool(space: int) -> Lowering:
             n, m, i = x.shape[d], out.shape[d], index[d]
             if not isinstance(n, Const) or not isinstance(m, Const):
                 raise NotLowered
-            longest = max(-(-(k + 1) * n.value // m.value) - k * n.value // m.value for k in range(int(m.value)))
+            longest = max(
+                -(-(k + 1) * n.value // m.value) - k * n.value // m.value
+                for k in range(int(m.value))
+            )
             start: Expr = call("floordiv", times(i, n), m)
             end: Expr = call("floordiv", plus(times(plus(i, 1), n), int(m.value) - 1), m)
             if n.value % m.value == 0:
-                start, end = times(i, int(n.value // m.value)), times(plus(i, 1), int(n.value // m.value))
+                start, end = (
+                    times(i, int(n.value // m.value)),
+                    times(plus(i, 1), int(n.value // m.value)),
+                )
             at[d] = plus(start, s.var(Const(longest)))
             if n.value % m.value:
                 where.append(call("lt", at[d], end))

@@ -53,7 +53,9 @@ def reduce(
 
 
 def _reduction(monoid: str, f: Callable[[Expr], Expr] = lambda e: e) -> Lowering:
-    def lower(b: Builder, x: Tensor, dims: Value = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    def lower(
+        b: Builder, x: Tensor, dims: Value = None, keepdim: bool = False, dtype: Any = None
+    ) -> Tensor:
         out = b.out()
         boolean = monoid in ("any", "all")
         compute = BOOL if boolean else x.dtype if monoid in ("max", "min") else out.dtype
@@ -62,11 +64,15 @@ def _reduction(monoid: str, f: Callable[[Expr], Expr] = lambda e: e) -> Lowering
     return lower
 
 
-def _mean(b: Builder, x: Tensor, dims: Value = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+def _mean(
+    b: Builder, x: Tensor, dims: Value = None, keepdim: bool = False, dtype: Any = None
+) -> Tensor:
     out, axes = b.out(), axes_of(x, dims)
     total = reduce(b, b.temp("sum", out.dtype, out.shape), x, axes, keepdim, compute=out.dtype)
     index = b.scope().index(out.shape)
-    return b.define(out, index, div(b.read(total, index), b.read(count_of(x, axes), index, out.dtype)))
+    return b.define(
+        out, index, div(b.read(total, index), b.read(count_of(x, axes), index, out.dtype))
+    )
 
 
 def mean_of(b: Builder, x: Tensor, axes: Sequence[int], prefix: str = "") -> Tensor:
@@ -81,7 +87,9 @@ def mean_of(b: Builder, x: Tensor, axes: Sequence[int], prefix: str = "") -> Ten
 def squares_about(b: Builder, x: Tensor, mean: Tensor, axes: Sequence[int]) -> Tensor:
     """Σ (x - mean)² over `axes`, kept as dimensions of size 1."""
     index = b.scope().index(x.shape)
-    centred = b.define(b.temp("centred", x.dtype, x.shape), index, sub(b.read(x, index), b.read(mean, index)))
+    centred = b.define(
+        b.temp("centred", x.dtype, x.shape), index, sub(b.read(x, index), b.read(mean, index))
+    )
     shape = kept_shape(x, axes)
     return reduce(b, b.temp("squares", x.dtype, shape), centred, axes, True, f=lambda e: mul(e, e))
 
@@ -131,10 +139,13 @@ def _with_index(monoid: str) -> Lowering:
 
 def _aminmax(b: Builder, x: Tensor, *, dim: Value = None, keepdim: bool = False) -> list[Value]:
     axes = axes_of(x, dim)
-    return [reduce(b, b.out(k), x, axes, keepdim, m) if b.used(k) else None for k, m in enumerate(("min", "max"))]
+    return [
+        reduce(b, b.out(k), x, axes, keepdim, m) if b.used(k) else None
+        for k, m in enumerate(("min", "max"))
+    ]
 
 
-def _vector_norm(b: Builder, x: Tensor, ord: Value = 2, dim: Value = None, keepdim: bool = False, *,  # noqa: A002
+def _vector_norm(b: Builder, x: Tensor, ord: Value = 2, dim: Value = None, keepdim: bool = False, *,
                  dtype: Any = None) -> Tensor:  # fmt: skip
     out, axes = b.out(), axes_of(x, dim)
     size = lambda e: call("abs", e)  # noqa: E731
@@ -147,7 +158,9 @@ def _vector_norm(b: Builder, x: Tensor, ord: Value = 2, dim: Value = None, keepd
     power: Callable[[Expr], Expr] = lambda e: mul(e, e)  # noqa: E731
     if ord != 2:
         power = lambda e: call("pow", call("abs", e), Const(float(ord)))  # noqa: E731
-    total = reduce(b, b.temp("powers", out.dtype, out.shape), x, axes, keepdim, "sum", power, out.dtype)
+    total = reduce(
+        b, b.temp("powers", out.dtype, out.shape), x, axes, keepdim, "sum", power, out.dtype
+    )
     index = b.scope().index(out.shape)
     t = b.read(total, index)
     return b.define(out, index, call("sqrt", t) if ord == 2 else call("pow", t, Const(1 / ord)))
@@ -156,7 +169,9 @@ def _vector_norm(b: Builder, x: Tensor, ord: Value = 2, dim: Value = None, keepd
 # ---- softmax
 
 
-def exponentials(b: Builder, x: Tensor, axes: Sequence[int], safe: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def exponentials(
+    b: Builder, x: Tensor, axes: Sequence[int], safe: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """max(x), exp(x - max) and its sum over `axes`; `safe`: rows of -inf alone count from 0 instead of from -inf."""
     shape = kept_shape(x, axes)
     top = reduce(b, b.temp("max", x.dtype, shape), x, axes, True, "max")
@@ -185,23 +200,28 @@ def _as_computed(b: Builder, x: Tensor, dtype: DType) -> Tensor:
 
 
 def _softmax(safe: bool) -> Lowering:
-    def lower(b: Builder, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+    def lower(b: Builder, x: Tensor, dim: int, *ignored: Any, **__: Any) -> Tensor:
         out = b.out()
         x = _as_computed(b, x, out.dtype)
-        _, e, total = exponentials(b, x, axes_of(x, dim), safe)
+        _top, e, total = exponentials(b, x, axes_of(x, dim), safe)
         return normalised(b, out, e, total, safe)
 
     return lower
 
 
-def _log_softmax(b: Builder, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+def _log_softmax(b: Builder, x: Tensor, dim: int, *ignored: Any, **__: Any) -> Tensor:
     """x - max - log Σ exp(x - max)."""
     out = b.out()
     x = _as_computed(b, x, out.dtype)
-    top, _, total = exponentials(b, x, axes_of(x, dim))
+    top, _e, total = exponentials(b, x, axes_of(x, dim))
     index = b.scope().index(out.shape)
     body = sub(sub(b.read(x, index), b.read(top, index)), call("log", b.read(total, index)))
     return b.define(out, index, body)
+
+
+def _finite(m: Expr) -> Expr:
+    """m, or 0 where it is infinite."""
+    return select(call("eq", call("abs", m), Const(math.inf)), Const(0.0), m)
 
 
 def _logsumexp(b: Builder, x: Tensor, dims: Value, keepdim: bool = False) -> Tensor:
@@ -209,14 +229,15 @@ def _logsumexp(b: Builder, x: Tensor, dims: Value, keepdim: bool = False) -> Ten
     x = _as_computed(b, x, out.dtype)
     shape = kept_shape(x, axes)
     top = reduce(b, b.temp("max", x.dtype, shape), x, axes, True, "max")
-    finite = lambda m: select(call("eq", call("abs", m), Const(math.inf)), Const(0.0), m)  # noqa: E731
     index = b.scope().index(x.shape)
     e = b.define(b.temp("exp", x.dtype, x.shape), index,
-                 call("exp", sub(b.read(x, index), finite(b.read(top, index)))))  # fmt: skip
+                 call("exp", sub(b.read(x, index), _finite(b.read(top, index)))))  # fmt: skip
     total = reduce(b, b.temp("sum", x.dtype, shape), e, axes, True)
     index = b.scope().index(shape)
-    body = add(call("log", b.read(total, index)), finite(b.read(top, index)))
-    return b.define(out, index if keepdim else [i for n, i in enumerate(index) if n not in axes], body)
+    body = add(call("log", b.read(total, index)), _finite(b.read(top, index)))
+    return b.define(
+        out, index if keepdim else [i for n, i in enumerate(index) if n not in axes], body
+    )
 
 
 # ---- norms
@@ -234,7 +255,11 @@ def _moments(b: Builder, x: Tensor, axes: Sequence[int], eps: float) -> tuple[Te
     squares = squares_about(b, x, mean, axes)
     index = b.scope().index(squares.shape)
     variance = div(b.read(squares, index), b.read(count_of(x, axes), index, x.dtype))
-    rstd = b.define(b.temp("rstd", x.dtype, squares.shape), index, call("rsqrt", add(variance, Const(float(eps)))))
+    rstd = b.define(
+        b.temp("rstd", x.dtype, squares.shape),
+        index,
+        call("rsqrt", add(variance, Const(float(eps)))),
+    )
     return mean, rstd
 
 
@@ -245,10 +270,14 @@ def _reshaped(b: Builder, k: int, t: Tensor) -> Value:
     out = b.out(k)
     index = b.scope().index(out.shape)
     rest = iter([i for i, s in zip(index, out.shape) if not is_one(s)])
-    return b.define(out, index, Access(t.name, tuple(_ZERO if is_one(s) else next(rest) for s in t.shape)))
+    return b.define(
+        out, index, Access(t.name, tuple(_ZERO if is_one(s) else next(rest) for s in t.shape))
+    )
 
 
-def _layer_norm(b: Builder, x: Tensor, shape: Sequence[Value], weight: Value, bias: Value, eps: float) -> list[Value]:
+def _layer_norm(
+    b: Builder, x: Tensor, shape: Sequence[Value], weight: Value, bias: Value, eps: float
+) -> list[Value]:
     axes = list(range(len(x.shape) - len(shape), len(x.shape)))
     mean, rstd = _moments(b, x, axes, eps)
     out = b.out(0)
@@ -258,7 +287,9 @@ def _layer_norm(b: Builder, x: Tensor, shape: Sequence[Value], weight: Value, bi
     return [y, _reshaped(b, 1, mean), _reshaped(b, 2, rstd)]
 
 
-def _rms_norm(b: Builder, x: Tensor, shape: Sequence[Value], weight: Value = None, eps: Value = None) -> Value:
+def _rms_norm(
+    b: Builder, x: Tensor, shape: Sequence[Value], weight: Value = None, eps: Value = None
+) -> Value:
     """x / √(mean(x²) + eps) · weight."""
     axes = list(range(len(x.shape) - len(shape), len(x.shape)))
     small = {32: 2.0**-23, 64: 2.0**-52}[x.dtype.bits] if eps is None else float(eps)
@@ -293,26 +324,28 @@ def _group_norm(b: Builder, x: Tensor, weight: Value, bias: Value, n: Value, c: 
     of = index[1] if per == 1 else call("floordiv", index[1], Const(per))
     of = _ZERO if group == 1 else of
     ones = [_ZERO] * (len(grouped) - 2)
-    stat = lambda t: Access(t.name, (index[0], of, *ones))  # noqa: E731
-    value: Expr = mul(sub(b.read(x, index), stat(mean)), stat(rstd))
+    group_mean, group_rstd = (Access(t.name, (index[0], of, *ones)) for t in (mean, rstd))
+    value: Expr = mul(sub(b.read(x, index), group_mean), group_rstd)
     for t, op in ((weight, mul), (bias, add)):
         if t is not None:
             value = op(value, Access(t.name, (index[1],)))
     return [b.define(out, index, value), _reshaped(b, 1, mean), _reshaped(b, 2, rstd)]
 
 
-def _batch_norm(b: Builder, x: Tensor, weight: Value, bias: Value, mean: Tensor, var: Tensor, *rest: Any) -> list[Value]:
+def _batch_norm(
+    b: Builder, x: Tensor, weight: Value, bias: Value, mean: Tensor, var: Tensor, *rest: Any
+) -> list[Value]:
     """Inference: the running moments, per channel."""
     if b.used(1) or b.used(2):
         raise NotLowered
     eps = float(rest[-1])
     out = b.out(0)
     index = b.scope().index(out.shape)
-    per = lambda t: Access(t.name, (index[1],))  # noqa: E731
-    value: Expr = mul(sub(b.read(x, index), per(mean)), call("rsqrt", add(per(var), Const(eps))))
+    of_mean, of_var = (Access(t.name, (index[1],)) for t in (mean, var))
+    value: Expr = mul(sub(b.read(x, index), of_mean), call("rsqrt", add(of_var, Const(eps))))
     for t, op in ((weight, mul), (bias, add)):
         if t is not None:
-            value = op(value, per(t))
+            value = op(value, Access(t.name, (index[1],)))
     return [b.define(out, index, value), None, None]
 
 
@@ -332,7 +365,9 @@ def _cumulative(monoid: str) -> Lowering:
         j = s.var(x.shape[dim])
         at = list(index)
         at[dim] = j
-        return b.define(out, index, b.read(x, at, out.dtype), monoid, where=[call("le", j, index[dim])])
+        return b.define(
+            out, index, b.read(x, at, out.dtype), monoid, where=[call("le", j, index[dim])]
+        )
 
     return lower
 

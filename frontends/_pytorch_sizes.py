@@ -19,7 +19,15 @@ _BINARY = {
     "FloorDiv": "floordiv", "CleanDiv": "floordiv", "Mod": "mod", "PythonMod": "mod",
     "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow",
 }  # fmt: skip
-_UNARY = {"sqrt": "sqrt", "log": "log", "exp": "exp", "tanh": "tanh", "sin": "sin", "cos": "cos", "abs": "abs"}
+_UNARY = {
+    "sqrt": "sqrt",
+    "log": "log",
+    "exp": "exp",
+    "tanh": "tanh",
+    "sin": "sin",
+    "cos": "cos",
+    "abs": "abs",
+}
 _FLOATS = ("IntTrueDiv", "FloatTrueDiv", "FloatPow", "ToFloat")
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tcc.frontends._pytorch_builder import Builder, Index, Lowering, NotLowered, Value, convert, number
+from tcc.frontends._pytorch_builder import (
+    Builder,
+    Index,
+    Lowering,
+    NotLowered,
+    Value,
+    convert,
+    number,
+)
 from tcc.frontends._pytorch_sizes import is_one, minus, plus, product, times
 from tcc.ir.cascade import Tensor
 from tcc.ir.dtype import I64
@@ -18,7 +26,9 @@ def same_shape(a: Sequence[Expr], b: Sequence[Expr]) -> bool:
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
 
 
-def reshaped_index(index: Index, target: Sequence[Expr], source: Sequence[Expr], extents: Extents) -> Index:
+def reshaped_index(
+    index: Index, target: Sequence[Expr], source: Sequence[Expr], extents: Extents
+) -> Index:
     """Coordinates in `source` of the point `index` of `target`, both row-major.
 
     Dimensions are grouped into the shortest runs with equal products, so that `//` and `%` only appear within a run.
@@ -55,7 +65,9 @@ def reshape(b: Builder, x: Tensor, *_: Any, **__: Any) -> Tensor:
         return x
     out, s = b.out(), b.scope()
     index = s.index(out.shape)
-    return b.define(out, index, Access(x.name, tuple(reshaped_index(index, out.shape, x.shape, s.extents))))
+    return b.define(
+        out, index, Access(x.name, tuple(reshaped_index(index, out.shape, x.shape, s.extents)))
+    )
 
 
 def copied(b: Builder, out: Tensor, x: Tensor, index: Index, at: Sequence[Expr]) -> Tensor:
@@ -64,7 +76,10 @@ def copied(b: Builder, out: Tensor, x: Tensor, index: Index, at: Sequence[Expr])
 
 
 def _read(x: Tensor, at: Sequence[Expr]) -> Expr:
-    return Access(x.name, tuple(Const(0) if is_one(s) and isinstance(i, Const) else i for i, s in zip(at, x.shape)))
+    return Access(
+        x.name,
+        tuple(Const(0) if is_one(s) and isinstance(i, Const) else i for i, s in zip(at, x.shape)),
+    )
 
 
 def _permute(b: Builder, x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -106,7 +121,9 @@ def start_of(start: Value, size: Expr) -> Expr:
     return first if nonnegative(poly(first)) else call("max", first, Const(0))
 
 
-def _slice(b: Builder, x: Tensor, dim: int = 0, start: Value = None, end: Value = None, step: int = 1) -> Tensor:
+def _slice(
+    b: Builder, x: Tensor, dim: int = 0, start: Value = None, end: Value = None, step: int = 1
+) -> Tensor:
     if same_shape(x.shape, b.out_shape()):
         return x
     out, s = b.out(), b.scope()
@@ -156,7 +173,9 @@ def _unbind(b: Builder, x: Tensor, dim: int = 0) -> list[Value]:
 
 def _cat(b: Builder, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     out = b.out()
-    parts = [t for t in tensors if len(t.shape) == len(out.shape)]  # PyTorch skips empty 1-d tensors
+    parts = [
+        t for t in tensors if len(t.shape) == len(out.shape)
+    ]  # PyTorch skips empty 1-d tensors
     dim %= len(out.shape)
     index = b.scope().index(out.shape)
     starts: list[Expr] = [Const(0)]
@@ -212,7 +231,8 @@ def _repeat(b: Builder, x: Tensor, repeats: Any) -> Tensor:
     last = index[len(index) - len(x.shape) :]
     sizes = out.shape[len(index) - len(x.shape) :]
     at: Index = [
-        Const(0) if is_one(s) else i if same(s, n) else call("mod", i, s) for i, s, n in zip(last, x.shape, sizes)
+        Const(0) if is_one(s) else i if same(s, n) else call("mod", i, s)
+        for i, s, n in zip(last, x.shape, sizes)
     ]
     return copied(b, out, x, index, at)
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
+from tcc.frontends._pytorch_decompositions import own_decompositions
 from tcc.frontends._pytorch_extern import extern_call, run_extern
 from tcc.frontends._pytorch_sizes import Unsupported
 from tcc.ir.cascade import Cascade, Extern, Tensor
 from tcc.ir.diagnostics import Span
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Const, Expr, Size
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var
 from tcc.ir.infer import build
 
 
@@ -44,7 +45,7 @@ class Output:
     dtype: DType | None = None
     shape: tuple[Expr, ...] = ()
     strides: tuple[Expr, ...] = ()
-    offset: Expr = field(default=Const(0))  # noqa: RUF009
+    offset: Expr = field(default=Const(0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +74,11 @@ class CaptureError(Unsupported):
 def lowerings() -> dict[str, Lowering]:
     """Every operator that has a lowering of its own, by name without overload."""
     from tcc.frontends import (
-        _pytorch_contractions, _pytorch_creation, _pytorch_pointwise, _pytorch_pooling, _pytorch_reductions,
+        _pytorch_contractions,
+        _pytorch_creation,
+        _pytorch_pointwise,
+        _pytorch_pooling,
+        _pytorch_reductions,
         _pytorch_views,
     )  # fmt: skip
 
@@ -93,7 +98,7 @@ def decompositions() -> dict[Any, Any]:
     }  # fmt: skip
     aten = torch.ops.aten
     more = [aten._native_batch_norm_legit, aten._native_batch_norm_legit_functional]
-    table = {**core_aten_decompositions(), **get_decompositions(more)}
+    table = {**core_aten_decompositions(), **get_decompositions(more), **own_decompositions()}
     return {op: f for op, f in table.items() if ".".join(str(op).split(".")[:2]) not in keep}
 
 
@@ -146,7 +151,9 @@ class _Capture:
 
     def check_sizes(self, c: Cascade) -> None:
         """Every symbol must be an input, or the extent of some input's dimension."""
-        given = {i.rank for i in self.inputs} | {s.rank for t in c.inputs for s in t.shape if isinstance(s, Size)}
+        given = {i.rank for i in self.inputs} | {
+            s.rank for t in c.inputs for s in t.shape if isinstance(s, Size)
+        }
         for r in c.ranks:
             if r.size is None and r.name not in given:
                 raise Unsupported(f"no input gives the size `{r.name.lower()}`")
@@ -192,7 +199,10 @@ class _Capture:
     # ---- operators
 
     def call(self, node: Any) -> Value:
-        if getattr(node.target, "__name__", "") == "getitem" and node.target.__module__ == "_operator":
+        if (
+            getattr(node.target, "__name__", "") == "getitem"
+            and node.target.__module__ == "_operator"
+        ):
             return self.values[node.args[0]][node.args[1]]
         val = node.meta.get("val")
         if val is None and not node.users and _only_checks(node):
@@ -209,14 +219,21 @@ class _Capture:
         packet = ".".join(function.split(".")[:2])
         lower = self.table.get(packet)
         if lower is not None:
-            before = len(self.b.definitions), dict(self.b.tensors), set(self.b.names), dict(self.b.ranks)
+            before = (
+                len(self.b.definitions),
+                dict(self.b.tensors),
+                set(self.b.names),
+                dict(self.b.ranks),
+            )
             try:
                 return lower(self.b, *args, **_without_placement(kwargs))
             except NotLowered:
                 self.undo(*before)
         return extern_call(self.b, function, args, kwargs)
 
-    def undo(self, count: int, tensors: dict[str, Tensor], names: set[str], ranks: dict[str, Any]) -> None:
+    def undo(
+        self, count: int, tensors: dict[str, Tensor], names: set[str], ranks: dict[str, Any]
+    ) -> None:
         """Takes back the definitions of an operator that was given up half-way."""
         del self.b.definitions[count:]
         for name in [n for n in self.b.tensors if n not in tensors]:
@@ -237,23 +254,31 @@ class _Capture:
 
     def results(self, node: Any) -> tuple[Output, ...]:
         listed = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
-        places = {n: k for k, n in enumerate(n for n in self.gm.graph.nodes if n.op == "placeholder")}
-        taken = {i.tensor: None for i in self.inputs if i.tensor} | {name: None for name in self.constants}
+        places = {
+            n: k for k, n in enumerate(n for n in self.gm.graph.nodes if n.op == "placeholder")
+        }
+        taken = {i.tensor: None for i in self.inputs if i.tensor} | dict.fromkeys(self.constants)
         returned: dict[str, Any] = dict(taken)
         out: list[Output] = []
         for n in listed:
             value = self.value(n)
             if not hasattr(n, "op") or not isinstance(value, Tensor):
-                out.append(Output(size=value) if isinstance(value, _EXPRESSIONS) else Output(value=value))
+                out.append(
+                    Output(size=value) if isinstance(value, _EXPRESSIONS) else Output(value=value)
+                )
                 continue
             val = n.meta["val"]
             shape = tuple(self.b.size(s) for s in val.shape)
             strides = tuple(self.b.size(s) for s in val.stride())
             if n in places:
-                out.append(Output(passed=places[n], shape=shape, strides=strides, dtype=value.dtype))
+                out.append(
+                    Output(passed=places[n], shape=shape, strides=strides, dtype=value.dtype)
+                )
                 continue
             if value.name in returned and returned[value.name] is not n:
-                value = self.copy(n, value)  # an alias of an input or of another output: its own storage
+                value = self.copy(
+                    n, value
+                )  # an alias of an input or of another output: its own storage
             returned[value.name] = n
             offset = self.b.size(val.storage_offset())
             out.append(Output(value.name, None, None, None, value.dtype, shape, strides, offset))
@@ -267,8 +292,16 @@ class _Capture:
         return self.b.define(copy, index, self.b.read(t, index))
 
 
-_EXPRESSIONS = Expr.__args__  # type: ignore[attr-defined]
-_PLACEMENT = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "requires_grad", "dtype")
+_EXPRESSIONS = (Const, Var, Size, Access, Call, Cast)
+_PLACEMENT = (
+    "device",
+    "layout",
+    "pin_memory",
+    "memory_format",
+    "non_blocking",
+    "requires_grad",
+    "dtype",
+)
 
 
 def _without_placement(kwargs: dict[str, Value]) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""The loop nest of one array kernel: where each tensor is kept, and the copies that bring inputs in and results out."""
+"""The loop nest of one array kernel: where tensors are kept, and the copies in and out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tcc.passes._array_prepare import fresh
 
 @dataclass(slots=True, eq=False)
 class Leaf:
-    """A definition on a unit: bound variables, loops of its own, and the operand that is preloaded."""
+    """A definition on a unit: bound variables, loops of its own, the operand that is preloaded."""
 
     einsum: Einsum
     stage: int
@@ -134,13 +134,18 @@ class _Emitter:
         for x, a in users:
             for i, own in zip(a.indices, made.indices, strict=True):
                 if isinstance(own, Var) and own.name in self.p.outer and not _is_var(i, own.name):
-                    raise CompileError("T0243", f"`{x.einsum.target}` reads `{text(a)}`, which its kernel makes tile by "
-                                       f"tile of `{own.name}`", a.span or x.einsum.span, helps="put them into two kernels")  # fmt: skip
+                    raise CompileError(
+                        "T0243",
+                        f"`{x.einsum.target}` reads `{text(a)}`, which its kernel makes tile by "
+                        f"tile of `{own.name}`",
+                        a.span or x.einsum.span,
+                        helps="put them into two kernels",
+                    )
 
     def _level(
         self, t: str, users: list[tuple[Leaf, Access]], dims: tuple[Expr, ...], stage: int | None
     ) -> str:
-        """The registers of a unit, where every user has each element in the same place and all fit; else the buffer."""
+        """A unit's registers, where every user has each element in one place and all fit; else the buffer."""
         unit = users[0][0].unit
         if not unit.level or any(x.unit is not unit for x, _ in users):
             return "buffer"
@@ -198,8 +203,12 @@ class _Emitter:
         if not all(isinstance(i, Var) for i in still.indices) or len(set(variables(still))) != len(
             still.indices
         ):
-            raise CompileError("T0244", f"`{text(still)}` cannot stay in the elements: its indices are no plain variables",
-                               still.span or e.span, helps="use the dataflow `output`")  # fmt: skip
+            raise CompileError(
+                "T0244",
+                f"`{text(still)}` cannot stay in the elements: its indices are no plain variables",
+                still.span or e.span,
+                helps="use the dataflow `output`",
+            )
         source = self._source(still, leaf.stage)
         dtype = (self.p.made.get(still.tensor) or self.p.c.tensors[still.tensor]).dtype
         kept = Access(fresh(f"{still.tensor}_{leaf.unit.level}", self.p.taken), still.indices)
@@ -217,14 +226,18 @@ class _Emitter:
         return _looped(leaf.local, (Alloc(b, (load, Do(new, _pairs(leaf.bind), e.span))),))
 
     def _source(self, a: Access, stage: int) -> Access:
-        """The access to where a leaf reads a tensor from; copies of inputs are made on first use."""
+        """Where a leaf reads a tensor from; copies of inputs are made on first use."""
         p = self.p
         if a.tensor in self.homes:
             return Access(self.homes[a.tensor].name, a.indices, a.span)
         names = [i.name for i in a.indices if isinstance(i, Var)]
         if any(isinstance(n, Access) for i in a.indices for n in walk(i)):
-            raise CompileError("T0244", f"`{text(a)}` has an index that is read from a tensor", a.span,
-                               helps="an array mapping needs affine indices")  # fmt: skip
+            raise CompileError(
+                "T0244",
+                f"`{text(a)}` has an index that is read from a tensor",
+                a.span,
+                helps="an array mapping needs affine indices",
+            )
         if not names or len(names) != len(a.indices) or len(set(names)) != len(names):
             return a  # read where it lies
         walks = p.walked in names and p.walked in p.step and stage % 2 == 1
@@ -253,8 +266,11 @@ class _Emitter:
         done = p.walked not in e.reduced
         stage = leaf.stage if done or leaf.stage % 2 == 0 else leaf.stage + 1
         inside = home.level == leaf.unit.level
-        copy = Do(Einsum(e.target, e.indices, Access(home.name, e.indices), span=e.span),
-                  _pairs(leaf.bind) if inside else (), e.span)  # fmt: skip
+        copy = Do(
+            Einsum(e.target, e.indices, Access(home.name, e.indices), span=e.span),
+            _pairs(leaf.bind) if inside else (),
+            e.span,
+        )
         self.nodes.setdefault(stage, []).append(_looped(leaf.local if inside else [], (copy,)))
 
 

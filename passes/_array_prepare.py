@@ -1,11 +1,11 @@
-"""A kernel's definitions made ready for an array: plain contractions, and recurrences that keep one step only."""
+"""A kernel's definitions made ready for an array: plain contractions, recurrences that keep two steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from tcc.ir.cascade import Cascade, Einsum, Recurrence, Tensor, steps
+from tcc.ir.cascade import Cascade, Definition, Einsum, Recurrence, Tensor, steps, targets
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, text, transform, variables
 from tcc.ir.index import poly, same
@@ -38,10 +38,36 @@ class Prepared:
 def prepare(c: Cascade, members: list[Einsum], taken: set[str]) -> Prepared:
     """The same values from definitions that an array can run; `taken` collects the names in use."""
     out = Prepared([], {})
-    definitions = _rolling(c, members, out)
+    definitions = _rolling(c, [_plain(d) for d in members], out)
     for d in definitions:
         _split(c, d, out, taken)
     return out
+
+
+def _plain(d: Einsum) -> Einsum:
+    """`v + 0`, a variable that is meant to walk another extent, becomes `v`: windows know extents."""
+
+    def index(i: Expr) -> Expr:
+        names = variables(i)
+        return (
+            Var(names[0])
+            if len(names) == 1 and not isinstance(i, Var) and same(i, Var(names[0]))
+            else i
+        )
+
+    def rule(n: Expr) -> Expr:
+        return (
+            Access(n.tensor, tuple(index(i) for i in n.indices), n.span)
+            if isinstance(n, Access)
+            else n
+        )
+
+    return replace(
+        d,
+        indices=tuple(index(i) for i in d.indices),
+        body=transform(d.body, rule),
+        where=tuple(transform(p, rule) for p in d.where),
+    )
 
 
 def fresh(base: str, taken: set[str]) -> str:
@@ -118,17 +144,22 @@ def _split(c: Cascade, d: Einsum, out: Prepared, taken: set[str]) -> None:
 
 
 def _rolling(c: Cascade, members: list[Einsum], out: Prepared) -> list[Einsum]:
-    """S[t+1] = g(S[t])  -->  S[(t+1) % 2] = g(S[t % 2]), for t in order: only two steps are stored."""
-    inside = {id(d) for d in members}
+    """S[t+1] = g(S[t])  -->  S[(t+1) % 2] = g(S[t % 2]), for t in order: two steps are stored."""
+    inside = {d.target for d in members}
     found = [
-        s for s in steps(c) if isinstance(s, Recurrence) and any(id(d) in inside for d in s.steps)
+        s
+        for s in steps(c)
+        if isinstance(s, Recurrence) and any(d.target in inside for d in s.steps)
     ]
     if not found:
         return members
     names = sorted({r.var for r in found})
     if len(names) > 1:
-        raise _unsupported(members[0], f"a kernel with two iterative variables, `{names[0]}` and `{names[1]}`",
-                           "make each recurrence a kernel of its own")  # fmt: skip
+        raise _unsupported(
+            members[0],
+            f"a kernel with two iterative variables, `{names[0]}` and `{names[1]}`",
+            "make each recurrence a kernel of its own",
+        )
     if any(r.stop is not None for r in found):
         raise _unsupported(
             found[0].steps[0],
@@ -140,11 +171,14 @@ def _rolling(c: Cascade, members: list[Einsum], out: Prepared) -> list[Einsum]:
         outside = [
             d
             for d in c.definitions
-            if id(d) not in inside and any(a.tensor == state for a in d.reads)
+            if d.target not in inside and any(a.tensor == state for a in d.reads)
         ]
         if outside or any(t.name == state for t in c.outputs):
-            raise _unsupported(c.defining(state)[0], f"every step of `{state}`, which is read outside its kernel",
-                               "read the last step only, in the same kernel")  # fmt: skip
+            raise _unsupported(
+                c.defining(state)[0],
+                f"every step of `{state}`, which is read outside its kernel",
+                "read the last step only, in the same kernel",
+            )
         members = _two_steps(c, members, state, axis, var, out)
         out.states.add(state)
     return members
@@ -176,8 +210,11 @@ def _two_steps(
         step = (poly(i) - poly(Var(var))).constant if var in variables(i) else None
         known = same(i, Const(0)) if written else step == 0 or same(i, c.extent(var))
         if not (known or step == 1):
-            raise _unsupported(d, f"`{state}` at step `{text(i)}`",
-                               f"write the steps 0 and `{var}+1`, read `{var}`, `{var}+1` and the last")  # fmt: skip
+            raise _unsupported(
+                d,
+                f"`{state}` at step `{text(i)}`",
+                f"write the steps 0 and `{var}+1`, read `{var}`, `{var}+1` and the last",
+            )
         i = i if same(i, Const(0)) else call("mod", i, Const(2))
         return (*indices[:axis], i, *indices[axis + 1 :])
 
@@ -194,7 +231,7 @@ def _two_steps(
     return [rename(d) for d in members]
 
 
-def _unsupported(d: Einsum, what: str, advice: str) -> CompileError:
+def _unsupported(d: Definition, what: str, advice: str) -> CompileError:
     return CompileError(
-        "T0241", f"`{d.target}`: an array mapping cannot hold {what}", d.span, helps=advice
+        "T0241", f"`{targets(d)[0]}`: an array mapping cannot hold {what}", d.span, helps=advice
     )

@@ -2,10 +2,11 @@
 
     kernel  ::= for each outer variable { copies of inputs, stages }
     stage   ::= leaves | for the walked variable { copies of inputs, leaves }
-    leaf    ::= local loops { preload of the stationary operand, do … with row on pe_x, column on pe_y }
+    leaf    ::= local loops { preload of the stationary operand, do … with v on pe_x, w on pe_y }
 
-*Outer* variables are those over which every slice of the kernel is independent. One more variable, the *walked* one, is
-cut into tiles; a definition that needs the whole result of a reduction along it starts another walk.
+*Outer* variables are those over which every slice of the kernel is independent. One more variable,
+the *walked* one, is cut into tiles; a definition that needs the whole result of a reduction along
+it starts another walk.
 """
 
 from __future__ import annotations
@@ -34,26 +35,38 @@ def map_array(
     tile_reduction: int = 0,
     tile_stream: int = 0,
 ) -> Mapping:
-    """One kernel per group of definitions; contractions keep the named operand still, the rest goes where it is fastest.
+    """One kernel per group; contractions keep the named operand still, the rest runs where it is fastest.
 
-    Z[m,n] = A[m,k] * B[k,n]  -->  m, n on pe_x, pe_y (output) | k, n and B preloaded (weight) | k, m and A preloaded (input)
+    Z[m,n] = A[m,k] * B[k,n]  -->  m, n on pe_x, pe_y (output)
+                                 | k, n on pe_x, pe_y, B preloaded (weight)
+                                 | k, m on pe_x, pe_y, A preloaded (input)
 
-    `tile_reduction` cuts the reduced variable of an output-stationary contraction, `tile_stream` the variable that streams
-    past a stationary input; 0 keeps them whole, as far as the buffer goes.
+    `tile_reduction` cuts the reduced variable of an output-stationary contraction, `tile_stream` the
+    variable that streams past a stationary input; 0 keeps them whole, as far as the buffer goes.
     """
     if dataflow not in DATAFLOWS:
-        raise CompileError("T0240", f"unknown dataflow `{dataflow}`",
-                           helps=(*did_you_mean(dataflow, list(DATAFLOWS)), f"one of {', '.join(DATAFLOWS)}"))  # fmt: skip
+        raise CompileError(
+            "T0240",
+            f"unknown dataflow `{dataflow}`",
+            helps=(*did_you_mean(dataflow, list(DATAFLOWS)), f"one of {', '.join(DATAFLOWS)}"),
+        )
     for u in target.units:
         for r in u.resources:
             if not target.resource(r).count:
-                raise CompileError("T0240", f"`{r}` of target `{target.name}` has no count",
-                                   helps="an array has a fixed number of elements: give `count`")  # fmt: skip
+                raise CompileError(
+                    "T0240",
+                    f"`{r}` of target `{target.name}` has no count",
+                    helps="an array has a fixed number of elements: give `count`",
+                )
     if not any(len(u.resources) == 2 for u in target.units) or not any(
         x.name == "buffer" for x in target.levels
     ):
-        raise CompileError("T0240", f"target `{target.name}` is no array", helps="list a level `buffer` and `units`, one "
-                           "of them over two dimensions: see docs/targets.md")  # fmt: skip
+        raise CompileError(
+            "T0240",
+            f"target `{target.name}` is no array",
+            helps="list a level `buffer` and `units`, one "
+            "of them over two dimensions: see docs/targets.md",
+        )
     for given in (tile_reduction, tile_stream):
         if given < 0:
             raise CompileError(
@@ -95,25 +108,35 @@ def map_array(
 
 
 def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
-    """The kernels: as grouped; else a recurrence makes one kernel of all, and without one each definition is its own."""
+    """The kernels: as grouped; else one for each definition, or of all when there is a recurrence."""
     einsums: list[Einsum] = []
     for d in c.definitions:
         if isinstance(d, Extern):
-            raise CompileError("T0241", f"`{d.target}`: an array cannot call `{d.function}`", d.span,
-                               helps="map the parts before and after it by themselves")  # fmt: skip
+            raise CompileError(
+                "T0241",
+                f"`{d.target}`: an array cannot call `{d.function}`",
+                d.span,
+                helps="map the parts before and after it by themselves",
+            )
         einsums.append(d)
     if not c.groups:
         if any(isinstance(s, Recurrence) for s in steps(c)):
             return [(c.name, einsums)]
-        return [(f"{c.name}_{t}", [d for d in einsums if d.target == t])
-                for t in dict.fromkeys(d.target for d in einsums)]  # fmt: skip
+        return [
+            (f"{c.name}_{t}", [d for d in einsums if d.target == t])
+            for t in dict.fromkeys(d.target for d in einsums)
+        ]
     grouped = [(name, [d for d in einsums if d.target in names]) for name, names in c.groups]
     grouped = _in_order(grouped)
     inside = {d.target for _, ds in grouped for d in ds}
     for d in einsums:
         if d.target not in inside:
-            raise CompileError("T0241", f"`{d.target}` belongs to no kernel", d.span,
-                               helps="add it to a `kernel` line, or give none")  # fmt: skip
+            raise CompileError(
+                "T0241",
+                f"`{d.target}` belongs to no kernel",
+                d.span,
+                helps="add it to a `kernel` line, or give none",
+            )
     return grouped
 
 
@@ -128,16 +151,28 @@ def _in_order(grouped: list[tuple[str, list[Einsum]]]) -> list[tuple[str, list[E
                 out.append(left.pop(n))
                 break
         else:
-            raise CompileError("T0240", f"kernels `{left[0][0]}` and `{left[1][0]}` need each other's results",
-                               left[0][1][0].span, helps="group the definitions in another way")  # fmt: skip
+            raise CompileError(
+                "T0240",
+                f"kernels `{left[0][0]}` and `{left[1][0]}` need each other's results",
+                left[0][1][0].span,
+                helps="group the definitions in another way",
+            )
     return out
 
 
 class _Kernel:
     """Chooses outer and walked variables, tile sizes, stages, units and bindings of one kernel."""
 
-    def __init__(self, c: Cascade, target: Target, dataflow: str, tiles: dict[str, int | None], p: Prepared,
-                 leaving: set[str], taken: set[str]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        c: Cascade,
+        target: Target,
+        dataflow: str,
+        tiles: dict[str, int | None],
+        p: Prepared,
+        leaving: set[str],
+        taken: set[str],
+    ) -> None:
         self.c, self.target, self.dataflow, self.tiles, self.p = c, target, dataflow, tiles, p
         self.leaving, self.taken = leaving, taken
         self.count = {r.name: r.count for r in target.resources}
@@ -154,7 +189,7 @@ class _Kernel:
         self.step = {v: s for v in [*self.outer, self.walked] if v and (s := self._step(v))}
 
     def _in_place(self, v: str) -> bool:
-        """Whether every access inside the kernel has the variable where its tensor's writer has it."""
+        """Whether every access in the kernel has the variable where its tensor's writer has it."""
         at: dict[str, list[int]] = {}
         for d in self.p.definitions:
             for a in (Access(d.target, d.indices), *d.reads):
@@ -176,8 +211,11 @@ class _Kernel:
 
     def _product_bind(self, x: Product) -> dict[str, str]:
         if self.array.cost("mul_add") is None:
-            raise CompileError("T0242", f"unit `{self.array.name}` of target `{self.target.name}` cannot do `mul_add`",
-                               helps="list it under `operators`")  # fmt: skip
+            raise CompileError(
+                "T0242",
+                f"unit `{self.array.name}` of target `{self.target.name}` cannot do `mul_add`",
+                helps="list it under `operators`",
+            )
         pe_x, pe_y = self.array.resources
         if self.dataflow == "output":
             return {x.row: pe_x, x.column: pe_y}
@@ -275,14 +313,23 @@ class _Kernel:
         if best is None:
             able = {op for op in work if any(u.cost(op) for u in self.target.units)}
             missing = [op for op in work if op not in able]
-            what = f"no unit of `{self.target.name}` can do `{missing[0]}`" if missing else (
-                f"no unit of `{self.target.name}` can do all of {', '.join(f'`{op}`' for op in work)}")  # fmt: skip
-            raise CompileError("T0242", f"`{d.target}`: {what}", d.span, helps="list it under `operators` of a unit, or "
-                               "split the definition" if not missing else "list it under `operators` of a unit")  # fmt: skip
+            what = (
+                f"no unit of `{self.target.name}` can do `{missing[0]}`"
+                if missing
+                else (f"no unit of `{self.target.name}` can do all of `{', '.join(work)}`")
+            )
+            raise CompileError(
+                "T0242",
+                f"`{d.target}`: {what}",
+                d.span,
+                helps="list it under `operators` of a unit, or split the definition"
+                if not missing
+                else "list it under `operators` of a unit",
+            )
         return Leaf(d, stage, best[2], best[3], self._local(best[3]), None)
 
     def _bind(self, u: Unit, d: Einsum, stage: int) -> dict[str, str]:
-        """Variables for the unit's dimensions: as in the kernel's first contraction, then tiled ones, then free ones."""
+        """Variables for a unit's dimensions: as in the first contraction, then tiled ones, then free."""
         plain = [i.name for i in d.indices if isinstance(i, Var)]
         usable = [v for v in [*plain, *d.reduced] if self._length(v, stage) != 1]
         bind = {v: self.primary[v] for v in usable if self.primary.get(v) in u.resources}
@@ -315,6 +362,16 @@ class _Kernel:
     def kernel(self, name: str) -> Kernel:
         leaves = [self._leaf(d, s) for d, s in zip(self.p.definitions, self._stages(), strict=True)]
         names = dict.fromkeys(v for d in self.p.definitions for v in [*d.free, *d.reduced])
-        plan = Plan(self.c, self.target, self.p.made, leaves, self.outer, self.walked, self.step, self.leaving,
-                    self.taken, self._length)  # fmt: skip
+        plan = Plan(
+            self.c,
+            self.target,
+            self.p.made,
+            leaves,
+            self.outer,
+            self.walked,
+            self.step,
+            self.leaving,
+            self.taken,
+            self._length,
+        )
         return Kernel(name, tuple((v, self.c.extent(v)) for v in names), emit(plan))

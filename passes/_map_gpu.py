@@ -207,11 +207,14 @@ class _KernelMapper:
         rows, columns, depths = ({getattr(f, role) for f in found} for role in ("row", "column", "depth"))
         sides = {v: "tile_rows" if v in rows else "tile_columns" for v in [*rows, *columns]}
         limit = int(self.target.parameter("whole_extent", 128))
+        exact_chain = len(found) > 1 and not self.target.parameter("tf32", 0)
         for v in self.extents:
             size = self._constant(v)
             wanted = int(self.target.parameter(sides.get(v, "tile_depth"), 32))
             if v not in sides and v not in depths:
                 wanted = 1
+            if v in self.grid and v in sides and exact_chain:  # exact products use many more registers
+                wanted = int(self.target.parameter("chain_rows", 32))
             if v in self.grid:
                 self.tile[v] = wanted if size is None else min(wanted, power_of_two(max(size, 16 if wanted > 1 else 1)))
             elif size is None or size > limit or wanted == 1:

@@ -70,7 +70,9 @@ def r(*shape: int, dtype: Any = torch.float64) -> Any:
 
 
 def special() -> Any:
-    return torch.tensor([-INF, -100.0, -2.5, -1.5, -0.0, 0.0, 0.5, 1.5, 30.0, INF, NAN], dtype=torch.float64)
+    return torch.tensor(
+        [-INF, -100.0, -2.5, -1.5, -0.0, 0.0, 0.5, 1.5, 30.0, INF, NAN], dtype=torch.float64
+    )
 
 
 def integers() -> Any:
@@ -126,7 +128,10 @@ def test_bit_operators_and_casts_agree() -> None:
     a, b = integers(), torch.flip(integers(), (0,))
     check(lambda x, y: (x & y, x | y, x ^ y, ~x), a, b)
     check(lambda x, y: (x & y, x | y, x ^ y, ~x, x + y), a > 1, b > 1)
-    check(lambda x: (x.to(torch.int32), x.to(torch.uint8), x.float(), x.bool(), x.double() / 3), a.abs())
+    check(
+        lambda x: (x.to(torch.int32), x.to(torch.uint8), x.float(), x.bool(), x.double() / 3),
+        a.abs(),
+    )
     check(lambda x: (x.to(torch.int64), x.to(torch.int8)), r(5) * 9)
 
 
@@ -218,7 +223,12 @@ def test_matrix_products_agree() -> None:
     check(lambda a, v: (a @ v, v @ v, torch.outer(v, v)), a, v)
     check(lambda a, b: torch.addmm(b[0], a, b, beta=0.5, alpha=2), a, b)
     check(lambda a, b, c: torch.baddbmm(c, a[None], b[None], beta=2), a, b, r(1, 3, 5))
-    check(lambda a, w, c: (F.linear(a, w, c), F.linear(a[0], w), F.linear(a[None, None], w, c)), a, r(6, 4), r(6))
+    check(
+        lambda a, w, c: (F.linear(a, w, c), F.linear(a[0], w), F.linear(a[None, None], w, c)),
+        a,
+        r(6, 4),
+        r(6),
+    )
     check(lambda a, b: (a[None] @ b, b.t() @ a.t()), a, b)
     check(lambda a, b: torch.matmul(a.view(1, 3, 4), b.expand(2, 4, 5)), a, b)
     check(lambda a, v, m: torch.addmv(m, a, v), a, v, r(3))
@@ -238,7 +248,12 @@ def test_attention_agrees_also_for_rows_without_keys() -> None:
     check(lambda q, k, m: sdpa(q, k, k, m), q, k, torch.where(mask, r(2, 1, 5, 7), -INF))
     check(lambda q, k: sdpa(q, k[:, :1], k[:, :1], enable_gqa=True), q, k)
     check(lambda q, k: sdpa(q[0, 0], k[0, 0], k[0, 0]), q, k)
-    check(lambda q: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q, is_causal=True), q)
+    check(
+        lambda q: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, q, q, is_causal=True
+        ),
+        q,
+    )
 
 
 CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
@@ -287,9 +302,33 @@ def test_pools_agree(n: int) -> None:
 
 
 def test_created_tensors_agree() -> None:
-    check(lambda x: (torch.zeros(2), torch.ones_like(x), torch.full((2, 2), 3), x.new_full((2,), True)), r(2))
-    check(lambda x: (torch.arange(5), torch.arange(1, 2, 0.25), torch.arange(7, 0, -2), x + torch.arange(2)), r(2))
-    check(lambda x: (torch.eye(3), torch.tensor([1.5, 2.5]) + x, torch.linspace(0, 1, 5), x + torch.tensor(2)), r(2))
+    check(
+        lambda x: (
+            torch.zeros(2),
+            torch.ones_like(x),
+            torch.full((2, 2), 3),
+            x.new_full((2,), True),
+        ),
+        r(2),
+    )
+    check(
+        lambda x: (
+            torch.arange(5),
+            torch.arange(1, 2, 0.25),
+            torch.arange(7, 0, -2),
+            x + torch.arange(2),
+        ),
+        r(2),
+    )
+    check(
+        lambda x: (
+            torch.eye(3),
+            torch.tensor([1.5, 2.5]) + x,
+            torch.linspace(0, 1, 5),
+            x + torch.tensor(2),
+        ),
+        r(2),
+    )
     check(lambda x: torch.where(torch.ones(3, 3).tril().bool(), x, -INF), r(3, 3))
 
 
@@ -304,6 +343,17 @@ def test_what_is_no_tensor_algebra_becomes_an_extern() -> None:
     check(lambda x: x.max(1), r(3, 4), externs=1)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_encoder_layer_that_pytorch_fuses_is_taken_apart(masked: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, activation="gelu").eval()
+    mask = torch.tensor([[False, False, True], [False, False, False]]) if masked else None
+    compiled = compile_function(lambda x: layer(x, src_key_padding_mask=mask), strict=True)
+    x = r(2, 3, 8, dtype=torch.float32)
+    with torch.no_grad():
+        same(compiled(x), layer(x, src_key_padding_mask=mask))
+    assert not compiled.records.graphs[0].externs
+
+
 def test_what_can_not_be_taken_is_unsupported() -> None:
     with pytest.raises(Unsupported, match="float16"):
         trace(lambda x: x.half() + 1, r(2))
@@ -314,7 +364,7 @@ def test_what_can_not_be_taken_is_unsupported() -> None:
 # ---- through torch.compile
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc]
     def __init__(self, width: int, heads: int, fused: bool) -> None:
         super().__init__()
         self.heads, self.fused = heads, fused
@@ -331,11 +381,15 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module):  # type: ignore[misc]
     def __init__(self, fused: bool, width: int = 12, heads: int = 3) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(50, width), nn.Embedding(16, width)
-        self.attention, self.norm1, self.norm2 = Attention(width, heads, fused), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.norm1, self.norm2 = (
+            Attention(width, heads, fused),
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+        )
         self.mlp = nn.Sequential(nn.Linear(width, 24), nn.GELU(), nn.Linear(24, width))
 
     def forward(self, ids: Any, mask: Any) -> Any:
@@ -352,7 +406,10 @@ def test_an_encoder_agrees_at_lengths_never_seen(fused: bool) -> None:
     compiled = compile_function(model, dynamic=True, strict=True, fullgraph=True)
     with torch.no_grad():
         for batch, length in [(2, 5), (3, 7), (4, 4)]:
-            ids, mask = torch.randint(0, 50, (batch, length)), torch.ones(batch, length, dtype=torch.int64)
+            ids, mask = (
+                torch.randint(0, 50, (batch, length)),
+                torch.ones(batch, length, dtype=torch.int64),
+            )
             mask[0, 3:] = 0
             same(compiled(ids, mask), model(ids, mask), 1e-6)
     assert len(compiled.records.graphs) == 1
@@ -360,7 +417,7 @@ def test_an_encoder_agrees_at_lengths_never_seen(fused: bool) -> None:
     parse_cascade(compiled.ir())
 
 
-SYMBOLIC = [
+SYMBOLIC: list[Callable[..., Any]] = [
     lambda x: x.view(x.shape[0] * x.shape[1], -1).softmax(-1), lambda x: x.reshape(-1), lambda x: x.transpose(0, 1).flatten(1),
     lambda x: torch.cat([x, x[:, -1:]], 1).mean(1), lambda x: x[:, : x.shape[1] // 2], lambda x: x.chunk(2, 1)[1],
     lambda x: F.pad(x, (0, 0, 1, x.shape[0])), lambda x: x.new_zeros(x.shape[0] + 1, 3) + x.shape[1],
@@ -390,7 +447,9 @@ def test_gradients_of_a_small_network_agree() -> None:
         loss.backward()
         return [loss.detach(), x.grad, *[p.grad for p in model.parameters()]]
 
-    model = nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 4), nn.Tanh()).double()
+    model = nn.Sequential(
+        nn.Linear(5, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 4), nn.Tanh()
+    ).double()
     compiled = compile_function(model, strict=True)
     x = r(3, 5)
     same(run(compiled, model, x), run(model, model, x))
@@ -435,7 +494,11 @@ def test_fallbacks_and_externs_are_listed_with_their_lines() -> None:
     same(half(x), g(x))
     assert "aten.sort" in sort.explain() and "test_pytorch_frontend.py" in sort.explain()
     assert "torch.sort(x * 2)" in sort.explain()
-    assert "runs eagerly" in half.explain() and "float16" in half.explain() and "x.half()" in half.explain()
+    assert (
+        "runs eagerly" in half.explain()
+        and "float16" in half.explain()
+        and "x.half()" in half.explain()
+    )
     assert "cascade f_0" in sort.ir()
 
 

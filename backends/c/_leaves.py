@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from tcc.backends.c._scalar import literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
-from tcc.backends.c._vector import CLASSES, Vector, vector_class
+from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
-from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, variables
+from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, variables, walk
 from tcc.ir.index import poly
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
@@ -160,12 +160,18 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     # a loop of few points is not worth four copies of the body
     unroll = UNROLL if old.step is None or old.step >= UNROLL * width else max(1, (old.step or 0) // width)
     sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
+    reduced_inside = {v for names in inner.values() for v in names}
+    hoisted = Hoisted(len(s.lines.out), s.lines.depth, reduced_inside)
+    uses: dict[str, int] = {}
+    for d in definitions:
+        for x in walk(d.body, *d.where):
+            uses[text(x)] = uses.get(text(x), 0) + 1
     padded = all(lane in d.free and _padded(s, d, lane, width) for d in definitions)
 
     def body(positions: int, count: str | None) -> None:
         memos: list[dict[str, str]] = [{} for _ in range(positions)]
         for d in definitions:
-            emit = [Vector(s, kind, lane, c, j * width, count, memos[j]) for j in range(positions)]
+            emit = [Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses) for j in range(positions)]
             if id(d) in sums:
                 _add_up(s, d, emit, sums[id(d)], count)
             elif inner.get(id(d)):
@@ -276,8 +282,11 @@ def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str]
         s.lines.add(f"{e.type(t)} {name} = {start};")
         names.append(name)
     loops = [_open_loop(s, v) for v in reduced]
+    hoisted = emit[0].hoisted
+    if hoisted is not None:
+        hoisted.counters |= {n.name for v in reduced for n in walk(s.intervals[v].low) if isinstance(n, Var)}
     for e, name in zip(emit, names, strict=True):
-        fresh = Vector(s, e.kind, e.lane, e.counter, e.offset, e.count)
+        fresh = Vector(s, e.kind, e.lane, e.counter, e.offset, e.count, {}, hoisted, e.uses)
         value = _masked(s, d, fresh, fresh.value(d.body, t), monoid, t, None, inner)
         s.lines.add(f"{name} = {combine(s, monoid, name, value, t, e.type(t))};")
     for v, old in reversed(loops):

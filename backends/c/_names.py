@@ -34,6 +34,6 @@ class Names:
         out, n = base, 1
         while out in self._taken or re.search(r"_[fiu](8|16|32|64)(x\d+)?(_u)?$|^[fiu]\d+x\d+", out):
             n += 1
-            out = f"{base}_{n}_"
+            out = f"{base}{'_' if base[-1].isdigit() else ''}{n}"
         self._taken.add(out)
         return out

@@ -8,7 +8,7 @@ from tcc.backends.c._names import Names
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, text, transform
-from tcc.ir.index import poly, simplify_index, within
+from tcc.ir.index import bounds, nonnegative, poly, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
 
@@ -133,9 +133,22 @@ def integer_text(s: Scope, e: Expr) -> str:
         return f"{left} {symbol} {right}"
     if isinstance(e, Call) and e.op == "neg":
         return f"-{_grouped(integer_text(s, e.args[0]), e.args[0])}"
+    if isinstance(e, Call) and e.op in ("floordiv", "mod") and _counts(s, e.args[0]) and _counts(s, e.args[1]):
+        left, right = (integer_text(s, a) for a in e.args)
+        return f"({_simple(left)} {'/' if e.op == 'floordiv' else '%'} {_simple(right)})"
     from tcc.backends.c._scalar import scalar
 
     return scalar(s, e)
+
+
+def _counts(s: Scope, e: Expr) -> bool:
+    """Whether an index is certainly 0 or more, so that C's division is floor division."""
+    span = bounds(e, {**s.extents, **s.counters})
+    return span is not None and nonnegative(span[0])
+
+
+def _simple(shown: str) -> str:
+    return shown if shown.isidentifier() or shown.isdigit() else f"({shown})"
 
 
 def _grouped(shown: str, e: Expr) -> str:

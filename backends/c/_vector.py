@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcc.backends.c._scalar import inside, literal, scalar, typed
-from tcc.backends.c._scope import Interval, Scope, integer_text
+from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, variables
@@ -50,6 +50,26 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
 
 
 @dataclass
+class Hoisted:
+    """Lines before a vector loop: broadcast values and row pointers that do not change in it."""
+
+    at: int  # where in the text they stand
+    depth: int
+    inner: set[str] = field(default_factory=set)  # variables of loops inside the vector loop
+    counters: set[str] = field(default_factory=set)  # C counters of those loops
+    names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, s: Scope, key: str, wish: str, declaration: str, value: str) -> str:
+        """The name of a value that is computed once; `declaration` is its C type."""
+        if key not in self.names:
+            name = s.names.fresh(wish)
+            s.lines.out.insert(self.at, "  " * self.depth + f"{declaration}{name} = {value};")
+            self.at += 1
+            self.names[key] = name
+        return self.names[key]
+
+
+@dataclass
 class Vector:
     """Prints expressions at lanes `offset … offset + lanes - 1` of a chunk; equal sub-expressions are computed once."""
 
@@ -60,6 +80,8 @@ class Vector:
     offset: int
     count: str | None  # in a tail: how many lanes are left
     memo: dict[str, str] = field(default_factory=dict)
+    hoisted: Hoisted | None = None
+    uses: dict[str, int] = field(default_factory=dict)  # how often each sub-expression occurs in the loop
 
     @property
     def lanes(self) -> int:
@@ -113,15 +135,16 @@ class Vector:
         return "bool" if t.kind == "b" else self._class(t).name
 
     def _splat(self, e: Expr, want: DType) -> str:
+        """The same value in every lane, computed before the loop where that is possible."""
+        t = self.integer if want.kind == "b" else self._class(want)
+        shown = f"-({scalar(self.s, e)})" if want.kind == "b" else typed(self.s, e, t)
+        value = f"{self.fn('bc', t)}({shown})"
+        if isinstance(e, Const):
+            return value
         key = f"splat {want.kind} {text(e)}"
-        if key not in self.memo:
-            if want.kind == "b":
-                shown = f"{self.fn('bc', self.integer)}(-({scalar(self.s, e)}))"
-            else:
-                t = self._class(want)
-                shown = f"{self.fn('bc', t)}({typed(self.s, e, t)})"
-            self.memo[key] = self._name(want, shown) if not isinstance(e, Const) else shown
-        return self.memo[key]
+        if self.hoisted is not None and not set(variables(e)) & self.hoisted.inner:
+            return self.hoisted.add(self.s, key, "same", f"const {self.type(want)} ", value)
+        return value
 
     def _name(self, t: DType, shown: str) -> str:
         name = self.s.names.fresh("v")
@@ -133,8 +156,12 @@ class Vector:
         if isinstance(e, Var):
             return self._index(e)
         key = text(e)
-        if key not in self.memo:
-            self.memo[key] = self._name(self.s.dtype(e), self._print(e))
+        if key in self.memo:
+            return self.memo[key]
+        shown = self._print(e)
+        if self.uses.get(key, 0) == 1 and len(shown) < 160:
+            return f"({shown})" if " " in shown and not shown.endswith(")") or " ? " in shown or _loose(shown) else shown
+        self.memo[key] = self._name(self.s.dtype(e), shown)
         return self.memo[key]
 
     def _index(self, e: Var) -> str:
@@ -180,7 +207,7 @@ class Vector:
         if e.op in _SYMBOLS:
             return f"{args[0]} {_SYMBOLS[e.op]} {args[1]}"
         if e.op == "neg":
-            return f"-{args[0]}"
+            return f"(-{args[0]})"
         if e.op == "div":
             return f"{args[0]} / {args[1]}"
         if e.op == "floordiv":
@@ -201,7 +228,7 @@ class Vector:
         if step is None or step.constant != 1 or moving or any(self.lane in variables(x) for i in a.indices for x in
                                                                accesses(i)):  # fmt: skip
             return self._gather(a, t, step, moving)
-        place = f"{s.storage[a.tensor].pointer} + {integer_text(s, self._at(a))}"
+        place = self._place(a)
         if self.count is None:
             loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({place})"
         else:
@@ -211,6 +238,24 @@ class Vector:
             return loaded
         fill = f"{self.fn('bc', self._loaded(t))}({literal(s.tensor(a.tensor).fill, self._class(t))})"
         return f"{inside(s, guards)} ? {loaded} : {fill}"
+
+    def _place(self, a: Access) -> str:
+        """Where the lanes of a contiguous access start: a row pointer made before the loop, plus the counter."""
+        s = self.s
+        rest = poly(s.address(a)).without(self.counter)
+        base = integer_text(s, rest.expr())
+        pointer = s.storage[a.tensor].pointer
+        used = {atom for key in rest.terms for atom in key}
+        if base != "0" and self.hoisted is not None and not used & self.hoisted.counters and not rest.mentions(
+            self.hoisted.counters
+        ):
+            element = C_TYPES[s.storage[a.tensor].dtype.name]
+            pointer = self.hoisted.add(s, f"row {pointer} {base}", f"{pointer}_row", f"{element} *const ",
+                                       f"({element} *){pointer} + {base}")  # fmt: skip
+            base = "0"
+        offset = f" + {self.offset}" if self.offset else ""
+        start = "" if base == "0" else f" + {base}"
+        return f"{pointer}{start} + {self.counter}{offset}"
 
     def _loaded(self, t: DType) -> DType:
         return self.float if t.is_float else self.integer
@@ -222,10 +267,6 @@ class Vector:
         if c is None or p.without(self.counter).mentions([self.counter]) or c.mentions([self.counter]):
             return None
         return c
-
-    def _at(self, a: Access) -> Expr:
-        offset = self.s.address(a)
-        return call("add", offset, Const(self.offset)) if self.offset else offset
 
     def _gather(self, a: Access, t: DType, step: Poly | None, moving: list[tuple[Expr, Expr]]) -> str:
         """Lane by lane; lanes beyond the tail read the last valid point."""
@@ -240,7 +281,8 @@ class Vector:
             shown = scalar(s, a)
             values.append(f"-({shown})" if t.kind == "b" else shown)
         s.intervals[self.lane] = old
-        return f"({self.type(t)}){{{', '.join(values)}}}"
+        self.s.use(self.type(t))
+        return f"(({self.type(t)}){{{', '.join(values)}}})"
 
     def store(self, a: Access, value: str, full: bool) -> None:
         """`full`: every lane may be written although the tail is shorter (the storage is padded)."""
@@ -249,7 +291,7 @@ class Vector:
         step = self.step(a)
         pointer = s.storage[a.tensor].pointer
         if step is not None and step.constant == 1:
-            at = f"{pointer} + {integer_text(s, self._at(a))}"
+            at = self._place(a)
             kind = "stb" if t.kind == "b" else "st"
             if self.count is None or full:
                 s.lines.add(f"{self.fn(kind, self._loaded(t))}({at}, {value});")
@@ -265,6 +307,16 @@ class Vector:
             guard = f"if ({n} < {self.count}) " if self.count is not None else ""
             s.lines.add(f"{guard}{pointer}[{at}] = {shown};")
         s.intervals[self.lane] = old
+
+
+def _loose(shown: str) -> bool:
+    """Whether an infix operator stands outside all parentheses."""
+    depth = 0
+    for c in shown:
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and c == " ":
+            return True
+    return False
 
 
 __all__ = ["CLASSES", "Size", "Vector", "vector_class"]

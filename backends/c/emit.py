@@ -66,6 +66,11 @@ class _Emitter:
         for key in micro:
             _, _, _, width, _, t = key.split(":")
             self.functions |= {f"{op}_{t}x{width}" for op in ("ld", "st", "bc")}
+        entries = [
+            self._sizes(),
+            self._entry("tcc_prepare", [k for k in kernels if k.prepare]),
+            self._entry("tcc_main", [k for k in kernels if not k.prepare]),
+        ]
         known = set(vector_functions())
         wanted = sorted(f for f in self.functions if f in known)
         parts = [
@@ -74,9 +79,7 @@ class _Emitter:
             *(HELPERS[h] for h in sorted(self.functions & set(HELPERS))),
             *(micro_kernel(key) for key in micro),
             *bodies,
-            self._sizes(),
-            self._entry("tcc_prepare", [k for k in kernels if k.prepare]),
-            self._entry("tcc_main", [k for k in kernels if not k.prepare]),
+            *entries,
         ]
         return Program("\n\n".join(parts) + "\n", tuple(r.name for r in self.m.ranks),
                        tuple(t.name for t in self.tensors), any(k.prepare for k in kernels))  # fmt: skip
@@ -178,7 +181,7 @@ class _Emitter:
     # ---- entry points
 
     def bytes_of(self, b: Buffer, shape: tuple[Expr, ...]) -> str:
-        scope = Scope(self.signature, self.names, Lines())
+        scope = Scope(self.signature, self.names, Lines(), self.functions)
         count = integer_text(scope, poly(b.layout.elements(shape)).expr())
         return f"({count}) * {b.dtype.itemsize}"
 

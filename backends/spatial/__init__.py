@@ -1,7 +1,8 @@
-"""Spatial arrays: what a mapping does on a 2-D array of processing elements with a row beside it, and what it costs.
+"""Spatial arrays: what a mapping does on a 2-D array of elements with a row beside it, and its cost.
 
-`build(mapping, target, sizes)` counts accesses, cycles and energy in closed form, without running anything. The counts
-equal those of `tcc.ir.mapping_interpret`. Leaves run one after another: work that could overlap is not overlapped yet.
+`build(mapping, target, sizes)` counts accesses, cycles and energy in closed form, without running
+anything. The counts equal those of `tcc.ir.mapping_interpret`. Leaves run one after another: work
+that could overlap is not overlapped yet.
 """
 
 from __future__ import annotations

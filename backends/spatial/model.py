@@ -1,4 +1,4 @@
-"""From a mapping to a report: sizes are bound, the mapping is checked against the target, and every leaf is costed."""
+"""From a mapping to a report: binds sizes, checks the mapping against the target, costs every leaf."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tcc.ir.target import Target
 
 
 def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Report:
-    """Counts, cycles and energy of every leaf, with what does not fit or is not modelled as an error."""
+    """Counts, cycles and energy of every leaf; what does not fit or is not modelled is an error."""
     if target.kind != "array" or not target.units:
         raise CompileError(
             "T0341",
@@ -32,14 +32,22 @@ def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Rep
     known = [x.name for x in target.levels]
     for name, level in levels.items():
         if level not in known:
-            raise CompileError("T0342", f"buffer `{name}` lies at `{level}`, which target `{target.name}` does not have",
-                               buffers(m)[name].span, helps=did_you_mean(level, known) or f"one of {', '.join(known)}")  # fmt: skip
+            raise CompileError(
+                "T0342",
+                f"buffer `{name}` lies at `{level}`, which target `{target.name}` does not have",
+                buffers(m)[name].span,
+                helps=did_you_mean(level, known) or f"one of {', '.join(known)}",
+            )
     word = {n: target.parameter("word_bytes", t.dtype.itemsize) for n, t in types.items()}
     report = Report(m, target, sizes, word)
     for k in m.kernels:
         if isinstance(k, Extern):
-            raise CompileError("T0341", f"`{k.function}` does not run on an array", k.span,
-                               helps="map the parts before and after it by themselves")  # fmt: skip
+            raise CompileError(
+                "T0341",
+                f"`{k.function}` does not run on an array",
+                k.span,
+                helps="map the parts before and after it by themselves",
+            )
         found = sites(k, sizes)
         _check_registers(found, target, levels)
         _footprints(k, found, target, sizes, word, report)
@@ -50,8 +58,8 @@ def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Rep
             report.leaves[id(s.do)] = cost
     for table, costs in ((report.reads, "read_pj"), (report.writes, "write_pj")):
         for (at, name), n in table.items():
-            level = target.level(at)
-            pj = n * word[name] / level.line_bytes * getattr(level, costs)
+            line = target.level(at)
+            pj = n * word[name] / line.line_bytes * getattr(line, costs)
             report.level_pj[at] = report.level_pj.get(at, 0) + pj
     return report
 
@@ -61,8 +69,11 @@ def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
     names = [r.name for r in m.ranks]
     for name, value in given.items():
         if name not in names:
-            raise CompileError("T0126", f"`{m.name}` has no rank `{name}`",
-                               helps=did_you_mean(name, names) or f"its ranks: {', '.join(names)}")  # fmt: skip
+            raise CompileError(
+                "T0126",
+                f"`{m.name}` has no rank `{name}`",
+                helps=did_you_mean(name, names) or f"its ranks: {', '.join(names)}",
+            )
         if value < 1:
             raise CompileError(
                 "T0110",
@@ -72,8 +83,12 @@ def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
     out = {r.name: int(given[r.name]) for r in m.ranks if r.size is None and r.name in given}
     for r in m.ranks:
         if r.size is None and r.name not in out:
-            raise CompileError("T0126", f"the size of rank `{r.name}` is not known", r.span,
-                               helps=f"give it, as in `--size {r.name}=64`")  # fmt: skip
+            raise CompileError(
+                "T0126",
+                f"the size of rank `{r.name}` is not known",
+                r.span,
+                helps=f"give it, as in `--size {r.name}=64`",
+            )
     pending = [r for r in m.ranks if r.size is not None]
     for _ in range(len(pending)):  # sizes may refer to ranks that are declared later
         for r in pending:
@@ -84,8 +99,12 @@ def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
                 continue
     for r in pending:
         if r.name in given and given[r.name] != out[r.name]:
-            raise CompileError("T0125", f"rank `{r.name}` has size {out[r.name]}, not {given[r.name]}", r.span,
-                               helps="its size is fixed by its declaration")  # fmt: skip
+            raise CompileError(
+                "T0125",
+                f"rank `{r.name}` has size {out[r.name]}, not {given[r.name]}",
+                r.span,
+                helps="its size is fixed by its declaration",
+            )
     return out
 
 
@@ -99,7 +118,7 @@ def _count(report: Report, s: Site, t: Traffic) -> None:
 
 
 def _check_registers(found: list[Site], target: Target, levels: MappingABC[str, str]) -> None:
-    """Registers belong to one unit, and every leaf must find each element where the others left it."""
+    """Registers belong to one unit; every leaf must find each element where the others left it."""
     own = {u.level: u for u in target.units if u.level}
     first: dict[str, tuple[Site, dict[str, str]]] = {}
     for s in found:
@@ -115,8 +134,13 @@ def _check_registers(found: list[Site], target: Target, levels: MappingABC[str, 
             }
             for v, r in s.do.bind:
                 if r not in unit.resources:
-                    raise CompileError("T0342", f"`{a.tensor}` lies in the registers of `{unit.name}`, but `{v}` is bound to "
-                                       f"`{r}`", s.do.span, helps="pass it through the buffer")  # fmt: skip
+                    raise CompileError(
+                        "T0342",
+                        f"`{a.tensor}` lies in the registers of `{unit.name}`, but `{v}` is on "
+                        f"`{r}`",
+                        s.do.span,
+                        helps="pass it through the buffer",
+                    )
             at = {
                 n: bind.get(i.name, "") if isinstance(i, Var) else ""
                 for n, i in enumerate(a.indices)
@@ -124,13 +148,24 @@ def _check_registers(found: list[Site], target: Target, levels: MappingABC[str, 
             placed = {str(n): r for n, r in at.items()}
             other = first.setdefault(a.tensor, (s, placed))
             if other[1] != placed:
-                raise CompileError("T0342", f"`{e.target}` needs `{a.tensor}` in other elements than "
-                                   f"`{other[0].do.einsum.target}` does", s.do.span, helps="pass it through the buffer")  # fmt: skip
+                raise CompileError(
+                    "T0342",
+                    f"`{e.target}` needs `{a.tensor}` in other elements than "
+                    f"`{other[0].do.einsum.target}` does",
+                    s.do.span,
+                    helps="pass it through the buffer",
+                )
 
 
-def _footprints(k: Kernel, found: list[Site], target: Target, sizes: MappingABC[str, int],
-                word: MappingABC[str, float], report: Report) -> None:  # fmt: skip
-    """The size of each buffer (in registers: of one element's part), and whether what lives together fits."""
+def _footprints(
+    k: Kernel,
+    found: list[Site],
+    target: Target,
+    sizes: MappingABC[str, int],
+    word: MappingABC[str, float],
+    report: Report,
+) -> None:
+    """The size of each buffer (in registers: of one element's part); what lives together must fit."""
     own = {u.level: u for u in target.units if u.level}
     count = {r.name: r.count for r in target.resources}
     for s in found:
@@ -166,10 +201,14 @@ def _footprints(k: Kernel, found: list[Site], target: Target, sizes: MappingABC[
                     if isinstance(x, Alloc) and x.buffer.level == level
                 ]
                 largest = max(names, key=lambda x: report.buffers[x].bytes_each)
-                raise CompileError("T0344", f"level `{level}` of `{target.name}` holds {room} bytes, but `{k.name}` needs "
-                                   f"{need:.0f} at `{s.do.einsum.target}`, most of them for `{largest}`", s.do.span,
-                                   helps="use smaller tiles: the options `tile_reduction` and `tile_stream` of the pass "
-                                   "cut the variables that are kept whole")  # fmt: skip
+                raise CompileError(
+                    "T0344",
+                    f"level `{level}` of `{target.name}` holds {room} bytes, but `{k.name}` needs "
+                    f"{need:.0f} at `{s.do.einsum.target}`, most of them for `{largest}`",
+                    s.do.span,
+                    helps="use smaller tiles: the options `tile_reduction` and `tile_stream` of "
+                    "the pass cut the variables that are kept whole",
+                )
 
 
 def _touches(s: Site, name: str) -> bool:
@@ -178,7 +217,7 @@ def _touches(s: Site, name: str) -> bool:
 
 
 def _bound_axis(do: Do, name: str, axis: int) -> str:
-    """The dimension that the given axis of a tensor is spread over in a leaf; empty when it is not."""
+    """The dimension that an axis of a tensor is spread over in a leaf; empty when it is not."""
     e = do.einsum
     a = next(a for a in (Access(e.target, e.indices), *e.reads) if a.tensor == name)
     i = a.indices[axis]

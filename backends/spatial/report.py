@@ -14,14 +14,14 @@ from tcc.ir.target import Target
 NOTES = (
     "leaves run one after another; neither transfers nor the units overlap",
     "a predicate does not save work: every tile counts as full",
-    "an element is read once per run of a leaf; what passes between registers inside a run is not counted",
+    "an element is read once per run of a leaf; traffic between registers inside a run is not counted",
     "results leave the registers behind the next run",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class BufferUse:
-    """A buffer at its largest: elements in all, and bytes (of one processing element where it lies in registers)."""
+    """A buffer at its largest: elements in all, and bytes (in registers: of one element's part)."""
 
     name: str
     level: str
@@ -88,19 +88,44 @@ class Report:
             "target": self.target.name,
             "sizes": self.sizes,
             "accesses": [
-                {"level": at, "tensor": name, "reads": self.reads.get((at, name), 0),
-                 "writes": self.writes.get((at, name), 0)} for at, name in keys
+                {
+                    "level": at,
+                    "tensor": name,
+                    "reads": self.reads.get((at, name), 0),
+                    "writes": self.writes.get((at, name), 0),
+                }
+                for at, name in keys
             ],
             "buffers": [
-                {"name": b.name, "level": b.level, "extents": list(b.extents), "bytes": b.bytes_each}
+                {
+                    "name": b.name,
+                    "level": b.level,
+                    "extents": list(b.extents),
+                    "bytes": b.bytes_each,
+                }
                 for b in self.buffers.values()
             ],
             "peak_bytes": self.peak,
             "leaves": [
-                {"kernel": c.kernel, "target": c.text, "kind": c.kind, "unit": c.unit, "runs": c.runs, "points": c.points,
-                 "cycles": c.cycles, "skew": c.skew, "utilisation": c.utilisation, "transfer_cycles": c.transfer,
-                 "bound": c.bound, "time": c.time, "stationary": c.stationary, "moves": c.moves, "reduces": c.reduces,
-                 "energy_pj": c.energy_pj} for c in self.leaves.values()
+                {
+                    "kernel": c.kernel,
+                    "target": c.text,
+                    "kind": c.kind,
+                    "unit": c.unit,
+                    "runs": c.runs,
+                    "points": c.points,
+                    "cycles": c.cycles,
+                    "skew": c.skew,
+                    "utilisation": c.utilisation,
+                    "transfer_cycles": c.transfer,
+                    "bound": c.bound,
+                    "time": c.time,
+                    "stationary": c.stationary,
+                    "moves": c.moves,
+                    "reduces": c.reduces,
+                    "energy_pj": c.energy_pj,
+                }
+                for c in self.leaves.values()
             ],
             "array_cycles": self.array_cycles,
             "transfer_cycles": self.transfer_cycles,
@@ -110,7 +135,7 @@ class Report:
             "energy_pj": self.energy_pj,
             "energy_by_level_pj": self.level_pj,
             "notes": list(NOTES),
-        }  # fmt: skip
+        }
 
     def json(self) -> str:
         """One JSON object."""
@@ -167,8 +192,10 @@ class Report:
                 b = self.buffers[n.buffer.name]
                 shape = " x ".join(map(str, b.extents)) or "1"
                 dims = ", ".join(text(d) for d in n.buffer.dims)
-                lines.append(f"{pad}{b.name}[{dims}] @{b.level}: {shape}, {b.bytes_each:,.0f} bytes"
-                             f"{' each' if any(u.level == b.level for u in self.target.units) else ''}")  # fmt: skip
+                lines.append(
+                    f"{pad}{b.name}[{dims}] @{b.level}: {shape}, {b.bytes_each:,.0f} bytes"
+                    f"{' each' if any(u.level == b.level for u in self.target.units) else ''}"
+                )
                 lines += self._nodes(n.body, depth)
             else:
                 lines += [f"{pad}{n.einsum}", *(f"{pad}  {line}" for line in self._leaf(n))]
@@ -187,8 +214,10 @@ class Report:
         facts += [f"{', '.join(names)} along {r}" for r, names in c.moves.items()]
         facts += [f"sums along {r}" for r in c.reduces]
         lines = [f"{c.unit}: {', '.join([*places, *facts])}"]
-        lines.append(f"{c.runs:,} runs, {c.cycles:,.0f} cycles of which {c.runs * c.skew:,} skew, "
-                     f"utilisation {c.utilisation:.1%}")  # fmt: skip
+        lines.append(
+            f"{c.runs:,} runs, {c.cycles:,.0f} cycles of which {c.runs * c.skew:,} skew, "
+            f"utilisation {c.utilisation:.1%}"
+        )
         if c.transfer:
             lines.append(f"memory traffic of its own: {c.transfer:,.0f} cycles")
         return lines

@@ -1,7 +1,8 @@
 """How often each tensor is accessed at each level: closed forms over trip counts and tile lengths.
 
-The loops of a mapping cut boxes, so the sum over all iterations of a product of lengths is the product, over variables,
-of sums over that variable's tiles; the last tile of each loop is counted with its own length.
+The loops of a mapping cut boxes, so the sum over all iterations of a product of lengths is the
+product, over variables, of sums over that variable's tiles; the last tile of each loop is counted
+with its own length.
 """
 
 from __future__ import annotations
@@ -101,8 +102,12 @@ class Traffic:
     writes: dict[tuple[str, str], int]
 
 
-def traffic(s: Site, tensors: MappingABC[str, Tensor], levels: MappingABC[str, str],
-            sizes: MappingABC[str, int]) -> Traffic:  # fmt: skip
+def traffic(
+    s: Site,
+    tensors: MappingABC[str, Tensor],
+    levels: MappingABC[str, str],
+    sizes: MappingABC[str, int],
+) -> Traffic:
     """The accesses of all runs of one leaf: each distinct element once per run."""
     e = s.do.einsum
     out = Traffic({}, {})
@@ -113,30 +118,42 @@ def traffic(s: Site, tensors: MappingABC[str, Tensor], levels: MappingABC[str, s
         several = list(group.values())
         for a, b in itertools.combinations(several, 2):
             if not _disjoint(s, a, b, sizes):
-                raise not_modelled(f"`{e.target}`, which reads `{text(a)}` and `{text(b)}`, which may overlap", e.span,
-                                   "give one of them a copy of the tensor")  # fmt: skip
+                raise not_modelled(
+                    f"`{e.target}`, which reads `{text(a)}` and `{text(b)}`, which may overlap",
+                    e.span,
+                    "give one of them a copy of the tensor",
+                )
         amount = sum(_touched(s, a, tensors, sizes, {}) for a in several)
         out.reads[levels[name], name] = amount
     target = Access(e.target, e.indices, e.span)
     key = (levels[e.target], e.target)
     written = _touched(s, target, tensors, sizes, {})
-    first = _touched(s, target, tensors, sizes, {v: 1 for v in e.reduced})
+    first = _touched(s, target, tensors, sizes, dict.fromkeys(e.reduced, 1))
     out.writes[key] = written
     if written != first:
         out.reads[key] = out.reads.get(key, 0) + written - first
     return out
 
 
-def _touched(s: Site, a: Access, tensors: MappingABC[str, Tensor], sizes: MappingABC[str, int],
-             runs: MappingABC[str, int]) -> int:  # fmt: skip
-    """Σ over all runs of the number of distinct elements of one access; `runs` overrides how many tiles are walked."""
-    amount, used = 1, set()
+def _touched(
+    s: Site,
+    a: Access,
+    tensors: MappingABC[str, Tensor],
+    sizes: MappingABC[str, int],
+    runs: MappingABC[str, int],
+) -> int:
+    """Σ over all runs of the distinct elements of one access; `runs` overrides how many tiles count."""
+    amount = 1
+    used: set[str] = set()
     for i, dimension in zip(a.indices, tensors[a.tensor].shape, strict=True):
         names = variables(i)
         moving = [v for v in names if s.longest(v) > 1]
         if used & set(moving) or any(isinstance(n, Access) for n in walk(i)):
-            raise not_modelled(f"the index `{text(i)}` of `{text(a)}`", a.span,
-                               "use each variable in one index, and no tensor in an index")  # fmt: skip
+            raise not_modelled(
+                f"the index `{text(i)}` of `{text(a)}`",
+                a.span,
+                "use each variable in one index, and no tensor in an index",
+            )
         _check_bounds(s, i, evaluate_size(dimension, sizes), a, sizes)
         if not moving:
             continue
@@ -146,14 +163,15 @@ def _touched(s: Site, a: Access, tensors: MappingABC[str, Tensor], sizes: Mappin
             continue
         factors = _coefficients(i, moving, sizes, a)
         amount *= sum(
-            _distinct(tuple(zip(factors, lengths, strict=True))) * _product(s.tiles[v][n] for v, n in zip(moving, lengths, strict=True))
+            _distinct(tuple(zip(factors, lengths, strict=True)))
+            * _product(s.tiles[v][n] for v, n in zip(moving, lengths, strict=True))
             for lengths in itertools.product(*(s.tiles[v] for v in moving))
-        )  # fmt: skip
+        )
     return amount * _product(runs.get(v, count(s.tiles[v])) for v in s.looped if v not in used)
 
 
 def _check_bounds(s: Site, i: Expr, size: int, a: Access, sizes: MappingABC[str, int]) -> None:
-    """Elements outside a tensor are its fill and cost nothing, which the closed forms do not see."""
+    """Elements outside a tensor are its fill and cost nothing; the closed forms do not see that."""
     extents = {v: total_extent(s.kernel, v, sizes) for v in variables(i)}
     if isinstance(i, Var):
         inside = extents[i.name] <= size
@@ -162,7 +180,7 @@ def _check_bounds(s: Site, i: Expr, size: int, a: Access, sizes: MappingABC[str,
     else:
         corners = itertools.product(*((0, n - 1) for n in extents.values()))
         values = [evaluate(i, dict(zip(extents, corner, strict=True)), sizes) for corner in corners]
-        inside = 0 <= min(values) and max(values) < size
+        inside = min(values) >= 0 and max(values) < size
     if not inside:
         raise not_modelled(
             f"`{text(a)}`, which may lie outside of its tensor", a.span, "pad the tensor first"

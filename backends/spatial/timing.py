@@ -1,8 +1,9 @@
-"""What a leaf costs on an array: cycles from what moves along which dimension, and energy from its accesses.
+"""What a leaf costs on an array: cycles from what moves along which dimension, energy of operators.
 
-Operands enter at an edge and are handed from element to element, so each dimension along which something moves adds its
-length minus one to every run (*skew*). Loading registers takes one cycle per row of elements (*preload*); reading results
-out of them hides behind the next run. Copies between levels take their bytes over the slower bandwidth.
+Operands enter at an edge and are handed from element to element, so each dimension along which
+something moves adds its length minus one to every run (*skew*). Loading registers takes one cycle
+per row of elements (*preload*); reading results out of them hides behind the next run. Copies
+between levels take their bytes over the slower bandwidth.
 """
 
 from __future__ import annotations
@@ -55,8 +56,17 @@ def leaf_cost(
     elements = _product([count[r] for r in unit.resources]) if unit else 0
     own = {u.level: u for u in target.units if u.level}
     time = [v for v in names if v not in bound and s.longest(v) > 1]
-    cost = LeafCost(s.kernel.name, text(Access(e.target, e.indices)), "compute", unit.name if unit else "", s.runs(),
-                    s.swept(names), 0, bound=bound, time=time)  # fmt: skip
+    cost = LeafCost(
+        s.kernel.name,
+        text(Access(e.target, e.indices)),
+        "compute",
+        unit.name if unit else "",
+        s.runs(),
+        s.swept(names),
+        0,
+        bound=bound,
+        time=time,
+    )
     moved = _transfer_cycles(t, target, word)
     sources = [a for a in operands(e) if a.tensor]
     if is_move(e):
@@ -77,15 +87,23 @@ def leaf_cost(
             cost.transfer = moved
             return cost
     if unit is None:
-        raise CompileError("T0343", f"`{e.target}` runs on no unit of `{target.name}`", s.do.span,
-                           helps="bind a variable of it to a parallel dimension")  # fmt: skip
+        raise CompileError(
+            "T0343",
+            f"`{e.target}` runs on no unit of `{target.name}`",
+            s.do.span,
+            helps="bind a variable of it to a parallel dimension",
+        )
     work = point_operations(e)
     cycles = 0.0
     for op, n in work.items():
         c = unit.cost(op)
         if c is None:
-            raise CompileError("T0343", f"`{e.target}` needs `{op}`, which unit `{unit.name}` of `{target.name}` cannot do",
-                               s.do.span, helps="bind it to another unit, or list the operator there")  # fmt: skip
+            raise CompileError(
+                "T0343",
+                f"`{e.target}` needs `{op}`, which unit `{unit.name}` of `{target.name}` cannot do",
+                s.do.span,
+                helps="bind it to another unit, or list the operator there",
+            )
         cycles += n * c.cycles
         cost.energy_pj += n * c.pj * cost.points
     cycles = max(1.0, cycles)
@@ -119,23 +137,40 @@ def _movement(
 
 
 def _unit(s: Site, target: Target) -> Unit | None:
-    """The unit that spans the dimensions that a leaf is bound to; unbound work goes to the smallest that can do it."""
+    """The unit that spans the dimensions a leaf is bound to; unbound work: the smallest that can."""
     known = [r.name for r in target.resources]
     used = [r for _, r in s.do.bind]
     for v, r in s.do.bind:
         if r not in known:
-            raise CompileError("T0343", f"`{r}` is no parallel dimension of `{target.name}`", s.do.span,
-                               helps=did_you_mean(r, known) or f"one of {', '.join(known)}")  # fmt: skip
+            raise CompileError(
+                "T0343",
+                f"`{r}` is no parallel dimension of `{target.name}`",
+                s.do.span,
+                helps=did_you_mean(r, known) or f"one of {', '.join(known)}",
+            )
         if used.count(r) > 1:
-            raise CompileError("T0343", f"two variables of `{s.do.einsum.target}` are bound to `{r}`", s.do.span,
-                               helps="bind one variable to each dimension")  # fmt: skip
+            raise CompileError(
+                "T0343",
+                f"two variables of `{s.do.einsum.target}` are bound to `{r}`",
+                s.do.span,
+                helps="bind one variable to each dimension",
+            )
         if s.longest(v) > target.resource(r).count:
-            raise CompileError("T0343", f"`{v}` has tiles of {s.longest(v)}, but `{r}` has {target.resource(r).count} "
-                               "elements", s.do.span, helps=f"add a loop `for {v} by {target.resource(r).count}`")  # fmt: skip
+            raise CompileError(
+                "T0343",
+                f"`{v}` has tiles of {s.longest(v)}, but `{r}` has {target.resource(r).count} "
+                "elements",
+                s.do.span,
+                helps=f"add a loop `for {v} by {target.resource(r).count}`",
+            )
     fitting = [u for u in target.units if set(used) <= set(u.resources)]
     if used and not fitting:
-        raise CompileError("T0343", f"no unit of `{target.name}` spans {', '.join(used)}", s.do.span,
-                           helps="bind variables to the dimensions of one unit")  # fmt: skip
+        raise CompileError(
+            "T0343",
+            f"no unit of `{target.name}` spans {', '.join(used)}",
+            s.do.span,
+            helps="bind variables to the dimensions of one unit",
+        )
     if not used:
         work = point_operations(s.do.einsum)
         fitting = [u for u in fitting if all(u.cost(op) for op in work)]

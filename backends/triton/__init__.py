@@ -78,8 +78,12 @@ class Program:
         return {r.name: bound[r.name] for r in self.mapping.ranks if r.size is None and r.name not in seen}
 
 
-def build(mapping: Mapping, target: Target, *, precision: str = "ieee") -> Program:
-    """`mapping` in Triton. `precision` is how `tl.dot` multiplies f32: `ieee` is exact, `tf32` rounds to 10 bits."""
+def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
+    """`mapping` in Triton. `precision` is how `tl.dot` multiplies f32: `ieee` exactly, `tf32` with operands of 10 bits.
+
+    Unless given it is `tf32` where the target's parameter of that name is 1, else `ieee`.
+    """
+    precision = precision or ("tf32" if target.parameter("tf32", 0) else "ieee")
     if precision not in PRECISIONS:
         raise CompileError("T0327", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}")
     module = Names({"_check"})
@@ -98,12 +102,12 @@ def build(mapping: Mapping, target: Target, *, precision: str = "ieee") -> Progr
     return Program(mapping, "\n\n\n".join(parts) + "\n", launcher, tuple(kernels))
 
 
-def emit(mapping: Mapping, target: Target, *, precision: str = "ieee") -> str:
+def emit(mapping: Mapping, target: Target, *, precision: str = "") -> str:
     """The Python module of a mapping: a kernel per launch, and a launcher of the program's name."""
     return build(mapping, target, precision=precision).source
 
 
-def compile_ahead(mapping: Mapping, target: Target, capability: int = 90, *, precision: str = "ieee") -> list[dict[str, Any]]:
+def compile_ahead(mapping: Mapping, target: Target, capability: int = 90, *, precision: str = "") -> list[dict[str, Any]]:
     """Of each kernel `ptx`, `cubin`, `registers`, `spills` and `shared_bytes` for `sm_<capability>`; needs no device."""
     from tcc.backends.triton._toolchain import compile_kernel
 

@@ -140,15 +140,15 @@ class _Emitter:
         return tuple(out)
 
     def _warps(self) -> int:
-        """Four warps, or eight where the largest tile would need more than 128 registers of each thread."""
+        """Four warps; eight where a tile, or exact products that feed each other, need more registers than those have."""
         largest = 1
-        for n in walk_nodes(self.k.body):
-            if isinstance(n, Do):
-                elements = 1
-                for v in n.einsum.free:
-                    elements *= self.t.block[v]
-                largest = max(largest, elements)
-        return 8 if largest >= 128 * 128 else 4
+        for d in leaves(self.k.body):
+            elements = 1
+            for v in d.einsum.free:
+                elements *= self.t.block[v]
+            largest = max(largest, elements)
+        chained = self.precision == "ieee" and len(self.t.products) > 1
+        return 8 if largest >= 128 * 128 or chained else 4
 
     def _stages(self) -> int:
         return int(self.target.parameter("stages", 3))

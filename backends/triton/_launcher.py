@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tcc.backends.triton._kernel import KernelText, Parameter
 from tcc.backends.triton._names import Lines, Names, quoted
+from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Call, Const, Expr, Size
 from tcc.ir.mapping import Mapping
-from tcc.ir.diagnostics import CompileError
 
 CHECK = '''def _check(name, tensor, dtype, shape, device):
     """Raises where a tensor is not what the kernels were written for."""

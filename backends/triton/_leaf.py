@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tcc.backends.triton._scalar import PRODUCT, SUM, Code, literal, type_name
+from tcc.backends.triton._tile import Axes, Tile, conjunction
 from tcc.ir.cascade import Einsum
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Call, Const, Expr, accesses, call, text, variables
 from tcc.ir.infer import expression_dtype
 from tcc.ir.ops import MONOIDS, identity_of
-
-from tcc.backends.triton._scalar import PRODUCT, SUM, Code, literal, type_name
-from tcc.backends.triton._tile import Axes, Tile, conjunction
 
 _MAX_ELEMENTS = 1 << 20  # Triton's limit for one tile
 _FOLDS = {"sum": "tl.sum", "max": "tl.max", "min": "tl.min", "xor": "tl.xor_sum"}
@@ -191,6 +190,7 @@ def _dot(t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, pre
         (right if column in has else left).append(p)
     a = _operand(t, sides.row, (row, depth), depth, left)
     b = _operand(t, sides.column, (depth, column), depth, right)
+    t.products.add(e.target)
     rest = t.value(sides.rest, axes) if sides.rest is not None else None
     if old is not None and rest is None:
         return Code(f'tl.dot({a}, {b}, {old}, input_precision="{precision}")')

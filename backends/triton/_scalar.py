@@ -82,9 +82,7 @@ def literal(value: int | float | bool) -> Code:
 def apply(e: Call, args: list[Code], dtype: DType, operand: DType, helpers: dict[str, str]) -> Code:
     """The operator applied to printed operands of type `operand`; `helpers` collects the functions that it needs."""
     name = e.op
-    if name == "div" and not operand.is_float:
-        args = [Code(f"tl.cast({a.text}, tl.float32)") for a in args]
-    elif e.spec.result == "float" and not operand.is_float:
+    if (name == "div" and not operand.is_float) or (e.spec.result == "float" and not operand.is_float):
         args = [Code(f"tl.cast({a.text}, tl.float32)") for a in args]
     if name in _INFIX:
         sign, level = _INFIX[name]

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tcc.backends.triton._names import Lines, Names
+from tcc.backends.triton._scalar import (
+    ATOM,
+    BIT_AND,
+    COMPARISON,
+    PRODUCT,
+    SUM,
+    Code,
+    apply,
+    folded,
+    literal,
+    type_name,
+)
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, text, transform, variables, walk
 from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
-
-from tcc.backends.triton._names import Lines, Names
-from tcc.backends.triton._scalar import ATOM, BIT_AND, COMPARISON, PRODUCT, SUM, Code, apply, folded, literal, type_name
 
 Axes = tuple[str, ...]
 
@@ -59,6 +69,7 @@ class Tile:
     block_names: dict[str, str] = field(default_factory=dict)
     loaded: list[dict[tuple[str, Axes], str]] = field(default_factory=lambda: [{}])
     scopes: list[Scope] = field(default_factory=list)
+    products: set[str] = field(default_factory=set)  # tensors that a `tl.dot` computes
     ignored: dict[str, frozenset[str]] = field(default_factory=dict)  # tensor -> predicates that all its readers repeat
 
     # ---- scopes: what a loop's body defines is gone after it
