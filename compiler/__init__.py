@@ -1,7 +1,7 @@
 """tcc, the tensor cascade compiler.
 
-`tcc.compile(text | function | module)` gives something to call, `tcc.parse` and `tcc.load` a program that
-is not compiled yet. Everything behind these names is imported when it is first used.
+`tcc.compile(text | function | module)` gives something to call, `tcc.parse` and `tcc.load` a
+program that is not compiled yet. Everything behind these names is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ def compile(
     target: str | None = None,
     **options: Any,
 ) -> Any:
-    """`program` made fast for `target`: the text of a cascade, a path, a `Program`, or a PyTorch function or module.
+    """`program` made fast for `target`: the text of a cascade, a path, a `Program`, or a PyTorch
+    function or module.
 
-    Without a program it is a decorator: `@tcc.compile(target="cpu")`. A text gives a `CompiledProgram`, which
-    takes NumPy arrays and torch tensors by name or in the order of declaration; a function keeps its signature.
+    Without a program it is a decorator: `@tcc.compile(target="cpu")`. A text gives a
+    `CompiledProgram`, which takes NumPy arrays and torch tensors by name or in the order of
+    declaration; a function keeps its signature.
 
-    >>> import numpy as np
-    >>> tcc.compile("in A: f32[N]\\nout Z: f32\\nZ = A[n] * A[n]", target="numpy")(np.arange(4, dtype=np.float32)).item()
+    >>> import numpy as np, tcc
+    >>> square = tcc.compile("in A: f32[N]\\nout Z: f32\\nZ = A[n] * A[n]", target="numpy")
+    >>> square(np.arange(4, dtype=np.float32)).item()
     14.0
     """
     from tcc.api import compile_any

@@ -7,12 +7,11 @@ from collections.abc import Mapping as MappingABC
 from typing import Any
 
 from tcc import files
+from tcc import options as environment
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError, Source
 from tcc.ir.mapping import Mapping
 from tcc.program import Program
-
-_OURS = ("verify_each", "passes", "dump")  # options of lowering; the others are those of `compile_function`
 
 
 def compile_any(program: Any, target: str | None, options: MappingABC[str, Any]) -> Any:
@@ -27,16 +26,13 @@ def compile_any(program: Any, target: str | None, options: MappingABC[str, Any])
         return parse_program(program, "<string>", None).compile(target, **options)
     if callable(program):
         from tcc.dynamo import compile_function
-        from tcc.segments import factory
 
-        options = dict(options)
-        return compile_function(program, factory=factory(target, **_take(options, _OURS)), **options)
-    raise CompileError("T0145", f"a {type(program).__name__} is no program",
-                       helps="give the text of a cascade, a path, a function or an nn.Module")  # fmt: skip
-
-
-def _take(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: options.pop(name) for name in names if name in options}
+        return compile_function(program, target=target or environment.text("TCC_TARGET"), **options)
+    raise CompileError(
+        "T0145",
+        f"a {type(program).__name__} is no program",
+        helps="give the text of a cascade, a path, a function or an nn.Module",
+    )
 
 
 def load_program(path: str | os.PathLike[str], cascade: str | None) -> Program:

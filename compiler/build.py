@@ -1,10 +1,12 @@
-"""Program and target in, built code out: the pipeline, then the target's backend, found by its name."""
+"""Program and target in, built code out: the pipeline, then the target's backend, found by its
+name."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping as MappingABC
+from collections.abc import Callable
+from collections.abc import Mapping as MappingABC
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ def build(
 ) -> tuple[pipeline.Result, Any]:
     """The program after every pass, and what the target's backend made of it.
 
-    `given` are the options of `Program.compile`; a `header` says which passes a resumed program still has to go through.
+    `given` are the options of `Program.compile`; a `header` says which passes a resumed program
+    still has to go through.
     """
     result = lower(program, target, header, **given)
     return result, emit(result)
@@ -48,8 +51,11 @@ def lower(
     """The program after every pass that it has not seen yet."""
     known = ["target", "verify_each", "passes", "dump"]
     for name in unknown:
-        raise CompileError("T0218", f"unknown option `{name}`",
-                           helps=did_you_mean(name, known) or f"known: {', '.join(known)}")  # fmt: skip
+        raise CompileError(
+            "T0218",
+            f"unknown option `{name}`",
+            helps=did_you_mean(name, known) or f"known: {', '.join(known)}",
+        )
     chosen = machine(program, target, header)
     names = _remaining(program, chosen, header)
     if verify_each is None:
@@ -62,13 +68,18 @@ def lower(
             o(stage, left)
 
     return pipeline.run(
-        program, chosen, pipeline.passes(names, passes), after=header.after if header else "input",
-        check=pipeline.Check(verify_each, extern), observe=each if observers else None,
-    )  # fmt: skip
+        program,
+        chosen,
+        pipeline.passes(names, passes),
+        after=header.after if header else "input",
+        check=pipeline.Check(verify_each, extern),
+        observe=each if observers else None,
+    )
 
 
 def emit(result: pipeline.Result, sizes: MappingABC[str, int] | None = None) -> Any:
-    """What the backend of the result's target makes of the last stage; T0905 when the backend breaks down.
+    """What the backend of the result's target makes of the last stage; T0905 when the backend
+    breaks down.
 
     A backend whose `build` takes `sizes` gets them: models of hardware need numbers.
     """
@@ -83,9 +94,13 @@ def emit(result: pipeline.Result, sizes: MappingABC[str, int] | None = None) -> 
         from tcc.reproducer import internal_error
 
         raise internal_error(
-            "T0905", f"the backend `{result.target.backend}` broke down: {type(error).__name__}: {error}",
-            result.program, result.stages[-1].name, (), result.target,
-        ) from error  # fmt: skip
+            "T0905",
+            f"the backend `{result.target.backend}` broke down: {type(error).__name__}: {error}",
+            result.program,
+            result.stages[-1].name,
+            (),
+            result.target,
+        ) from error
 
 
 def backend(target: Target) -> Any:
@@ -94,8 +109,11 @@ def backend(target: Target) -> Any:
     known = [p.name for p in sorted(_folder().iterdir()) if (p / "__init__.py").is_file()]
     module = importlib.import_module(name) if target.backend in known else None
     if module is None or not hasattr(module, "build"):
-        raise CompileError("T0311", f"the target `{target.name}` wants the backend `{target.backend}`, which is not there",
-                           helps=(*did_you_mean(target.backend, known), f"known: {', '.join(known)}"))  # fmt: skip
+        raise CompileError(
+            "T0311",
+            f"the target `{target.name}` wants the backend `{target.backend}`, which is not there",
+            helps=(*did_you_mean(target.backend, known), f"known: {', '.join(known)}"),
+        )
     return module
 
 
@@ -105,26 +123,34 @@ def _folder() -> Path:
     return Path(next(iter(tcc.backends.__path__)))
 
 
-def machine(program: Cascade | Mapping, target: str | Target | None, header: Header | None = None) -> Target:
-    """The target that a program is compiled for: the given one, the dump's or mapping's own, or the default."""
+def machine(
+    program: Cascade | Mapping, target: str | Target | None, header: Header | None = None
+) -> Target:
+    """The target that a program is compiled for: the given one, the dump's or mapping's own, or the
+    default."""
     made_for = header.target if header and header.target else None
     if isinstance(program, Mapping):
         made_for = program.target
     found = targets.find(target or made_for)
     if isinstance(program, Mapping) and found.name != program.target:
         raise CompileError(
-            "T0219", f"the mapping `{program.name}` is made for `{program.target}`, not for `{found.name}`",
+            "T0219",
+            f"the mapping `{program.name}` is made for `{program.target}`, not for `{found.name}`",
             helps="start from the cascade, or choose its own target",
-        )  # fmt: skip
+        )
     return found
 
 
-def _remaining(program: Cascade | Mapping, target: Target, header: Header | None) -> tuple[str, ...]:
+def _remaining(
+    program: Cascade | Mapping, target: Target, header: Header | None
+) -> tuple[str, ...]:
     if isinstance(program, Mapping):
         return header.next if header else ()
     if header is None:
         return pipeline.names_for(target)
-    return tuple(n for n in header.next if n in pipeline.names_for(target) or n not in pipeline.PASSES)
+    return tuple(
+        n for n in header.next if n in pipeline.names_for(target) or n not in pipeline.PASSES
+    )
 
 
 def _writer(folder: str, target: Target) -> Observer:
@@ -137,7 +163,10 @@ def _writer(folder: str, target: Target) -> Observer:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(write(stage.program, header), encoding="utf-8")
         except OSError as error:
-            raise CompileError("T0312", f"cannot write the dump `{path}` ({error.strerror or error})",
-                               helps="choose a folder that you may write to") from None  # fmt: skip
+            raise CompileError(
+                "T0312",
+                f"cannot write the dump `{path}` ({error.strerror or error})",
+                helps="choose a folder that you may write to",
+            ) from None
 
     return write_stage

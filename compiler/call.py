@@ -1,15 +1,17 @@
-"""Calls: arrays in, arrays out, without copies. The first call with new shapes binds a plan, later ones only look it up.
+"""Calls: arrays in, arrays out, without copies. The first call with new shapes binds a plan, later
+ones only look it up.
 
-NumPy arrays and CPU torch tensors go to the kernel as pointers, whatever their strides. A copy is made in three cases
-that pointers to elements cannot say: strides that are no multiple of the element size, misaligned data, and torch's
-lazily negated tensors. Nothing is ever cast.
+NumPy arrays and CPU torch tensors go to the kernel as pointers, whatever their strides. A copy is
+made in three cases that pointers to elements cannot say: strides that are no multiple of the
+element size, misaligned data, and torch's lazily negated tensors. Nothing is ever cast.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Mapping as MappingABC, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as MappingABC
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,11 +21,14 @@ from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import DType, from_numpy
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
+from tcc.ir.target import Target
 from tcc.samples import Shaped
 
 Array = Any
 _MOST_PLANS = 4096
-_DATA_OFFSET = object.__basicsize__  # of the data pointer in NumPy's array object, the first field of its own
+_DATA_OFFSET = (
+    object.__basicsize__
+)  # of the data pointer in NumPy's array object, the first field of its own
 
 
 def _address_checked(array: Array) -> int:
@@ -37,7 +42,8 @@ def _address_read(array: Array, _at: Any = ctypes.c_size_t.from_address) -> int:
 
 
 def _choose_address() -> Callable[[Array], int]:
-    """Reads the pointer out of the array object, three times as fast, where the layout is the known one."""
+    """Reads the pointer out of the array object, three times as fast, where the layout is the known
+    one."""
     if sys.implementation.name != "cpython":
         return _address_checked
     probe = np.zeros((3, 2))[1:, ::-1]
@@ -48,15 +54,19 @@ address_of = _choose_address()
 
 
 class Plan:
-    """What is known about calls with given shapes and strides: the output shapes, and how to run."""
+    """What is known about calls with given shapes and strides: the output shapes, and how to
+    run."""
 
     __slots__ = ("call", "copies", "outputs", "sizes", "torch")
 
     def __init__(
-        self, sizes: dict[str, int], call: Callable[..., None] | None = None,
-        outputs: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any]] = (), torch: Any = None,
+        self,
+        sizes: dict[str, int],
+        call: Callable[..., None] | None = None,
+        outputs: Sequence[tuple[tuple[int, ...], tuple[int, ...], Any]] = (),
+        torch: Any = None,
         copies: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sizes, self.call, self.copies = sizes, call, copies
         self.outputs = outputs  # shape, strides in elements, dtype of the framework
         self.torch = torch  # the module when the outputs are tensors, else None
@@ -65,21 +75,31 @@ class Plan:
 class Caller:
     """Runs a built program on arrays: `caller(args, kwargs, sizes)`."""
 
-    def __init__(self, cascade: Cascade, kernel: Any, target: str) -> None:
-        self._cascade, self._kernel, self._target = cascade, kernel, target
+    def __init__(self, cascade: Cascade, kernel: Any, target: Target | None = None) -> None:
+        self._cascade, self._kernel, self._target = (
+            cascade,
+            kernel,
+            target.name if target else "numpy",
+        )
+        self._on_gpu = target is not None and target.kind == "gpu"
         self._names = [t.name for t in cascade.inputs]
         self._count = len(self._names)
-        # per input: its NumPy type, its torch type once torch is there, the bits that an aligned address has not
-        self._inputs: list[tuple[Any, Any, int]] = [(t.dtype.numpy, None, t.dtype.itemsize - 1) for t in cascade.inputs]
+        # per input: its NumPy type, its torch type once torch is there, the bits that an address of
+        # aligned element has not
+        self._inputs: list[tuple[Any, Any, int]] = [
+            (t.dtype.numpy, None, t.dtype.itemsize - 1) for t in cascade.inputs
+        ]
         self._torch: Any = None  # the module, once a caller may pass its tensors
         self._tensor: Any = Caller  # its tensor classes; until then a class that no argument has
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
-        self._seen: dict[int, Any] = {}  # constant inputs by identity, kept alive so that the identity stays theirs
+        self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None) -> Any:
+    def __call__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None
+    ) -> Any:
         if not args and len(kwargs) == self._count:
             try:
                 values = [kwargs[name] for name in self._names]
@@ -93,6 +113,8 @@ class Caller:
 
     def run(self, values: list[Any], sizes: MappingABC[str, int] | None = None) -> Any:
         """The outputs for `values` in the order of the inputs."""
+        if self._on_gpu:
+            return self._run_on_gpu(values, sizes)
         pointers: list[int] = []
         key: list[Any] = []
         if sizes:
@@ -159,33 +181,36 @@ class Caller:
         except (MemoryError, RuntimeError):
             raise _no_memory(self._cascade, plan.sizes) from None
         if self._constants:
-            plan.call(pointers, self._content(values))
+            plan.call(pointers, self._content(values, pointers))
         else:
             plan.call(pointers)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
-    def _content(self, values: list[Any]) -> object:
-        """A key that changes when the content of a constant input may have: only tensors tell, by their version."""
+    def _content(self, values: list[Any], pointers: list[int]) -> object:
+        """A key that changes when the content of a constant input may have: only tensors tell, by
+        their version. A tensor that was seen is kept alive, so that its address stays its own."""
         key = []
         for n in self._constants:
             v = values[n]
             if isinstance(v, np.ndarray) or v.is_inference():
                 return object()
-            if id(v) not in self._seen:
+            if pointers[n] not in self._seen:
                 if len(self._seen) >= _MOST_PLANS:
                     return object()
-                self._seen[id(v)] = v
-            key.append((id(v), v._version))
+                self._seen[pointers[n]] = v
+            key.append((pointers[n], v._version))
         return tuple(key)
 
     def _interpreted(self, plan: Plan, values: list[Any], torch: Any) -> Any:
-        arrays = dict(zip(self._names, (v if isinstance(v, np.ndarray) else v.detach().numpy() for v in values)))
-        free = {r.name for r in self._cascade.ranks if r.size is None}
-        given = {n: s for n, s in plan.sizes.items() if n in free}
+        arrays = dict(
+            zip(
+                self._names,
+                (v if isinstance(v, np.ndarray) else v.detach().numpy() for v in values),
+            )
+        )
+        given = self._free(plan.sizes)
         if 0 in plan.sizes.values() or not hasattr(self._kernel, "run"):
-            from tcc.ir.interpret import interpret
-
-            found = interpret(self._cascade, arrays, given)
+            found = _interpret(self._cascade, arrays, given)
         else:
             found = self._kernel.run(arrays, given)
         outs = [found[t.name] for t in self._cascade.outputs]
@@ -193,22 +218,59 @@ class Caller:
             outs = [torch.from_numpy(np.array(o, order="C")) for o in outs]
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
+    def _run_on_gpu(self, values: list[Any], sizes: MappingABC[str, int] | None) -> Any:
+        """The backend moves what is not on the device; tensors in give tensors out, where the first
+        of them lies."""
+        c = self._cascade
+        values = [plain(v, t, on_gpu=True) for v, t in zip(values, c.inputs, strict=True)]
+        tensor = next((v for v in values if not isinstance(v, np.ndarray)), None)
+        known = self._bound(values, sizes)
+        if 0 in known.values():
+            arrays = {
+                n: v if isinstance(v, np.ndarray) else v.detach().cpu().numpy()
+                for n, v in zip(self._names, values)
+            }
+            found = _interpret(c, arrays, self._free(known))
+        else:
+            found = self._kernel.run(dict(zip(self._names, values)), self._free(known))
+        torch = sys.modules.get("torch")
+        outs = [found[t.name] for t in c.outputs]
+        if tensor is not None and torch is not None:
+            outs = [torch.as_tensor(o).to(tensor.device) for o in outs]
+        else:
+            outs = [o if isinstance(o, np.ndarray) else o.cpu().numpy() for o in outs]
+        return outs[0] if len(outs) == 1 else self._pack(*outs)
+
+    def _free(self, sizes: MappingABC[str, int]) -> dict[str, int]:
+        """The sizes of the ranks that have none of their own."""
+        return {r.name: sizes[r.name] for r in self._cascade.ranks if r.size is None}
+
+    def _bound(self, values: list[Any], given: MappingABC[str, int] | None) -> dict[str, int]:
+        """The size of every rank; the errors of `bind`, and T0125 for a given size that contradicts
+        it."""
+        c = self._cascade
+        check_sizes(given)
+        sizes = bind(c, dict(zip(self._names, (Shaped(tuple(v.shape)) for v in values))), given)
+        fixed(c, given, sizes)
+        return sizes
+
     # ---- the first call with new shapes
 
     def _plain(self, values: list[Any]) -> list[Any]:
-        """The values as arrays and tensors of the exact classes and types, or the error that says what is wrong."""
+        """The values as arrays and tensors of the exact classes and types, or the error that says
+        what is wrong."""
         if self._torch is None and "torch" in sys.modules:
             torch = sys.modules["torch"]
             types = [torch_dtype(torch, t.dtype) for t in self._cascade.inputs]
-            self._inputs = [(n, kind, mask) for (n, _, mask), kind in zip(self._inputs, types, strict=True)]
+            self._inputs = [
+                (n, kind, mask) for (n, _, mask), kind in zip(self._inputs, types, strict=True)
+            ]
             self._torch, self._tensor, self._parameter = torch, torch.Tensor, torch.nn.Parameter
         return [plain(v, t) for v, t in zip(values, self._cascade.inputs, strict=True)]
 
     def _bind(self, values: list[Any], given: MappingABC[str, int] | None) -> Plan:
         c = self._cascade
-        check_sizes(given)
-        sizes = bind(c, dict(zip(self._names, (Shaped(tuple(v.shape)) for v in values))), given)
-        fixed(c, given, sizes)
+        sizes = self._bound(values, given)
         torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
         for i, (v, t) in enumerate(zip(values, c.inputs, strict=True)):
@@ -220,8 +282,11 @@ class Caller:
             strides[t.name] = tuple(s // size for s in steps)
         runs = hasattr(self._kernel, "bind")
         if not runs and not hasattr(self._kernel, "run"):
-            raise CompileError("T0310", f"programs for the target `{self._target}` cannot be called here",
-                               helps="read `.source`, or compile for `cpu`")  # fmt: skip
+            raise CompileError(
+                "T0310",
+                f"programs for the target `{self._target}` cannot be called here",
+                helps="read `.source`, or compile for `cpu`",
+            )
         if copies:
             return Plan(sizes, copies=copies)
         passed = {t.name for t in c.inputs} & {t.name for t in c.outputs}
@@ -237,9 +302,17 @@ class Caller:
         return Plan(sizes, self._kernel.bind(every, strides, sizes), outputs, torch)
 
 
+def _interpret(c: Cascade, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, Array]:
+    from tcc.ir.interpret import interpret
+
+    return interpret(c, arrays, sizes)
+
+
 def _no_memory(c: Cascade, sizes: MappingABC[str, int]) -> CompileError:
     given = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    return CompileError("T0307", f"no memory for the outputs of `{c.name}` ({given})", helps="choose smaller sizes")
+    return CompileError(
+        "T0307", f"no memory for the outputs of `{c.name}` ({given})", helps="choose smaller sizes"
+    )
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
@@ -257,21 +330,27 @@ def torch_dtype(torch: Any, dtype: DType) -> Any:
 
 
 def arrange(c: Cascade, args: tuple[Any, ...], kwargs: MappingABC[str, Any]) -> list[Any]:
-    """The arguments in the order of the inputs; T0127 names what is missing, unknown or given twice."""
+    """The arguments in the order of the inputs; T0127 names what is missing, unknown or given
+    twice."""
     names = [t.name for t in c.inputs]
     listed = "; ".join(str(t) for t in c.inputs) or "none"
     if len(args) > len(names):
-        raise CompileError("T0127", f"`{c.name}` takes {len(names)} inputs, but {len(args)} are given",
-                           helps=f"its inputs: {listed}")  # fmt: skip
+        raise CompileError(
+            "T0127",
+            f"`{c.name}` takes {len(names)} inputs, but {len(args)} are given",
+            helps=f"its inputs: {listed}",
+        )
     given = dict(zip(names, args))
     for name, value in kwargs.items():
         if name in given:
-            raise CompileError("T0127", f"input `{name}` is given twice", helps="give it by place or by name")
+            raise CompileError(
+                "T0127", f"input `{name}` is given twice", helps="give it by place or by name"
+            )
         if name not in names:
             ranks = [r.name for r in c.ranks]
             helps = did_you_mean(name, names) or (f"its inputs: {listed}",)
             if name in ranks:
-                helps = (f"give the size of a rank as `sizes={{\"{name}\": …}}`",)
+                helps = (f'give the size of a rank as `sizes={{"{name}": …}}`',)
             raise CompileError("T0127", f"`{c.name}` has no input `{name}`", helps=helps)
         given[name] = value
     for t in c.inputs:
@@ -284,7 +363,11 @@ def check_sizes(sizes: MappingABC[str, int] | None) -> None:
     """Sizes are integers by rank name; T0126 otherwise."""
     for name, value in (sizes or {}).items():
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise CompileError("T0126", f"the size of rank `{name}` is `{value!r}`", helps="sizes are integers, 0 or more")
+            raise CompileError(
+                "T0126",
+                f"the size of rank `{name}` is `{value!r}`",
+                helps="sizes are integers, 0 or more",
+            )
 
 
 def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str, int]) -> None:
@@ -292,15 +375,20 @@ def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str,
     for name, value in (given or {}).items():
         if sizes[name] != value:
             rank = c.rank(name)
-            raise CompileError("T0125", f"rank `{name}` has size {sizes[name]}, not {value}", rank.span if rank else None,
-                               helps="its size is fixed by its declaration")  # fmt: skip
+            raise CompileError(
+                "T0125",
+                f"rank `{name}` has size {sizes[name]}, not {value}",
+                rank.span if rank else None,
+                helps="its size is fixed by its declaration",
+            )
 
 
-def plain(value: Any, t: Tensor) -> Any:
-    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when it is neither."""
+def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
+    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when
+    it is neither."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _plain_tensor(torch, value, t)
+        return _plain_tensor(torch, value, t, on_gpu)
     if isinstance(value, np.ma.MaskedArray):
         raise _refused(t, "a masked array", "pass its `.data`, and the mask as a tensor of its own")
     if isinstance(value, (np.ndarray, np.generic)):
@@ -316,14 +404,18 @@ def plain(value: Any, t: Tensor) -> Any:
     if value is None or isinstance(value, (list, tuple, int, float, bool)):
         kind = "None" if value is None else f"a {type(value).__name__}"
         raise _refused(t, kind, f"pass an array: `np.asarray(…, dtype=np.{t.dtype.numpy.name})`")
-    raise _refused(t, f"a {type(value).__module__}.{type(value).__name__}", "pass a NumPy array or a torch tensor on the CPU")
+    raise _refused(
+        t,
+        f"a {type(value).__module__}.{type(value).__name__}",
+        "pass a NumPy array or a torch tensor on the CPU",
+    )
 
 
-def _plain_tensor(torch: Any, value: Any, t: Tensor) -> Any:
+def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
     wanted = torch_dtype(torch, t.dtype)
     if value.layout is not torch.strided or value.is_nested:
         raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
-    if value.device.type != "cpu":
+    if value.device.type != "cpu" and not (on_gpu and value.device.type == "cuda"):
         raise _refused(t, f"on the device `{value.device}`", "pass `.cpu()` of it")
     if value.dtype is not wanted:
         shown = str(value.dtype).removeprefix("torch.")
@@ -331,15 +423,20 @@ def _plain_tensor(torch: Any, value: Any, t: Tensor) -> Any:
         known = from_numpy(np.dtype(shown)) if shown in np.sctypeDict else None
         _wrong_type(t, str(known or shown), f"`{t.name}.to(torch.{cast})`")
     if value.requires_grad and torch.is_grad_enabled():
-        raise _refused(t, "a tensor that requires grad, and cascades have no gradients yet",
-                       f"pass `{t.name}.detach()`, or call inside `torch.no_grad()`")  # fmt: skip
+        raise _refused(
+            t,
+            "a tensor that requires grad, and cascades have no gradients yet",
+            f"pass `{t.name}.detach()`, or call inside `torch.no_grad()`",
+        )
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise _refused(t, f"a {type(value).__name__}", "pass a plain torch tensor")
     value = value.detach().resolve_neg()
     try:
         pointer = value.data_ptr()
     except RuntimeError:
-        raise _refused(t, "a tensor without storage", "call the program outside of `vmap` and the like") from None
+        raise _refused(
+            t, "a tensor without storage", "call the program outside of `vmap` and the like"
+        ) from None
     return value.clone() if pointer % t.dtype.itemsize else value
 
 
@@ -352,12 +449,18 @@ def _scalar(value: bool | int | float, t: Tensor) -> Array:
     try:
         return np.array(value, t.dtype.numpy)
     except OverflowError:
-        raise _refused(t, f"the number {value}, which {t.dtype} does not hold", "pass a smaller number") from None
+        raise _refused(
+            t, f"the number {value}, which {t.dtype} does not hold", "pass a smaller number"
+        ) from None
 
 
 def _wrong_type(t: Tensor, found: str, cast: str) -> NoReturn:
-    raise CompileError("T0142", f"`{t.name}` is {found}, but is declared as `{t}`", t.span,
-                       helps=f"cast it, as in {cast}, or declare it as {found}")  # fmt: skip
+    raise CompileError(
+        "T0142",
+        f"`{t.name}` is {found}, but is declared as `{t}`",
+        t.span,
+        helps=f"cast it, as in {cast}, or declare it as {found}",
+    )
 
 
 def _refused(t: Tensor, what: str, advice: str) -> CompileError:
@@ -367,4 +470,4 @@ def _refused(t: Tensor, what: str, advice: str) -> CompileError:
 def _result_type(c: Cascade) -> Any:
     from collections import namedtuple
 
-    return namedtuple("Outputs", [t.name for t in c.outputs], rename=True)  # noqa: PYI024
+    return namedtuple("Outputs", [t.name for t in c.outputs], rename=True)

@@ -1,7 +1,8 @@
-"""The command `tcc`: words to options, errors to exit codes. What each command does is in `commands` and `doctor`.
+"""The command `tcc`: words to options, errors to exit codes. What each command does is in
+`commands` and `doctor`.
 
-Exit codes: 0 fine, 1 the program has errors, 2 usage, 3 a toolchain or device is missing, 70 a bug in tcc, 130 Ctrl-C.
-The product goes to stdout; diagnostics, notes and progress to stderr.
+Exit codes: 0 fine, 1 the program has errors, 2 usage, 3 a toolchain or device is missing, 70 a bug
+in tcc, 130 Ctrl-C. The product goes to stdout; diagnostics, notes and progress to stderr.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return report.show(CompileError("T0308", "out of memory", helps="choose smaller sizes"))
     except RecursionError:
-        return report.show(CompileError("T0100", "the program is nested too deep", helps="split its expressions"))
+        return report.show(
+            CompileError("T0100", "the program is nested too deep", helps="split its expressions")
+        )
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 2
     except Exception as error:
@@ -59,10 +62,16 @@ def _run(words: list[str]) -> int:
     parser = _parser()
     commands = list(_COMMANDS)
     first = next((w for w in words if not w.startswith("-")), None)
-    if first is not None and first not in commands and words[0] not in ("--color", "--message-format"):
+    if (
+        first is not None
+        and first not in commands
+        and words[0] not in ("--color", "--message-format")
+    ):
         if not _is_path(first):
-            raise UsageError(f"unknown command `{first}`",
-                             (*did_you_mean(first, commands), f"known: {', '.join(commands)}"))  # fmt: skip
+            raise UsageError(
+                f"unknown command `{first}`",
+                (*did_you_mean(first, commands), f"known: {', '.join(commands)}"),
+            )
         words = ["build", *words]
     options = parser.parse_args(words)
     if options.run is None:
@@ -83,7 +92,11 @@ class _Report:
         self.format = _peek(words, "--message-format", FORMATS, "human")
         color = _peek(words, "--color", ("auto", "always", "never"), "auto")
         if color == "auto":
-            self.color = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+            self.color = (
+                sys.stderr.isatty()
+                and not os.environ.get("NO_COLOR")
+                and os.environ.get("TERM") != "dumb"
+            )
         else:
             self.color = color == "always"
 
@@ -99,17 +112,21 @@ class _Report:
         return code
 
     def broke_down(self, error: Exception, words: Sequence[str]) -> int:
-        """An error that should have been caught and explained: where it arose, and how to report it."""
+        """An error that should have been caught and explained: where it arose, and how to report
+        it."""
         import shlex
         import traceback
 
         frames = traceback.extract_tb(error.__traceback__)
         place = f" in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
         bug = CompileError(
-            "T0900", f"tcc broke down{place}: {type(error).__name__}: {error}",
-            helps=("this is a bug in tcc: please report it with the program",
-                   f"to repeat it: `TCC_DEBUG=1 python -m tcc {shlex.join(words)}`"),
-        )  # fmt: skip
+            "T0900",
+            f"tcc broke down{place}: {type(error).__name__}: {error}",
+            helps=(
+                "this is a bug in tcc: please report it with the program",
+                f"to repeat it: `TCC_DEBUG=1 python -m tcc {shlex.join(words)}`",
+            ),
+        )
         bug.__cause__ = error
         return self.show(bug)
 
@@ -153,16 +170,28 @@ def _peek(words: Sequence[str], name: str, known: tuple[str, ...], default: str)
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--message-format", choices=FORMATS, default=argparse.SUPPRESS,
-                        help="how errors are shown (default human)")  # fmt: skip
-    common.add_argument("--color", choices=("auto", "always", "never"), default=argparse.SUPPRESS,
-                        help="colours in errors (default auto; NO_COLOR counts)")  # fmt: skip
-    parser = _Parser(prog="tcc", parents=[common], description="The tensor cascade compiler.",
-                     epilog="A file as first word means `tcc build`.")  # fmt: skip
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--message-format",
+        choices=FORMATS,
+        default=argparse.SUPPRESS,
+        help="how errors are shown (default human)",
+    )
+    common.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default=argparse.SUPPRESS,
+        help="colours in errors (default auto; NO_COLOR counts)",
+    )
+    parser = _Parser(
+        prog="tcc",
+        parents=[common],
+        description="The tensor cascade compiler.",
+        epilog="A file as first word means `tcc build`.",
+    )
     parser.set_defaults(run=None)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and stop")
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for name, (summary, add, module) in _COMMANDS.items():
         one = commands.add_parser(name, help=summary, description=summary, parents=[common])
         add(one)
@@ -182,7 +211,9 @@ def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
     def run(options: argparse.Namespace) -> int:
         import importlib
 
-        command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), f"do_{name}")
+        command: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(module), f"do_{name}"
+        )
         return command(options)
 
     return run
@@ -190,46 +221,97 @@ def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], int]:
 
 def _program(p: argparse.ArgumentParser) -> None:
     p.add_argument("file", help="a cascade (.tcc), a dump, or a TeAAL specification (.yaml)")
-    p.add_argument("--cascade", metavar="NAME", help="the one that is meant, where the file holds several")
-    p.add_argument("--target", metavar="NAME", help="a target or its YAML file (default: TCC_TARGET, else cpu)")
-    p.add_argument("-p", "--pass-option", metavar="PASS{NAME=VALUE}", action="append", default=[],
-                   help="an option of a pass, as in `-p 'fuse{ratio=2.0}'`; may be repeated")  # fmt: skip
-    p.add_argument("--verify-each", action="store_true", help="run the interpreters before and after every pass")
+    p.add_argument(
+        "--cascade", metavar="NAME", help="the one that is meant, where the file holds several"
+    )
+    p.add_argument(
+        "--target", metavar="NAME", help="a target or its YAML file (default: TCC_TARGET, else cpu)"
+    )
+    p.add_argument(
+        "-p",
+        "--pass-option",
+        metavar="PASS{NAME=VALUE}",
+        action="append",
+        default=[],
+        help="an option of a pass, as in `-p 'fuse{ratio=2.0}'`; may be repeated",
+    )
+    p.add_argument(
+        "--verify-each",
+        action="store_true",
+        help="run the interpreters before and after every pass",
+    )
 
 
 def _sizes(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--size", metavar="M=37,P=64", action="append", default=[], help="sizes of ranks; may be repeated")
+    p.add_argument(
+        "--size",
+        metavar="M=37,P=64",
+        action="append",
+        default=[],
+        help="sizes of ranks; may be repeated",
+    )
 
 
 def _add_run(p: argparse.ArgumentParser) -> None:
     _program(p)
     _sizes(p)
     p.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
-    p.add_argument("--check", action="store_true", help="compare with the interpreter; exit code 1 beyond its bound")
+    p.add_argument(
+        "--check",
+        action="store_true",
+        help="compare with the interpreter; exit code 1 beyond its bound",
+    )
     p.add_argument("--json", action="store_true", help="the result as one JSON object")
-    p.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default OMP_NUM_THREADS, else all)")
-    p.add_argument("--repeat", type=int, default=5, metavar="N", help="timed calls; the fastest counts (default 5)")
+    p.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of the kernels (default OMP_NUM_THREADS, else all)",
+    )
+    p.add_argument(
+        "--repeat",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed calls; the fastest counts (default 5)",
+    )
 
 
 def _add_build(p: argparse.ArgumentParser) -> None:
     _program(p)
     _sizes(p)
-    p.add_argument("-o", "--output", default="-", metavar="DIR", help="a folder, or - for stdout (default)")
-    p.add_argument("--emit", metavar="WHAT", help="cascade, mapping, c, asm, triton, ptx, spatial; several with commas "
-                   "(default: the source for the target)")  # fmt: skip
-    p.add_argument("--from", dest="from_pass", metavar="PASS", help="FILE is the program after that pass")
-    p.add_argument("--dump-dir", metavar="DIR", help="a folder that gets the program after every pass")
+    p.add_argument(
+        "-o", "--output", default="-", metavar="DIR", help="a folder, or - for stdout (default)"
+    )
+    p.add_argument(
+        "--emit",
+        metavar="WHAT",
+        help="cascade, mapping, c, asm, triton, ptx, spatial; several with commas "
+        "(default: the source for the target)",
+    )
+    p.add_argument(
+        "--from", dest="from_pass", metavar="PASS", help="FILE is the program after that pass"
+    )
+    p.add_argument(
+        "--dump-dir", metavar="DIR", help="a folder that gets the program after every pass"
+    )
 
 
 def _add_dump(p: argparse.ArgumentParser) -> None:
     _program(p)
-    p.add_argument("--after", default="all", metavar="PASS", help="a pass, `input`, or `all` (default)")
+    p.add_argument(
+        "--after", default="all", metavar="PASS", help="a pass, `input`, or `all` (default)"
+    )
 
 
 def _add_explain(p: argparse.ArgumentParser) -> None:
     _program(p)
     p.add_argument("--json", action="store_true", help="the report as one JSON object")
-    p.add_argument("--code", action="store_true", help="FILE is the code of an error, as in `tcc explain --code T0114`")
+    p.add_argument(
+        "--code",
+        action="store_true",
+        help="FILE is the code of an error, as in `tcc explain --code T0114`",
+    )
 
 
 def _add_map(p: argparse.ArgumentParser) -> None:

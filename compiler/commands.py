@@ -40,12 +40,16 @@ def do_build(o: argparse.Namespace) -> int:
         one = _resumed(unit, o.from_pass)
         target = o.target or _target_for(wanted, one)
         result = _lower(one, target, o, dump=o.dump_dir)
-        own = {"c": "c", "triton": "triton", "spatial": "spatial"}.get(result.target.backend, "cascade")
+        own = {"c": "c", "triton": "triton", "spatial": "spatial"}.get(
+            result.target.backend, "cascade"
+        )
         kernel: Any = None
         for what in wanted or [own]:
             if kernel is None and what not in ("cascade", "mapping"):
                 modelled = result.target.backend == "spatial"
-                kernel = _emit(result, _sized(one.program, o.size) if modelled else parse_sizes(o.size))
+                kernel = _emit(
+                    result, _sized(one.program, o.size) if modelled else parse_sizes(o.size)
+                )
             suffix = EMITS[what][0]
             several.append((f"{one.program.name}{suffix}", what, _text_of(what, result, kernel)))
     if o.output == "-":
@@ -61,7 +65,10 @@ def do_build(o: argparse.Namespace) -> int:
             (folder / name).write_text(text, encoding="utf-8")
             print(f"wrote {folder / name}", file=sys.stderr)
     except OSError as error:
-        raise UsageError(f"cannot write to `{folder}`: {error.strerror or error}", "choose another folder with -o") from None
+        raise UsageError(
+            f"cannot write to `{folder}`: {error.strerror or error}",
+            "choose another folder with -o",
+        ) from None
     return 0
 
 
@@ -70,15 +77,21 @@ def _text_of(what: str, result: pipeline.Result, kernel: Any) -> str:
     if what in ("cascade", "mapping"):
         program = result.cascade if what == "cascade" else result.mapping
         if program is None:
-            raise CompileError("T0217", f"`{result.program.name}` has no {what} on the way to `{target.name}`",
-                               helps="choose another target, or start from the cascade")  # fmt: skip
+            raise CompileError(
+                "T0217",
+                f"`{result.program.name}` has no {what} on the way to `{target.name}`",
+                helps="choose another target, or start from the cascade",
+            )
         at = max(n for n, s in enumerate(result.stages) if s.program is program)
         left = tuple(s.name for s in result.stages[at + 1 :])
         return write(program, Header(what, result.stages[at].name, left, target.name))
     needed = EMITS[what][1]
     if target.backend != needed:
-        raise CompileError("T0313", f"the target `{target.name}` gives no {what}",
-                           helps=f"choose one with the backend `{needed}`: `--target {targets.with_backend(needed)}`")  # fmt: skip
+        raise CompileError(
+            "T0313",
+            f"the target `{target.name}` gives no {what}",
+            helps=f"choose another: `--target {targets.with_backend(needed)}`",
+        )
     if what == "asm":
         assembly: str = kernel.assembly()
         return assembly
@@ -109,7 +122,10 @@ def do_dump(o: argparse.Namespace) -> int:
             raise
         if o.after not in ("all", *(s.name for s, _ in stages)):
             ran = ", ".join(s.name for s, _ in stages)
-            raise UsageError(f"the pass `{o.after}` does not run for the target `{result.target.name}`", f"run: {ran}")
+            raise UsageError(
+                f"the pass `{o.after}` does not run for the target `{result.target.name}`",
+                f"run: {ran}",
+            )
         if shown:
             print()
         shown = True
@@ -117,7 +133,9 @@ def do_dump(o: argparse.Namespace) -> int:
     return 0
 
 
-def _print_stages(stages: list[tuple[pipeline.Stage, tuple[str, ...]]], after: str, target: str) -> None:
+def _print_stages(
+    stages: list[tuple[pipeline.Stage, tuple[str, ...]]], after: str, target: str
+) -> None:
     for n, (stage, left) in enumerate(stages):
         if after not in ("all", stage.name):
             continue
@@ -125,7 +143,10 @@ def _print_stages(stages: list[tuple[pipeline.Stage, tuple[str, ...]]], after: s
         if after == "all" and n and not stage.changed:
             print(f"{header}\n# (unchanged)\n")
         else:
-            print(write(stage.program, header), end="\n" if after == "all" and n + 1 < len(stages) else "")
+            print(
+                write(stage.program, header),
+                end="\n" if after == "all" and n + 1 < len(stages) else "",
+            )
 
 
 def do_explain(o: argparse.Namespace) -> int:
@@ -151,7 +172,10 @@ def _explain_code(code: str) -> int:
     page = folder / f"{code}.md"
     if not page.is_file():
         known = sorted(p.stem for p in folder.glob("T*.md"))
-        raise UsageError(f"there is no page about {code}", did_you_mean(code, known) or "the message itself says all")
+        raise UsageError(
+            f"there is no page about {code}",
+            did_you_mean(code, known) or "the message itself says all",
+        )
     print(page.read_text(encoding="utf-8"), end="")
     return 0
 
@@ -164,8 +188,10 @@ def do_map(o: argparse.Namespace) -> int:
         name = o.target or resumed or targets.with_backend("spatial")
         result = _lower(unit, name, o)
         if result.target.backend != "spatial":
-            raise UsageError(f"the target `{result.target.name}` is no spatial array",
-                             f"choose one, as in `--target {targets.with_backend('spatial')}`")  # fmt: skip
+            raise UsageError(
+                f"the target `{result.target.name}` is no spatial array",
+                f"choose one, as in `--target {targets.with_backend('spatial')}`",
+            )
         found.append(_emit(result, _sized(unit.program, o.size)))
     if o.json:
         reports = [k.data() for k in found]
@@ -186,7 +212,16 @@ def do_run(o: argparse.Namespace) -> int:
     reports = []
     for unit in _units(o):
         result = _lower(unit, o.target, o)
-        reports.append(run_program(unit.program, result, _sized(unit.program, o.size), o.seed, o.check, max(1, o.repeat)))
+        reports.append(
+            run_program(
+                unit.program,
+                result,
+                _sized(unit.program, o.size),
+                o.seed,
+                o.check,
+                max(1, o.repeat),
+            )
+        )
     if o.json:
         found = [r.json() for r in reports]
         print(json.dumps(found if len(found) > 1 else found[0]))
@@ -205,14 +240,18 @@ def _units(o: argparse.Namespace) -> list[files.Unit]:
     return units
 
 
-def _lower(unit: files.Unit, target: str | None, o: argparse.Namespace, **more: Any) -> pipeline.Result:
+def _lower(
+    unit: files.Unit, target: str | None, o: argparse.Namespace, **more: Any
+) -> pipeline.Result:
     from tcc.build import lower
 
     chosen: dict[str, dict[str, Any]] = {}
     for word in o.pass_option:
         name, values = parse_pass_option(word)
         chosen.setdefault(name, {}).update(values)
-    return lower(unit.program, target, unit.header, passes=chosen, verify_each=o.verify_each or None, **more)
+    return lower(
+        unit.program, target, unit.header, passes=chosen, verify_each=o.verify_each or None, **more
+    )
 
 
 def _emit(result: pipeline.Result, sizes: dict[str, int]) -> Any:
@@ -222,7 +261,8 @@ def _emit(result: pipeline.Result, sizes: dict[str, int]) -> Any:
 
 
 def _sized(program: Cascade | Mapping, words: list[str]) -> dict[str, int]:
-    """A size for every rank that has none: those of the command line, else the default, with a note."""
+    """A size for every rank that has none: those of the command line, else the default, with a
+    note."""
     from tcc.ir.mapping import signature
     from tcc.samples import all_sizes
 
@@ -244,12 +284,16 @@ def _resumed(unit: files.Unit, after: str | None) -> files.Unit:
         return unit
     if after != "input" and after not in pipeline.PASSES:
         raise pipeline.unknown_pass(after)
-    left = pipeline.PASSES[pipeline.PASSES.index(after) + 1 :] if after != "input" else pipeline.PASSES
+    left = (
+        pipeline.PASSES[pipeline.PASSES.index(after) + 1 :] if after != "input" else pipeline.PASSES
+    )
     target = unit.header.target if unit.header else ""
     level = level_of(unit.program)
     if (level == "mapping") != (after == "map"):
-        raise UsageError(f"`{unit.program.name}` is a {level}, which is not what `{after}` gives",
-                         "leave out --from: the first line of a dump says how far it is")  # fmt: skip
+        raise UsageError(
+            f"`{unit.program.name}` is a {level}, which is not what `{after}` gives",
+            "leave out --from: the first line of a dump says how far it is",
+        )
     return files.Unit(unit.program, Header(level, after, left, target))
 
 
@@ -257,7 +301,10 @@ def _emits(words: str | None) -> list[str]:
     found = [w for w in (words or "").split(",") if w]
     for w in found:
         if w not in EMITS:
-            raise UsageError(f"unknown product `{w}`", (*did_you_mean(w, list(EMITS)), f"known: {', '.join(EMITS)}"))
+            raise UsageError(
+                f"unknown product `{w}`",
+                (*did_you_mean(w, list(EMITS)), f"known: {', '.join(EMITS)}"),
+            )
     return found
 
 
@@ -278,7 +325,9 @@ def parse_sizes(words: list[str]) -> dict[str, int]:
         name, equals, value = part.partition("=")
         name, value = name.strip(), value.strip()
         if not equals or not name.isidentifier() or not re.fullmatch(r"[+-]?\d{1,30}", value):
-            raise UsageError(f"`{part}` is no size", "write a rank and an integer, as in `--size M=37,P=64`")
+            raise UsageError(
+                f"`{part}` is no size", "write a rank and an integer, as in `--size M=37,P=64`"
+            )
         if name in found and found[name] != int(value):
             raise UsageError(f"rank `{name}` is given two sizes: {found[name]} and {value}")
         found[name] = int(value)

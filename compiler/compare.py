@@ -1,4 +1,5 @@
-"""Whether two programs of either level mean the same, asked of their interpreters on random small inputs."""
+"""Whether two programs of either level mean the same, asked of their interpreters on random small
+inputs."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ _ROUNDS = ((3, 5, 2, 7, 4), (1,), (9, 6, 17))  # sizes that the ranks take in tu
 Results = tuple[dict[str, Any], dict[str, Any]]  # values and error bounds, by output
 
 
-def same_meaning(before: Cascade | Mapping, after: Cascade | Mapping, extern: ExternCall | None = None) -> str:
-    """Empty, or one sentence on the first input at which the programs differ by more than rounding can."""
+def same_meaning(
+    before: Cascade | Mapping, after: Cascade | Mapping, extern: ExternCall | None = None
+) -> str:
+    """Empty, or one sentence on the first input at which the programs differ by more than rounding
+    can."""
     face = before if isinstance(before, Cascade) else signature(before)
     ranks = [r.name for r in face.ranks if r.size is None]
     for n, numbers in enumerate(_ROUNDS[: 3 if ranks else 1]):
@@ -35,7 +39,9 @@ def same_meaning(before: Cascade | Mapping, after: Cascade | Mapping, extern: Ex
         got, more = _interpreted(after, inputs, sizes, extern)
         for name, value in want.items():
             bound = sum(b[name] for b in (bounds, more) if name in b)
-            if not bounds and not more:  # two mappings: nothing knows a bound, float64 differs by little
+            if (
+                not bounds and not more
+            ):  # two mappings: nothing knows a bound, float64 differs by little
                 bound = 1e-5 * np.abs(np.nan_to_num(value)) + 1e-6
             found = agreement(got[name], value, bound)
             if not found.holds:
@@ -49,7 +55,10 @@ def same_meaning(before: Cascade | Mapping, after: Cascade | Mapping, extern: Ex
 
 
 def _interpreted(
-    program: Cascade | Mapping, inputs: MappingABC[str, Any], sizes: MappingABC[str, int], extern: ExternCall | None
+    program: Cascade | Mapping,
+    inputs: MappingABC[str, Any],
+    sizes: MappingABC[str, int],
+    extern: ExternCall | None,
 ) -> Results:
     known = {r.name for r in program.ranks if r.size is None}
     sizes = {name: size for name, size in sizes.items() if name in known}

@@ -36,7 +36,8 @@ def report() -> dict[str, dict[str, str]]:
         "tcc": {
             "version": options.version(),
             "python": f"{platform.python_version()} at {sys.executable}",
-            "machine": f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+            "system": f"{platform.system()} {platform.release()}",
         },
         "C compiler": _compiler(),
         "packages": {name: _package(name) for name in ("numpy", "torch", "triton")},
@@ -69,7 +70,11 @@ def _package(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed" if importlib.util.find_spec(name) is None else "installed, version unknown"
+        return (
+            "not installed"
+            if importlib.util.find_spec(name) is None
+            else "installed, version unknown"
+        )
 
 
 def _gpu() -> str:
@@ -111,7 +116,8 @@ def _variables() -> dict[str, str]:
         rows[v.name] = f"{v.value or '(not set)'}  [{v.origin}]  {v.meaning}"
     for name in options.unknown():
         close = did_you_mean(name, list(options.VARIABLES))
-        rows[name] = f"{os.environ[name]}  [environment]  means nothing to tcc{f': {close[0]}' if close else ''}"
+        advice = f": {close[0]}" if close else ""
+        rows[name] = f"{os.environ[name]}  [environment]  means nothing to tcc{advice}"
     return rows
 
 

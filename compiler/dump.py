@@ -1,6 +1,7 @@
-"""A dump is a program's text under one line that says how far it is, so that it can be edited and resumed.
+"""A dump is a program's text under one line that says how far it is, so that it can be edited and
+resumed.
 
-    # tcc: level=cascade after=simplify next=restrict,fuse,map target=cpu
+# tcc: level=cascade after=simplify next=restrict,fuse,map target=cpu
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _FIELDS = ("level", "after", "next", "target")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Level of the program, the last pass that ran (`input`: none), the passes still to run, and the target."""
+    """Level of the program, the last pass that ran (`input`: none), the passes still to run, and
+    the target."""
 
     level: str
     after: str
@@ -25,9 +27,8 @@ class Header:
     target: str
 
     def __str__(self) -> str:
-        return (
-            f"# tcc: level={self.level} after={self.after} next={','.join(self.next) or '-'} target={self.target}"
-        )
+        left = ",".join(self.next) or "-"
+        return f"# tcc: level={self.level} after={self.after} next={left} target={self.target}"
 
 
 def level_of(program: Cascade | Mapping) -> str:
@@ -49,14 +50,20 @@ def read_header(source: Source) -> Header | None:
     for match in re.finditer(r"(\w+)=(\S+)", first):
         if match[1] not in _FIELDS:
             span = Span(source, 1, match.start() + 1, match.end() + 1)
-            raise CompileError("T0214", f"unknown entry `{match[1]}` in the header of a dump", span,
-                               helps=did_you_mean(match[1], list(_FIELDS)) or f"known: {', '.join(_FIELDS)}")  # fmt: skip
+            raise CompileError(
+                "T0214",
+                f"unknown entry `{match[1]}` in the header of a dump",
+                span,
+                helps=did_you_mean(match[1], list(_FIELDS)) or f"known: {', '.join(_FIELDS)}",
+            )
         found[match[1]] = match[2]
     if found.get("level") not in ("cascade", "mapping"):
         raise CompileError(
-            "T0214", "the header of this dump names no level", Span(source, 1, 1, len(first) + 1),
-            helps="write `# tcc: level=cascade after=… next=… target=…`, or delete the line to start anew",
-        )  # fmt: skip
+            "T0214",
+            "the header of this dump names no level",
+            Span(source, 1, 1, len(first) + 1),
+            helps="write `# tcc: level=cascade after=… next=… target=…`, or delete the line",
+        )
     after = tuple(p for p in found.get("next", "-").split(",") if p and p != "-")
     return Header(found["level"], found.get("after", "input"), after, found.get("target", ""))
 

@@ -41,6 +41,9 @@ class Graph:
     reason: str = ""
     span: Span | None = None
     error: Exception | None = None
+    programs: list[Any] = field(
+        default_factory=list
+    )  # `CompiledProgram`s, where it was built for a target
 
     @property
     def externs(self) -> list[Extern]:
@@ -109,6 +112,42 @@ def interpreter(captured: Captured) -> Execute:
     return execute
 
 
+def built(target: str | None = None, **options: Any) -> Factory:
+    """A factory that compiles graphs for a target, in programs between their calls to PyTorch."""
+
+    def factory(captured: Captured) -> Execute:
+        from tcc.frontends._pytorch_segments import segments
+        from tcc.program import Program
+
+        steps: list[tuple[Any, list[str], list[str], list[str]]] = []
+        for part in segments(captured.cascade):
+            if isinstance(part, Extern):
+                steps.append((part, list(part.operands), [t.name for t in part.targets], []))
+                continue
+            ins, outs = [t.name for t in part.inputs], [t.name for t in part.outputs]
+            free = [r.name for r in part.ranks if r.size is None]
+            steps.append((Program(part).compile(target, **options), ins, outs, free))
+        wanted = [t.name for t in captured.cascade.outputs]
+
+        def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
+            values = {name: t.detach() for name, t in tensors.items()}
+            for step, ins, outs, free in steps:
+                if isinstance(step, Extern):
+                    found = run_extern(step, values, sizes)
+                else:
+                    given = {name: sizes[name] for name in free} if free else None
+                    result = step(*[values[name] for name in ins], sizes=given)
+                    found = list(result) if len(outs) > 1 else [result]
+                values.update(zip(outs, found))
+            return {name: values[name] for name in wanted}
+
+        programs = [step for step, *_ in steps if not isinstance(step, Extern)]
+        execute.programs = programs  # type: ignore[attr-defined]
+        return execute
+
+    return factory
+
+
 def compile_graph(
     captured: Captured, factory: Factory = interpreter, offsets: bool = False
 ) -> Callable[..., list[Any]]:
@@ -117,6 +156,7 @@ def compile_graph(
     `offsets`: also with the offsets into their storage, for AOTAutograd to make views of inputs from.
     """
     execute = factory(captured)
+    programs: list[Any] = getattr(execute, "programs", [])
     tensors = [(i.tensor, n) for n, i in enumerate(captured.inputs) if i.tensor is not None]
     ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank is not None]
     given = {rank for rank, _ in ranks}
@@ -143,6 +183,7 @@ def compile_graph(
             return [found[name] for name in simple]
         return [_result(o, found, args, sizes, offsets) for o in captured.outputs]
 
+    run.programs = programs  # type: ignore[attr-defined]
     return run
 
 
@@ -241,7 +282,7 @@ class Backend:
             record.span = error.span if isinstance(error, CaptureError) else None
             eager: Callable[..., Any] = gm.forward
             return eager
-        record.captured = captured
+        record.captured, record.programs = captured, run.programs  # type: ignore[attr-defined]
         return run
 
 
@@ -317,10 +358,15 @@ class Compiled:
 
 
 def compile_function(
-    fn: Any, *, dynamic: bool | None = None, fullgraph: bool = False, factory: Factory = interpreter,
-    strict: bool = False,
+    fn: Any, *, target: str | None = None, dynamic: bool | None = None, fullgraph: bool = False,
+    factory: Factory | None = None, strict: bool = False, **options: Any,
 ) -> Compiled:  # fmt: skip
-    """`fn`, a function or `nn.Module`, compiled on its first call for each kind of arguments."""
+    """`fn`, a function or `nn.Module`, compiled on its first call for each kind of arguments.
+
+    `target` and `options` are those of `Program.compile`; a `factory` takes their place.
+    """
+    if factory is None:
+        factory = built(target, **options) if target is not None else interpreter
     name = re.sub(r"\W+", "", getattr(fn, "__name__", type(fn).__name__).lower()) or "graph"
     chosen = Backend(factory, strict, name if name.isidentifier() else "graph")
     return Compiled(fn, _entered(fn, chosen, dynamic, fullgraph), chosen.records)
@@ -377,5 +423,5 @@ def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) ->
     return run
 
 
-__all__ = ["Backend", "Compiled", "Graph", "Records", "backend", "compile_function", "compile_graph", "interpreter",
+__all__ = ["Backend", "Compiled", "Graph", "Records", "backend", "built", "compile_function", "compile_graph", "interpreter",
            "restrided"]  # fmt: skip

@@ -1,4 +1,5 @@
-"""What the compiler made of a program: kernels and what was fused into each, loops, buffers, and calls out of tcc."""
+"""What the compiler made of a program: kernels and what was fused into each, loops, buffers, and
+calls out of tcc."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class BufferReport:
 
 @dataclass(frozen=True, slots=True)
 class KernelReport:
-    """One launch: the tensors that it computes (more than one: fused), its tree line by line, and what runs in parallel."""
+    """One launch: the tensors that it computes (more than one: fused), its tree line by line, and
+    what runs in parallel."""
 
     name: str
     computes: tuple[str, ...]
@@ -76,7 +78,8 @@ class Explanation:
             ],
             "memory": [_buffer_json(b) for b in self.memory],
             "externs": [
-                {"function": e.function, "computes": list(e.computes), "place": e.place} for e in self.externs
+                {"function": e.function, "computes": list(e.computes), "place": e.place}
+                for e in self.externs
             ],
         }
 
@@ -86,6 +89,7 @@ class Explanation:
     def _summary(self) -> list[str]:
         fused = sum(len(k.computes) > 1 for k in self.kernels)
         near = sum(len(k.buffers) for k in self.kernels)
+        stored = len([b for b in self.memory if not b.constant])
         lines = [
             f"{self.program} for {self.target}: {_count(self.definitions, 'definition')} in "
             f"{_count(len(self.kernels), 'kernel')}, {fused} of them fused"
@@ -95,14 +99,17 @@ class Explanation:
             lines.append(f"passes: {', '.join(ran)}")
         constant = [b for b in self.memory if b.constant]
         lines.append(
-            f"between kernels: {_count(len(self.memory) - len(constant), 'tensor')} in memory; inside them: "
-            f"{_count(near, 'buffer')} near the cores"
+            f"between kernels: {_count(stored, 'tensor')} in memory; "
+            f"inside them: {_count(near, 'buffer')} near the cores"
         )
         if constant:
             lines.append(f"prepared ahead: {', '.join(b.name for b in constant)}")
         if self.externs:
             lines.append(f"left to PyTorch: {_count(len(self.externs), 'call')}")
-            lines += [f"  {e.function} -> {', '.join(e.computes)}{f'  at {e.place}' if e.place else ''}" for e in self.externs]
+            lines += [
+                f"  {e.function} -> {', '.join(e.computes)}{f'  at {e.place}' if e.place else ''}"
+                for e in self.externs
+            ]
         return lines
 
     def _list(self) -> list[str]:
@@ -110,7 +117,8 @@ class Explanation:
         found = []
         for k in self.kernels:
             how = f"  on {', '.join(k.parallel)}" if k.parallel else ""
-            found.append(f"  {k.name:<{width}}  {' + '.join(k.computes)}{how}{'  (once)' if k.prepare else ''}")
+            once = "  (once)" if k.prepare else ""
+            found.append(f"  {k.name:<{width}}  {' + '.join(k.computes)}{how}{once}")
         return ["kernels", *found] if found else []
 
     def _details(self) -> list[str]:
@@ -123,7 +131,8 @@ class Explanation:
         if self.memory:
             lines += ["", "memory"]
             lines += [
-                f"  {b.name} {b.shape}: {b.bytes} bytes{', prepared ahead' if b.constant else ''}" for b in self.memory
+                f"  {b.name} {b.shape}: {b.bytes} bytes{', prepared ahead' if b.constant else ''}"
+                for b in self.memory
             ]
         return lines
 
@@ -147,18 +156,29 @@ def explain(result: Result) -> Explanation:
     return Explanation(program.name, result.target.name, count, kernels, memory, calls, passes)
 
 
-def merged(name: str, target: str, reports: Iterable[Explanation], externs: Iterable[Extern]) -> Explanation:
+def merged(
+    name: str, target: str, reports: Iterable[Explanation], externs: Iterable[Extern]
+) -> Explanation:
     """The reports on the pieces of one program, and its calls, as one report."""
     reports = list(reports)
-    kernels = tuple(replace(k, name=_unique(n, k.name, reports)) for n, r in enumerate(reports) for k in r.kernels)
+    kernels = tuple(
+        replace(k, name=_unique(n, k.name, reports))
+        for n, r in enumerate(reports)
+        for k in r.kernels
+    )
     changed: dict[str, bool] = {}
     for r in reports:
         for step, yes in r.passes:
             changed[step] = changed.get(step, False) or yes
     return Explanation(
-        name, target, sum(r.definitions for r in reports), kernels, tuple(b for r in reports for b in r.memory),
-        tuple(_call(e) for e in externs), tuple(changed.items()),
-    )  # fmt: skip
+        name,
+        target,
+        sum(r.definitions for r in reports),
+        kernels,
+        tuple(b for r in reports for b in r.memory),
+        tuple(_call(e) for e in externs),
+        tuple(changed.items()),
+    )
 
 
 def _unique(n: int, kernel: str, reports: list[Explanation]) -> str:
@@ -176,7 +196,9 @@ def _einsums(c: Cascade) -> int:
 def _grouped(c: Cascade) -> Iterable[KernelReport]:
     """Kernels of a cascade without mapping: its groups, or one per definition."""
     externs = {name for d in c.definitions if isinstance(d, Extern) for name in targets(d)}
-    groups = c.groups or tuple((d.target, (d.target,)) for d in c.definitions if isinstance(d, Einsum))
+    groups = c.groups or tuple(
+        (d.target, (d.target,)) for d in c.definitions if isinstance(d, Einsum)
+    )
     for name, members in groups:
         if not set(members) <= externs:
             yield KernelReport(name, tuple(dict.fromkeys(members)), (), (), ())
@@ -221,7 +243,13 @@ def _report(b: Buffer, steps: dict[str, str]) -> BufferReport:
 
 
 def _buffer_json(b: BufferReport) -> dict[str, Any]:
-    return {"name": b.name, "level": b.level, "shape": b.shape, "bytes": b.bytes, "constant": b.constant}
+    return {
+        "name": b.name,
+        "level": b.level,
+        "shape": b.shape,
+        "bytes": b.bytes,
+        "constant": b.constant,
+    }
 
 
 def _count(n: int, noun: str) -> str:

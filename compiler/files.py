@@ -32,8 +32,11 @@ def read_units(path: str | os.PathLike[str]) -> list[Unit]:
 
         return [Unit(parse_teaal(source.text, source.name).cascade, None)]
     if suffix == ".py":
-        raise CompileError("T0144", f"`{path}` is Python, not a cascade",
-                           helps="import it and decorate its function with `@tcc.compile`")  # fmt: skip
+        raise CompileError(
+            "T0144",
+            f"`{path}` is Python, not a cascade",
+            helps="import it and decorate its function with `@tcc.compile`",
+        )
     return units_of(source)
 
 
@@ -56,11 +59,17 @@ def choose(units: list[Unit], name: str, wanted: str | None) -> Unit:
         if len(units) == 1:
             return units[0]
         raise CompileError(
-            "T0102", f"{name} holds {len(units)} cascades, not one",
-            helps=f"name the one that is meant: {', '.join(names)}" if names else "write at least one definition",
-        )  # fmt: skip
+            "T0102",
+            f"{name} holds {len(units)} cascades, not one",
+            helps=f"name the one that is meant: {', '.join(names)}"
+            if names
+            else "write at least one definition",
+        )
     for u in units:
         if u.program.name == wanted:
             return u
-    raise CompileError("T0102", f"{name} holds no cascade `{wanted}`",
-                       helps=did_you_mean(wanted, names) or f"it holds: {', '.join(names)}")  # fmt: skip
+    raise CompileError(
+        "T0102",
+        f"{name} holds no cascade `{wanted}`",
+        helps=did_you_mean(wanted, names) or f"it holds: {', '.join(names)}",
+    )

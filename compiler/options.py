@@ -35,10 +35,12 @@ VARIABLES = {
         Variable("TCC_CACHE_DIR", "", "where built code is kept; else the platform's cache folder"),
         Variable("TCC_VERIFY_EACH", "0", "1: run the interpreters before and after every pass"),
         Variable("TCC_DUMP_DIR", "", "a folder that gets the program after every pass"),
-        Variable("TCC_BUG_DIR", "", "where reproducers of internal errors go; else a temporary folder"),
+        Variable(
+            "TCC_BUG_DIR", "", "where reproducers of internal errors go; else a temporary folder"
+        ),
         Variable("TCC_DEBUG", "0", "1: show Python tracebacks of internal errors"),
     )
-}  # fmt: skip
+}
 
 
 def text(name: str) -> str:

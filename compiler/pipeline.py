@@ -1,10 +1,12 @@
-"""The way of a program through the passes: a list, verified after each pass, dumped and resumed by the pass's name."""
+"""The way of a program through the passes: a list, verified after each pass, dumped and resumed by
+the pass's name."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping as MappingABC, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,11 +18,11 @@ from tcc.ir.mapping import Mapping
 from tcc.ir.target import Target
 
 PASSES = (
-    "simplify",  # cascade -> cascade: fold, share, inline, drop
     "restrict",  # cascade -> cascade: which points exist becomes explicit
-    "fuse",      # cascade -> cascade: which definitions make one kernel
-    "map",       # cascade -> mapping: loops, tiles, buffers, parallel resources
-)  # fmt: skip
+    "simplify",  # cascade -> cascade: fold, share, inline, drop
+    "fuse",  # cascade -> cascade: which definitions make one kernel
+    "map",  # cascade -> mapping: loops, tiles, buffers, parallel resources
+)
 
 Node = Cascade | Mapping
 PassOptions = MappingABC[str, MappingABC[str, Any]]
@@ -28,7 +30,8 @@ PassOptions = MappingABC[str, MappingABC[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A named step: `run(program, target)` gives the new program, or the same object when nothing changed."""
+    """A named step: `run(program, target)` gives the new program, or the same object when nothing
+    changed."""
 
     name: str
     run: Callable[[Any, Target], Any]
@@ -57,7 +60,9 @@ class Result:
     @property
     def cascade(self) -> Cascade | None:
         """The last cascade, or None when a mapping was resumed."""
-        return next((s.program for s in reversed(self.stages) if isinstance(s.program, Cascade)), None)
+        return next(
+            (s.program for s in reversed(self.stages) if isinstance(s.program, Cascade)), None
+        )
 
     @property
     def mapping(self) -> Mapping | None:
@@ -70,12 +75,17 @@ class Result:
             if s.name == name:
                 return s.program
         known = [s.name for s in self.stages]
-        raise CompileError("T0215", f"no pass `{name}` ran", helps=did_you_mean(name, known) or f"ran: {', '.join(known)}")
+        raise CompileError(
+            "T0215",
+            f"no pass `{name}` ran",
+            helps=did_you_mean(name, known) or f"ran: {', '.join(known)}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How much a run proves about itself: the verifier always, the interpreters when `interpreters` is set."""
+    """How much a run proves about itself: the verifier always, the interpreters when `interpreters`
+    is set."""
 
     interpreters: bool = False
     extern: ExternCall | None = field(default=None)
@@ -101,33 +111,52 @@ def passes(names: Sequence[str], options: PassOptions | None = None) -> list[Pas
         except ModuleNotFoundError as error:
             if error.name != f"tcc.passes.{name}":
                 raise
-            raise CompileError("T0901", f"the pass `{name}` is missing from this installation of tcc",
-                               helps="install tcc again") from None  # fmt: skip
-        found.append(Pass(name, partial(function, **_checked(name, function, options.get(name, {})))))
+            raise CompileError(
+                "T0901",
+                f"the pass `{name}` is missing from this installation of tcc",
+                helps="install tcc again",
+            ) from None
+        found.append(
+            Pass(name, partial(function, **_checked(name, function, options.get(name, {}))))
+        )
     return found
 
 
 def unknown_pass(name: str) -> CompileError:
     """The error for a name that is no pass."""
-    return CompileError("T0215", f"unknown pass `{name}`",
-                        helps=(*did_you_mean(name, list(PASSES)), f"known: {', '.join(PASSES)}"))  # fmt: skip
+    return CompileError(
+        "T0215",
+        f"unknown pass `{name}`",
+        helps=(*did_you_mean(name, list(PASSES)), f"known: {', '.join(PASSES)}"),
+    )
 
 
-def _checked(name: str, function: Callable[..., Any], given: MappingABC[str, Any]) -> dict[str, Any]:
+def _checked(
+    name: str, function: Callable[..., Any], given: MappingABC[str, Any]
+) -> dict[str, Any]:
     known = {
-        p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+        p.name: p.default
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
     }
     for key, value in given.items():
         if key not in known:
             raise CompileError(
-                "T0216", f"the pass `{name}` has no option `{key}`",
-                helps=did_you_mean(key, list(known)) or (f"known: {', '.join(known)}" if known else "it has no options"),
-            )  # fmt: skip
+                "T0216",
+                f"the pass `{name}` has no option `{key}`",
+                helps=did_you_mean(key, list(known))
+                or (f"known: {', '.join(known)}" if known else "it has no options"),
+            )
         default = known[key]
         wanted = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
-            raise CompileError("T0216", f"the option `{key}` of `{name}` is `{value}`",
-                               helps=f"give a value like `{default}`")  # fmt: skip
+        if default is not None and (
+            not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)
+        ):
+            raise CompileError(
+                "T0216",
+                f"the option `{key}` of `{name}` is `{value}`",
+                helps=f"give a value like `{default}`",
+            )
     return dict(given)
 
 
@@ -142,8 +171,9 @@ def run(
 ) -> Result:
     """Every pass in turn. `observe` sees each stage and the names of the passes still to run.
 
-    Raises what a pass raises; T0902 when a pass breaks down, T0903 when its result is no valid program, T0904 when the
-    interpreters tell its result from its input. These name a file that repeats the failure.
+    Raises what a pass raises; T0902 when a pass breaks down, T0903 when its result is no valid
+    program, T0904 when the interpreters tell its result from its input. These name a file that
+    repeats the failure.
     """
     todo = list(passes(names_for(target)) if steps is None else steps)
     stages = [Stage(after, program, True)]
@@ -161,7 +191,9 @@ def run(
         except CompileError:
             raise
         except Exception as error:
-            raise failed("T0902", f"the pass `{step.name}` broke down: {type(error).__name__}: {error}") from error
+            raise failed(
+                "T0902", f"the pass `{step.name}` broke down: {type(error).__name__}: {error}"
+            ) from error
         changed = new is not before
         if changed:
             verified(new, failed)
@@ -170,7 +202,10 @@ def run(
 
                 problem = same_meaning(before, new, check.extern)
                 if problem:
-                    raise failed("T0904", f"the pass `{step.name}` changed the meaning of the program: {problem}")
+                    raise failed(
+                        "T0904",
+                        f"the pass `{step.name}` changed the meaning of the program: {problem}",
+                    )
         stages.append(Stage(step.name, new, changed))
         if observe is not None:
             observe(stages[-1], left(n + 1))
@@ -192,11 +227,19 @@ def verified(program: Node, failed: Callable[[str, str], CompileError]) -> None:
         message = f"the result is no valid program: {error.diagnostic.message}"
         raise failed("T0903", message) from error
     except Exception as error:
-        raise failed("T0903", f"the verifier broke down: {type(error).__name__}: {error}") from error
+        raise failed(
+            "T0903", f"the verifier broke down: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _failed(
-    name: str, before: Node, after: str, left: tuple[str, ...], target: Target, code: str, message: str
+    name: str,
+    before: Node,
+    after: str,
+    left: tuple[str, ...],
+    target: Target,
+    code: str,
+    message: str,
 ) -> CompileError:
     from tcc.reproducer import internal_error
 

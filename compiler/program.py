@@ -1,4 +1,5 @@
-"""What users hold: a `Program`, which can be read, interpreted and compiled, and a `CompiledProgram`, which can be called."""
+"""What users hold: a `Program`, which can be read, interpreted and compiled, and a
+`CompiledProgram`, which can be called."""
 
 from __future__ import annotations
 
@@ -44,28 +45,39 @@ class Program:
         return self._program
 
     def ir(self, level: str = "cascade", *, after: str | None = None) -> str:
-        """The program's text at a level. Only a compiled program has a mapping, or anything `after` a pass."""
+        """The program's text at a level. Only a compiled program has a mapping, or anything `after`
+        a pass."""
         _check_level(level)
-        if after is not None or level != ("cascade" if isinstance(self._program, Cascade) else "mapping"):
-            raise CompileError("T0217", f"`{self.name}` has no {level} yet", helps="compile it first: `.compile()`")
+        if after is not None or level != (
+            "cascade" if isinstance(self._program, Cascade) else "mapping"
+        ):
+            raise CompileError(
+                "T0217", f"`{self.name}` has no {level} yet", helps="compile it first: `.compile()`"
+            )
         return str(self._program)
 
-    def interpret(self, *args: Any, sizes: MappingABC[str, int] | None = None, **inputs: Any) -> Any:
-        """What the program means: the interpreter's result, slow and right, in the form that a call returns."""
+    def interpret(
+        self, *args: Any, sizes: MappingABC[str, int] | None = None, **inputs: Any
+    ) -> Any:
+        """What the program means: the interpreter's result, slow and right, in the form that a call
+        returns."""
         from tcc.backends.numpy import Interpreted
         from tcc.call import Caller
 
-        return Caller(self._face, Interpreted(self._program), "numpy")(args, inputs, sizes)
+        return Caller(self._face, Interpreted(self._program))(args, inputs, sizes)
 
     def compile(self, target: str | None = None, **options: Any) -> CompiledProgram:
-        """The program made fast for a target (see `tcc target list`; the default is `TCC_TARGET`, else `cpu`).
+        """The program made fast for a target (see `tcc target list`; the default is `TCC_TARGET`,
+        else `cpu`).
 
-        Options: `verify_each=True` runs the interpreters around every pass, `passes={"fuse": {"ratio": 2.0}}` sets
-        options of passes, `dump="folder"` keeps the program after every pass.
+        Options: `verify_each=True` runs the interpreters around every pass, `passes={"fuse":
+        {"ratio": 2.0}}` sets options of passes, `dump="folder"` keeps the program after every pass.
         """
         from tcc.build import build
 
-        return CompiledProgram(self._program, self._header, *build(self._program, target, self._header, **options))
+        return CompiledProgram(
+            self._program, self._header, *build(self._program, target, self._header, **options)
+        )
 
     def explain(self) -> Explanation:
         """What the compiler does with the program for the default target."""
@@ -79,18 +91,22 @@ class Program:
 
 
 class CompiledProgram(Program):
-    """A program that can be called, with NumPy arrays or torch tensors, by name or in the order of declaration.
+    """A program that can be called, with NumPy arrays or torch tensors, by name or in the order of
+    declaration.
 
-    One output is returned as an array, several as a tuple in the order of declaration (its fields have the names of
-    the outputs). Any torch tensor in gives torch tensors out. `sizes={"N": 8}` gives ranks that no input has.
+    One output is returned as an array, several as a tuple in the order of declaration (its fields
+    have the names of the outputs). Any torch tensor in gives torch tensors out. `sizes={"N": 8}`
+    gives ranks that no input has.
     """
 
-    def __init__(self, program: Cascade | Mapping, header: Header | None, result: Result, kernel: Any) -> None:
+    def __init__(
+        self, program: Cascade | Mapping, header: Header | None, result: Result, kernel: Any
+    ) -> None:
         super().__init__(program, header)
         self._result, self._kernel = result, kernel
         from tcc.call import Caller
 
-        self._call = Caller(self._face, kernel, result.target.name)
+        self._call = Caller(self._face, kernel, result.target)
 
     def __call__(self, *args: Any, sizes: MappingABC[str, int] | None = None, **inputs: Any) -> Any:
         return self._call(args, inputs, sizes)
@@ -117,15 +133,19 @@ class CompiledProgram(Program):
         return self._kernel
 
     def ir(self, level: str = "cascade", *, after: str | None = None) -> str:
-        """The text at a level: the last cascade that the mapping was made from, or the mapping; or `after` a pass."""
+        """The text at a level: the last cascade that the mapping was made from, or the mapping; or
+        `after` a pass."""
         _check_level(level)
         if after is not None:
             return str(self._result.after(after))
         found = self._result.cascade if level == "cascade" else self._result.mapping
         if found is None:
-            raise CompileError("T0217", f"`{self.name}` has no {level}: it was compiled for `{self.target}` from its "
-                               f"{'mapping' if level == 'cascade' else 'cascade'} alone",
-                               helps="compile the cascade for another target")  # fmt: skip
+            raise CompileError(
+                "T0217",
+                f"`{self.name}` has no {level}: it was compiled for `{self.target}` from its "
+                f"{'mapping' if level == 'cascade' else 'cascade'} alone",
+                helps="compile the cascade for another target",
+            )
         return str(found)
 
     def explain(self) -> Explanation:
@@ -139,5 +159,8 @@ def _check_level(level: str) -> None:
     if level not in _LEVELS:
         from tcc.ir.diagnostics import did_you_mean
 
-        raise CompileError("T0217", f"there is no level `{level}`",
-                           helps=did_you_mean(level, list(_LEVELS)) or f"one of {', '.join(_LEVELS)}")  # fmt: skip
+        raise CompileError(
+            "T0217",
+            f"there is no level `{level}`",
+            helps=did_you_mean(level, list(_LEVELS)) or f"one of {', '.join(_LEVELS)}",
+        )

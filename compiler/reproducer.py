@@ -1,4 +1,5 @@
-"""Internal errors leave a file: the program before the failing step, under a header that resumes there."""
+"""Internal errors leave a file: the program before the failing step, under a header that resumes
+there."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ _SHOWN_LINES = 40
 
 
 def internal_error(
-    code: str, message: str, before: Cascade | Mapping, after: str, left: tuple[str, ...], target: Target
+    code: str,
+    message: str,
+    before: Cascade | Mapping,
+    after: str,
+    left: tuple[str, ...],
+    target: Target,
 ) -> CompileError:
     """The error that names a file with `before`, and the one command that repeats the failure."""
     text = write(before, Header(level_of(before), after, left, target.name))
@@ -25,9 +31,12 @@ def internal_error(
     shown = "\n".join(f"    {line}" for line in lines[:_SHOWN_LINES])
     more = f"\n    … {len(lines) - _SHOWN_LINES} more lines" if len(lines) > _SHOWN_LINES else ""
     path = _keep(text, before.name)
-    helps = ("this is a bug in tcc: please report it with that file",)
+    helps: tuple[str, ...] = ("this is a bug in tcc: please report it with that file",)
     if path is not None:
-        helps = (f"to repeat it: `python -m tcc build{verify} --target {target.name} {path}`", *helps)
+        helps = (
+            f"to repeat it: `python -m tcc build{verify} --target {target.name} {path}`",
+            *helps,
+        )
     return CompileError(code, f"{message}\n  the program before it:\n{shown}{more}", helps=helps)
 
 

@@ -1,4 +1,5 @@
-"""A program run once on random inputs: how long it takes, and how far it lies from the interpreter."""
+"""A program run once on random inputs: how long it takes, and how far it lies from the
+interpreter."""
 
 from __future__ import annotations
 
@@ -39,9 +40,13 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
-            "program": self.program, "target": self.target, "sizes": self.sizes, "seed": self.seed,
-            "seconds": self.seconds, "outputs": self.outputs,
-        }  # fmt: skip
+            "program": self.program,
+            "target": self.target,
+            "sizes": self.sizes,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "outputs": self.outputs,
+        }
         if self.found is not None:
             out |= {
                 "max_abs_error": _finite(self.found.max_abs_error),
@@ -53,10 +58,15 @@ class Report:
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
-        lines = [f"{self.program} on {self.target}: {_time(self.seconds)}{f'  ({sizes})' if sizes else ''}"]
+        lines = [
+            f"{self.program} on {self.target}: {_time(self.seconds)}"
+            + (f"  ({sizes})" if sizes else "")
+        ]
         lines += [f"  {name}: {text}" for name, text in self.outputs.items()]
         if self.found is not None:
-            verdict = "ok" if self.holds else f"WRONG: {self.found.outside} elements beyond the bound"
+            verdict = (
+                "ok" if self.holds else f"WRONG: {self.found.outside} elements beyond the bound"
+            )
             lines.append(
                 f"  check: {verdict}, largest error {self.found.max_abs_error:.2e} absolute, "
                 f"{self.found.max_rel_error:.2e} relative"
@@ -65,13 +75,18 @@ class Report:
 
 
 def run_program(
-    program: Cascade | Mapping, result: Result, sizes: dict[str, int], seed: int, check: bool, repeat: int
+    program: Cascade | Mapping,
+    result: Result,
+    sizes: dict[str, int],
+    seed: int,
+    check: bool,
+    repeat: int,
 ) -> Report:
     """Runs it on the inputs of `seed`, with a size for every rank that has none of its own."""
     face = program if isinstance(program, Cascade) else signature(program)
     _check_memory(face, sizes, interpreted=check or result.target.backend == "numpy")
     inputs = samples.random_inputs(face, sizes, np.random.default_rng(seed))
-    call = Caller(face, emit(result, sizes), result.target.name)
+    call = Caller(face, emit(result, sizes), result.target)
     outputs = face.outputs
 
     def once() -> list[Any]:
@@ -90,12 +105,15 @@ def run_program(
 
 
 def _check_memory(c: Cascade, sizes: MappingABC[str, int], interpreted: bool) -> None:
-    """T0308 when the tensors alone need more memory than the machine has; the interpreter holds every one in 8 bytes."""
+    """T0308 when the tensors alone need more memory than the machine has; the interpreter holds
+    every one in 8 bytes."""
     try:
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return
-    known = bind(c, {t.name: samples.Shaped(samples.shape_of(c, t, sizes)) for t in c.inputs}, sizes)
+    known = bind(
+        c, {t.name: samples.Shaped(samples.shape_of(c, t, sizes)) for t in c.inputs}, sizes
+    )
     tensors = list(c.tensors.values()) if interpreted else [*c.inputs, *c.outputs]
     needed = 0
     for t in tensors:
@@ -104,27 +122,40 @@ def _check_memory(c: Cascade, sizes: MappingABC[str, int], interpreted: bool) ->
             elements *= evaluate_size(s, known)
         needed += elements * (8 if interpreted else t.dtype.itemsize)
     if needed > machine:
-        raise CompileError("T0308", f"the tensors of `{c.name}` need {needed >> 20} MiB, this machine has {machine >> 20}",
-                           helps="choose smaller sizes")  # fmt: skip
+        raise CompileError(
+            "T0308",
+            f"the tensors of `{c.name}` need {needed >> 20} MiB, this machine has {machine >> 20}",
+            helps="choose smaller sizes",
+        )
 
 
 def _checked(
-    program: Cascade | Mapping, face: Cascade, inputs: dict[str, Any], sizes: dict[str, int], got: list[Any]
+    program: Cascade | Mapping,
+    face: Cascade,
+    inputs: dict[str, Any],
+    sizes: dict[str, int],
+    got: list[Any],
 ) -> samples.Agreement:
-    """Against the interpreter of the program's own level; a mapping knows no bound, and gets 1e-4 relative."""
+    """Against the interpreter of the program's own level; a mapping knows no bound, and gets 1e-4
+    relative."""
     if isinstance(program, Mapping):
         from tcc.ir.mapping_interpret import interpret_mapping
 
         want = interpret_mapping(program, inputs, sizes)[0]
-        bounds = {n: 1e-4 * np.abs(np.nan_to_num(np.asarray(v, np.float64))) + 1e-5 for n, v in want.items()}
+        bounds = {
+            n: 1e-4 * np.abs(np.nan_to_num(np.asarray(v, np.float64))) + 1e-5
+            for n, v in want.items()
+        }
     else:
         from tcc.ir.interpret import interpret_with_bounds
 
         values = interpret_with_bounds(program, inputs, sizes)
         want = {n: v.data for n, v in values.items()}
-        bounds = {n: v.error for n, v in values.items()}
+        bounds = samples.bounds_of(values)
     names = [t.name for t in face.outputs]
-    return samples.worst(samples.agreement(g, want[n], bounds[n]) for n, g in zip(names, got, strict=True))
+    return samples.worst(
+        samples.agreement(g, want[n], bounds[n]) for n, g in zip(names, got, strict=True)
+    )
 
 
 def _shown(dtype: str, array: Any) -> str:
@@ -135,7 +166,9 @@ def _shown(dtype: str, array: Any) -> str:
         return f"{text}, {int(array.sum())} true"
     values = array.astype(np.float64)
     with np.errstate(all="ignore"):
-        return f"{text}, from {np.min(values):.6g} to {np.max(values):.6g}, sum {np.sum(values):.6g}"
+        return (
+            f"{text}, from {np.min(values):.6g} to {np.max(values):.6g}, sum {np.sum(values):.6g}"
+        )
 
 
 def _finite(value: float) -> float | str:

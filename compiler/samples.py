@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping as MappingABC
+from collections.abc import Iterable
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,14 @@ class Agreement:
         return self.outside == 0
 
 
-def all_sizes(c: Cascade, given: MappingABC[str, int], default: int) -> tuple[dict[str, int], list[str]]:
-    """A size for every rank that has none: the given one or `default`; and the ranks that got the default.
+def all_sizes(
+    c: Cascade, given: MappingABC[str, int], default: int
+) -> tuple[dict[str, int], list[str]]:
+    """A size for every rank that has none: the given one or `default`; and the ranks that got the
+    default.
 
-    Raises what `bind` raises for sizes that contradict each other or overflow, without allocating anything.
+    Raises what `bind` raises for sizes that contradict each other or overflow, without allocating
+    anything.
     """
     sizes = {r.name: given.get(r.name, default) for r in c.ranks if r.size is None}
     check = {**sizes, **given}
@@ -45,11 +50,15 @@ def all_sizes(c: Cascade, given: MappingABC[str, int], default: int) -> tuple[di
         if r.size is not None and r.name in given:
             value = evaluate_size(r.size, check)
             if value != given[r.name]:
-                raise CompileError("T0125", f"rank `{r.name}` has size {value}, not {given[r.name]}", r.span,
-                                   helps="its size is fixed by its declaration")  # fmt: skip
+                raise CompileError(
+                    "T0125",
+                    f"rank `{r.name}` has size {value}, not {given[r.name]}",
+                    r.span,
+                    helps="its size is fixed by its declaration",
+                )
     for t in c.inputs:
         shape_of(c, t, check)
-    bind(c, {t.name: Shaped(shape_of(c, t, check)) for t in c.inputs}, given | sizes)
+    bind(c, {t.name: Shaped(shape_of(c, t, check)) for t in c.inputs}, {**given, **sizes})
     return sizes, [r.name for r in c.ranks if r.size is None and r.name not in given]
 
 
@@ -60,8 +69,11 @@ class Shaped:
         self.shape = shape
 
 
-def random_inputs(c: Cascade, sizes: MappingABC[str, int], rng: np.random.Generator) -> dict[str, Array]:
-    """Inputs of the declared types: floats are normal, integers small, not negative and inside what they index."""
+def random_inputs(
+    c: Cascade, sizes: MappingABC[str, int], rng: np.random.Generator
+) -> dict[str, Array]:
+    """Inputs of the declared types: floats are normal, integers small, not negative and inside what
+    they index."""
     limits = _index_limits(c)
     found = {}
     for t in c.inputs:
@@ -69,13 +81,21 @@ def random_inputs(c: Cascade, sizes: MappingABC[str, int], rng: np.random.Genera
         try:
             found[t.name] = _random(t, shape, limits.get(t.name, []), sizes, rng)
         except (MemoryError, ValueError, OverflowError):
-            raise CompileError("T0307", f"no memory for `{t}` with shape {list(shape)}", t.span,
-                               helps="choose smaller sizes") from None  # fmt: skip
+            raise CompileError(
+                "T0307",
+                f"no memory for `{t}` with shape {list(shape)}",
+                t.span,
+                helps="choose smaller sizes",
+            ) from None
     return found
 
 
 def _random(
-    t: Tensor, shape: tuple[int, ...], limits: list[Expr], sizes: MappingABC[str, int], rng: np.random.Generator
+    t: Tensor,
+    shape: tuple[int, ...],
+    limits: list[Expr],
+    sizes: MappingABC[str, int],
+    rng: np.random.Generator,
 ) -> Array:
     if t.dtype.is_float:
         kind = np.float64 if t.dtype.bits == 64 else np.float32
@@ -93,9 +113,14 @@ def shape_of(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, .
         if r.size is not None:
             known[r.name] = size_value(r.size, known, r)
     shape = tuple(evaluate_size(s, known) for s in t.shape)
-    for s, n in zip(t.shape, shape, strict=True):
+    for n in shape:
         if n < 0:
-            raise CompileError("T0110", f"`{t.name}` has the negative size {n}", t.span, helps="sizes are 0 or more")
+            raise CompileError(
+                "T0110",
+                f"`{t.name}` has the negative size {n}",
+                t.span,
+                helps="sizes are 0 or more",
+            )
     return shape
 
 
@@ -114,7 +139,8 @@ def _index_limits(c: Cascade) -> dict[str, list[Expr]]:
 
 
 def agreement(got: Array, want: Array, bound: Array | None) -> Agreement:
-    """`got` against `want`: floats within `bound` per element (infinite: anything goes), the rest exactly."""
+    """`got` against `want`: floats within `bound` per element (infinite: anything goes), the rest
+    exactly."""
     got, want = np.asarray(got), np.asarray(want)
     if got.shape != want.shape:
         return Agreement(math.inf, math.inf, max(1, want.size))
@@ -131,20 +157,31 @@ def agreement(got: Array, want: Array, bound: Array | None) -> Agreement:
             wrong = ~same & ~(apart <= allowed) & ~np.isnan(allowed) & np.isfinite(allowed)
             wrong |= (np.isnan(a) != np.isnan(b)) & np.isfinite(allowed)
         finite = np.isfinite(apart)
-        relative = np.where(apart > 0, apart / np.maximum(np.abs(want.astype(np.float64)), 1e-300), 0.0)
+        relative = np.where(
+            apart > 0, apart / np.maximum(np.abs(want.astype(np.float64)), 1e-300), 0.0
+        )
         where = np.argwhere(wrong)
         first = tuple(int(i) for i in where[0]) if len(where) else None
-        worst = math.inf if np.any(wrong & ~finite) else float(np.max(apart, where=finite, initial=0.0))
-        return Agreement(worst, float(np.max(relative, where=np.isfinite(relative), initial=0.0)), len(where), first)
+        worst = (
+            math.inf if np.any(wrong & ~finite) else float(np.max(apart, where=finite, initial=0.0))
+        )
+        return Agreement(
+            worst,
+            float(np.max(relative, where=np.isfinite(relative), initial=0.0)),
+            len(where),
+            first,
+        )
 
 
 def worst(found: Iterable[Agreement]) -> Agreement:
     """All of them as one."""
     found = list(found)
     return Agreement(
-        max((a.max_abs_error for a in found), default=0.0), max((a.max_rel_error for a in found), default=0.0),
-        sum(a.outside for a in found), next((a.first_outside for a in found if a.outside), None),
-    )  # fmt: skip
+        max((a.max_abs_error for a in found), default=0.0),
+        max((a.max_rel_error for a in found), default=0.0),
+        sum(a.outside for a in found),
+        next((a.first_outside for a in found if a.outside), None),
+    )
 
 
 def bounds_of(values: MappingABC[str, Value]) -> dict[str, Array]:

@@ -30,11 +30,14 @@ def source_path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         if Path(name).is_file():
             return Path(name)
-        raise CompileError("T0213", f"there is no target file `{name}`", helps="give a name from `tcc target list`")
+        raise CompileError(
+            "T0213", f"there is no target file `{name}`", helps="give a name from `tcc target list`"
+        )
     raise CompileError(
-        "T0213", f"unknown target `{name}`",
+        "T0213",
+        f"unknown target `{name}`",
         helps=(*did_you_mean(name, names()), f"known: {', '.join(names())}"),
-    )  # fmt: skip
+    )
 
 
 def with_backend(backend: str) -> str | None:

@@ -32,7 +32,7 @@ def einsum(subscripts: str, dtype: str = "f32", names: Sequence[str] = (), ranks
     operands = [_labels(source, part) for part in left.split(",")]
     operands = _spread(source, operands, ranks)
     if arrow:
-        (output,) = _spread(source, [_labels(source, right)], (), _widest(operands))
+        (output,) = _spread(source, [_labels(source, right, True)], (), _widest(operands))
     else:
         letters = [x for labels in operands for x in labels]
         dots = [x for x in dict.fromkeys(letters) if x.startswith("dots")]
@@ -77,7 +77,7 @@ def _variable(label: str) -> str:
     return f"{label.lower()}_" if label.isupper() else label
 
 
-def _labels(source: Source, part: str) -> list[str]:
+def _labels(source: Source, part: str, last: bool = False) -> list[str]:
     """One operand's indices: letters, and `...` for the dimensions that are not named."""
     shown = part.replace(" ", "")
     labels: list[str] = []
@@ -90,7 +90,7 @@ def _labels(source: Source, part: str) -> list[str]:
             shown = shown[3:]
             continue
         if not (shown[0].isascii() and shown[0].isalpha()):
-            raise CompileError("T0133", f"unexpected `{shown[0]}` in an einsum string", _find(source, shown[0]),
+            raise CompileError("T0133", f"unexpected `{shown[0]}` in an einsum string", _find(source, shown[0], last),
                                helps="operands are letters separated by commas: `ij,jk->ik`")  # fmt: skip
         labels.append(shown[0])
         shown = shown[1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
@@ -87,6 +88,7 @@ def lowerings() -> dict[str, Lowering]:
     return {name: f for m in modules for name, f in m.LOWERINGS.items()}
 
 
+@lru_cache(maxsize=1)
 def decompositions() -> dict[Any, Any]:
     """PyTorch's own decompositions for every operator that has no lowering here, random ones excepted."""
     import torch

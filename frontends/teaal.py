@@ -158,10 +158,26 @@ def _declaration(source: Source, node: Any) -> dict[str, Tensor]:
 
 
 def _expressions(source: Source, node: Any, tensors: set[str]) -> list[Einsum]:
+    if type(node).__name__ == "SequenceNode":
+        for at, n in enumerate(node.value):
+            node.value[at] = _as_text(source, n)
     nodes = _items(source, node)
     trees = [_definition(source, n) for n in nodes]
     block = Block(source, tensors | {str(t.children[0]) for t in trees}, set())
     return [block.definition(t) for t in trees]
+
+
+def _as_text(source: Source, node: Any) -> Any:
+    """An unquoted expression with `:: max(m)`, which YAML takes for a key and its value, as the text that it is."""
+    import yaml
+
+    start, end = node.start_mark, node.end_mark
+    if type(node).__name__ != "MappingNode" or node.flow_style or len(node.value) != 1:
+        return node
+    if not str(node.value[0][0].value).endswith(":"):
+        return node
+    text = source.line(start.line + 1)[start.column :]
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, start, end)
 
 
 def _definition(source: Source, node: Any) -> Any:

@@ -21,7 +21,7 @@ from itertools import groupby
 
 from tcc.ir.diagnostics import Span
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Const, Expr, Size, accesses, text, variables
+from tcc.ir.expr import Access, Const, Expr, Size, Var, accesses, text, variables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,3 +219,31 @@ def steps(c: Cascade) -> Iterator[Step]:
     from tcc.ir.schedule import schedule
 
     yield from schedule(c)
+
+
+def nested(d: Einsum, taken: set[str]) -> tuple[Einsum, Einsum] | None:
+    """A definition with different monoids as two: the innermost reductions of one kind, then the others.
+
+    T[i] = e :: max(m), sum(k)  -->  T_k[i,m] = e :: sum(k);  T[i] = T_k[i,m] :: max(m)
+    """
+    reduced = d.reduced
+    kinds = [d.monoid(v) for v in reduced]
+    if len(set(kinds)) < 2:
+        return None
+    cut = len(kinds)
+    while cut and kinds[cut - 1] == kinds[-1]:
+        cut -= 1
+    outer, inner = reduced[:cut], reduced[cut:]
+    name, n = f"{d.target}_{'_'.join(inner)}", 1
+    while name in taken:
+        n += 1
+        name = f"{d.target}_{'_'.join(inner)}{n}"
+    at = tuple(Var(v) for v in (*d.free, *outer))
+    free = set(d.free)
+    first = Einsum(name, at, d.body, tuple(Reduction(v, kinds[-1]) for v in inner), d.where, d.span)
+    second = Einsum(
+        d.target, d.indices, Access(name, at),
+        tuple(Reduction(v, k) for v, k in zip(outer, kinds, strict=False)),
+        tuple(p for p in d.where if set(variables(p)) <= free), d.span,
+    )  # fmt: skip
+    return first, second

@@ -70,11 +70,11 @@ class Diagnostic:
         for span, text, mark in sorted(places, key=lambda place: (place[0].line, place[2])):
             if span.source != main:
                 lines.append(f"{' ' * width}{paint.blue(':::')} {span}")
-            code = span.source.line(span.line).replace("\t", " ")
+            code, column, end = _window(span)
             lines.append(paint.blue(f"{span.line:>{width}} |") + f" {code}")
-            carets = mark * max(1, min(span.end_column, len(code) + 1) - span.column)
+            carets = mark * max(1, min(end, len(code) + 1) - column)
             tail = f" {text}" if text else ""
-            under = f"{' ' * (span.column - 1)}{carets}{tail}"
+            under = f"{' ' * (column - 1)}{carets}{tail}"
             marked = paint.red(under) if mark == "^" else paint.blue(under)
             lines.append(paint.blue(f"{' ' * width} |") + f" {marked}")
         lines += [f"{' ' * width} {paint.blue('=')} help: {text}" for text in self.helps]
@@ -98,6 +98,17 @@ class Diagnostic:
         return json.dumps(
             {"code": self.code, "message": self.message, "span": place, "help": list(self.helps)}
         )
+
+
+def _window(span: Span, widest: int = 160) -> tuple[str, int, int]:
+    """The line of a span, cut to what surrounds it when it is very long; the columns in what is left."""
+    code = span.source.line(span.line).replace("\t", " ")
+    if len(code) <= widest:
+        return code, span.column, span.end_column
+    start = max(0, min(span.column - 60, len(code) - widest))
+    before, after = "…" * (start > 0), "…" * (start + widest < len(code))
+    shift = start - len(before)
+    return f"{before}{code[start : start + widest]}{after}", span.column - shift, span.end_column - shift
 
 
 class CompileError(Exception):

@@ -138,7 +138,8 @@ def _unexpected(source: Source, error: Any) -> CompileError:
     span = Span(source, token.line, token.column, token.column + width)
     if token.type == "NAME":
         known = ["ranks", "in", "out", "where", "cascade", "extern", "stop", "when"]
-        helps = (*did_you_mean(str(token), known), *helps)
+        first = source.line(token.line).split()[0]
+        helps = (*(did_you_mean(first, known) or did_you_mean(str(token), known)), *helps)
     return CompileError("T0100", f"unexpected {shown}", span, helps=helps)
 
 

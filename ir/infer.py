@@ -281,6 +281,9 @@ class _Inference:
 
     def _dimension(self, d: Einsum, i: Expr) -> Expr:
         """The extent of a target's dimension: one more than the largest coordinate that is written."""
+        if accesses(i):
+            raise CompileError("T0118", f"target index `{text(i)}` reads a tensor, which is not supported yet",
+                               i.span or d.span, helps="write with affine indices; read indirectly instead")  # fmt: skip
         extents = {v: self._extent(v) for v in variables(i)}
         if isinstance(i, Var):
             return extents[i.name]
@@ -306,9 +309,6 @@ class _Inference:
         for n, i in enumerate(d.indices):
             self._index(i, d.span)
             self._inside(d, i, self.tensors[d.target].shape[n])
-            if accesses(i):
-                raise CompileError("T0118", f"target index `{text(i)}` reads a tensor, which is not supported yet",
-                                   d.span, helps="write with affine indices; read indirectly instead")  # fmt: skip
         if body.bits and promote(body, out) != out:
             t = self.tensors[d.target]
             labels = (Label(t.span, f"declared as {out} here"),) if t.span and t.span != d.span else ()
@@ -339,16 +339,7 @@ class _Inference:
 
     def _body(self, d: Einsum) -> DType:
         t = self._expr(d.body, d.span)
-        for var in d.reduced:
-            m = MONOIDS[d.monoid(var)]
-            if m.result == "int" and t.is_float:
-                raise CompileError("T0116", f"`{m.name}` reduces integers, not {t}", d.span,
-                                   helps="convert it: `i64(…)`")  # fmt: skip
-            if m.result == "bool":
-                t = BOOL
-            elif t.kind == "b" and m.name in ("sum", "prod"):
-                t = I64
-        return t
+        return reduced_dtype(d, t)
 
     def _index(self, i: Expr, span: Span | None) -> None:
         t = self._expr(i, span)
@@ -403,6 +394,20 @@ class _Inference:
 def _twice(what: str, span: Span | None, first: Span | None) -> CompileError:
     labels = (Label(first, "first declared here"),) if first and first is not span else ()
     return CompileError("T0104", f"{what} is declared twice", span, labels=labels, helps="give one of them another name")
+
+
+def reduced_dtype(d: Einsum, t: DType) -> DType:
+    """The type of a reduction of values of type `t`: sums of bools count, `any` and `all` give bool."""
+    for var in d.reduced:
+        m = MONOIDS[d.monoid(var)]
+        if m.result == "int" and t.is_float:
+            raise CompileError("T0116", f"`{m.name}` reduces integers, not {t}", d.span,
+                               helps="convert it: `i64(…)`")  # fmt: skip
+        if m.result == "bool":
+            t = BOOL
+        elif t.kind == "b" and m.name in ("sum", "prod"):
+            t = I64
+    return t
 
 
 def merge(a: DType, b: DType) -> DType:

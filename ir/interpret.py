@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Tensor, steps
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Tensor, nested, steps
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, children, variables, walk
 from tcc.ir.index import evaluate_size
-from tcc.ir.infer import expression_dtype
+from tcc.ir.infer import expression_dtype, reduced_dtype
 from tcc.ir.ops import MONOIDS, identity_of
 from tcc.ir.sizes import resolution_order, size_value, solve_sizes
 
@@ -112,6 +112,7 @@ class _Interpreter:
     def __init__(self, c: Cascade, sizes: dict[str, int], extern: ExternCall | None, bounds: bool) -> None:
         self.c, self.sizes, self.extern, self.bounds = c, sizes, extern, bounds
         self.values: dict[str, Value] = {}
+        self.split: set[str] = set()  # tensors made for definitions with different monoids
         self.fixed: dict[str, int] = {}  # variables of recurrences being executed
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Value]:
@@ -194,6 +195,17 @@ class _Interpreter:
         return self.values[t.name]
 
     def einsum(self, d: Einsum) -> None:
+        parts = nested(d, set(self.c.tensors) - self.split)
+        if parts is not None:
+            inner, outer = parts
+            dtype = reduced_dtype(inner, expression_dtype(self.c, inner.body))
+            shape = tuple(self.c.extent(v) for v in inner.free)
+            t = Tensor(inner.target, dtype, shape)
+            self.split.add(inner.target)
+            self.c = replace(self.c, tensors={**self.c.tensors, t.name: t})
+            self.einsum(inner)
+            self.einsum(outer)
+            return
         out = self.storage(self.c.tensors[d.target])
         free = [v for v in d.free if v not in self.fixed]
         reduced = [v for v in d.reduced if v not in self.fixed]

@@ -8,10 +8,10 @@ from tcc.ir.ops import MONOIDS
 
 
 def point_operations(e: Einsum) -> dict[str, int]:
-    """Operators per point: those of the body that depend on the point, one combine where it reduces.
+    """Operators per point: those of the body that depend on it, and the combine of a reduction.
 
-    A product that is added or summed is one `mul_add`; division by what is the same at every point is
-    a `mul`; casts, index arithmetic and predicates are free.
+    A product that is added or summed is one `mul_add`; division by what is the same at every point
+    is a `mul`; casts, index arithmetic and predicates are free.
     """
     counts: dict[str, int] = {}
     combine = None

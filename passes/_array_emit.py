@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Expr, Var, text, transform, variables, walk
+from tcc.ir.expr import Access, Expr, Var, text, transform, variables
 from tcc.ir.index import poly
 from tcc.ir.layout import row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
@@ -145,7 +145,7 @@ class _Emitter:
     def _level(
         self, t: str, users: list[tuple[Leaf, Access]], dims: tuple[Expr, ...], stage: int | None
     ) -> str:
-        """A unit's registers, where every user has each element in one place and all fit; else the buffer."""
+        """A unit's registers, where all users have each element in one place; else the buffer."""
         unit = users[0][0].unit
         if not unit.level or any(x.unit is not unit for x, _ in users):
             return "buffer"
@@ -231,13 +231,6 @@ class _Emitter:
         if a.tensor in self.homes:
             return Access(self.homes[a.tensor].name, a.indices, a.span)
         names = [i.name for i in a.indices if isinstance(i, Var)]
-        if any(isinstance(n, Access) for i in a.indices for n in walk(i)):
-            raise CompileError(
-                "T0244",
-                f"`{text(a)}` has an index that is read from a tensor",
-                a.span,
-                helps="an array mapping needs affine indices",
-            )
         if not names or len(names) != len(a.indices) or len(set(names)) != len(names):
             return a  # read where it lies
         walks = p.walked in names and p.walked in p.step and stage % 2 == 1

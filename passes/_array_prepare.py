@@ -1,4 +1,4 @@
-"""A kernel's definitions made ready for an array: plain contractions, recurrences that keep two steps."""
+"""Definitions made ready for an array: plain contractions, recurrences that keep two steps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def prepare(c: Cascade, members: list[Einsum], taken: set[str]) -> Prepared:
 
 
 def _plain(d: Einsum) -> Einsum:
-    """`v + 0`, a variable that is meant to walk another extent, becomes `v`: windows know extents."""
+    """`v + 0`, a variable that is meant to walk another extent, becomes `v`: windows know it."""
 
     def index(i: Expr) -> Expr:
         names = variables(i)
@@ -56,11 +56,16 @@ def _plain(d: Einsum) -> Einsum:
         )
 
     def rule(n: Expr) -> Expr:
-        return (
-            Access(n.tensor, tuple(index(i) for i in n.indices), n.span)
-            if isinstance(n, Access)
-            else n
-        )
+        if not isinstance(n, Access):
+            return n
+        if accesses(*n.indices):
+            raise CompileError(
+                "T0244",
+                f"`{text(n)}` has an index that is read from a tensor",
+                n.span or d.span,
+                helps="an array mapping needs affine indices",
+            )
+        return Access(n.tensor, tuple(index(i) for i in n.indices), n.span)
 
     return replace(
         d,

@@ -35,14 +35,14 @@ def map_array(
     tile_reduction: int = 0,
     tile_stream: int = 0,
 ) -> Mapping:
-    """One kernel per group; contractions keep the named operand still, the rest runs where it is fastest.
+    """One kernel per group; contractions keep the named operand still, all else runs where it can.
 
     Z[m,n] = A[m,k] * B[k,n]  -->  m, n on pe_x, pe_y (output)
                                  | k, n on pe_x, pe_y, B preloaded (weight)
                                  | k, m on pe_x, pe_y, A preloaded (input)
 
-    `tile_reduction` cuts the reduced variable of an output-stationary contraction, `tile_stream` the
-    variable that streams past a stationary input; 0 keeps them whole, as far as the buffer goes.
+    `tile_reduction` cuts the reduced variable of an output-stationary contraction, `tile_stream`
+    the variable that streams past a stationary input; 0 keeps them whole.
     """
     if dataflow not in DATAFLOWS:
         raise CompileError(
@@ -108,7 +108,7 @@ def map_array(
 
 
 def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
-    """The kernels: as grouped; else one for each definition, or of all when there is a recurrence."""
+    """The kernels: as grouped, else one per definition; who shares a recurrence is joined."""
     einsums: list[Einsum] = []
     for d in c.definitions:
         if isinstance(d, Extern):
@@ -119,25 +119,32 @@ def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
                 helps="map the parts before and after it by themselves",
             )
         einsums.append(d)
-    if not c.groups:
-        if any(isinstance(s, Recurrence) for s in steps(c)):
-            return [(c.name, einsums)]
-        return [
-            (f"{c.name}_{t}", [d for d in einsums if d.target == t])
-            for t in dict.fromkeys(d.target for d in einsums)
-        ]
-    grouped = [(name, [d for d in einsums if d.target in names]) for name, names in c.groups]
-    grouped = _in_order(grouped)
-    inside = {d.target for _, ds in grouped for d in ds}
+    given = c.groups or tuple(
+        (f"{c.name}_{t}", (t,)) for t in dict.fromkeys(d.target for d in einsums)
+    )
+    grouped = [(name, set(names)) for name, names in given]
+    state = {d.target for s in steps(c) if isinstance(s, Recurrence) for d in s.steps}
+    sharing = [
+        n for n, (_, names) in enumerate(grouped)
+        if any(d.target in names and state & set(_touched(d)) for d in einsums)
+    ]  # fmt: skip
+    if len(sharing) > 1:
+        joined = grouped[sharing[0] : sharing[-1] + 1]
+        whole = (joined[-1][0], {t for _, names in joined for t in names})
+        grouped[sharing[0] : sharing[-1] + 1] = [whole]
     for d in einsums:
-        if d.target not in inside:
+        if not any(d.target in names for _, names in grouped):
             raise CompileError(
                 "T0241",
                 f"`{d.target}` belongs to no kernel",
                 d.span,
                 helps="add it to a `kernel` line, or give none",
             )
-    return grouped
+    return _in_order([(n, [d for d in einsums if d.target in names]) for n, names in grouped])
+
+
+def _touched(d: Einsum) -> list[str]:
+    return [d.target, *(a.tensor for a in d.reads)]
 
 
 def _in_order(grouped: list[tuple[str, list[Einsum]]]) -> list[tuple[str, list[Einsum]]]:
@@ -329,7 +336,7 @@ class _Kernel:
         return Leaf(d, stage, best[2], best[3], self._local(best[3]), None)
 
     def _bind(self, u: Unit, d: Einsum, stage: int) -> dict[str, str]:
-        """Variables for a unit's dimensions: as in the first contraction, then tiled ones, then free."""
+        """Variables for a unit's dimensions: as in the first contraction, then tiled, then free."""
         plain = [i.name for i in d.indices if isinstance(i, Var)]
         usable = [v for v in [*plain, *d.reduced] if self._length(v, stage) != 1]
         bind = {v: self.primary[v] for v in usable if self.primary.get(v) in u.resources}

@@ -11,17 +11,18 @@ variables and do not need each other share a walk. Softmax rows so become three 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, targets
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Expr, Var, accesses, text, transform, variables
+from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, text, transform, variables
 from tcc.ir.index import poly
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
+from tcc.passes._gpu_states import State, find_states
 
 
 def map_gpu(c: Cascade, target: Target) -> Mapping:
@@ -52,6 +53,7 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
 
 
 Launch = tuple[str, list[Definition]]
+Leaf = Callable[[Einsum, tuple[str, ...], frozenset[str]], tuple[Node, ...]]
 
 
 def _launches(c: Cascade) -> list[Launch]:
@@ -138,14 +140,19 @@ class _KernelMapper:
     stored: frozenset[str]
     extents: dict[str, Expr] = field(default_factory=dict)
     grid: list[str] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
     tile: dict[str, int] = field(default_factory=dict)  # of grid and walked variables; whole variables are absent
 
     def kernel(self) -> Kernel:
+        self.states, self.members = find_states(self.c, self.members, self.stored)
         self._check()
-        for d in self.members:
+        every = [d for s in self.states for d in (s.first, s.step)] + self.members
+        for d in every:
             for v in [*d.free, *d.reduced]:
                 self.extents.setdefault(v, self.c.extent(v))
-        shared = set.intersection(*(set(d.free) for d in self.members))
+        for s in self.states:
+            self.extents.setdefault(s.var, self.c.extent(s.var))
+        shared = set.intersection(*(set(d.free) for d in every))
         self.grid = [v for v in self.members[-1].free if v in shared]
         self._choose_tiles()
         body = self._walks()
@@ -160,9 +167,6 @@ class _KernelMapper:
         written: dict[str, Einsum] = {}
         for d in self.members:
             for a in d.reads:
-                if a.tensor == d.target or (a.tensor not in written and a.tensor in {m.target for m in self.members}):
-                    raise CompileError("T0223", f"`{d.target}` is a recurrence, which has no mapping onto blocks yet",
-                                       d.span, helps="rewrite it as reductions, or choose the cpu target")  # fmt: skip
                 if a.tensor in written:
                     self._same_point(a, written[a.tensor], d)
             if d.target in written and any(a.tensor == d.target for m in self.members for a in m.reads):
@@ -213,6 +217,8 @@ class _KernelMapper:
             wanted = int(self.target.parameter(sides.get(v, "tile_depth"), 32))
             if v not in sides and v not in depths:
                 wanted = 1
+            if any(v == s.var for s in self.states):
+                wanted = 1
             if v in self.grid and v in sides and exact_chain:  # exact products use many more registers
                 wanted = int(self.target.parameter("chain_rows", 32))
             if v in self.grid:
@@ -230,7 +236,9 @@ class _KernelMapper:
         row, walk = (int(self.target.parameter(p, 1024)) for p in ("row_elements", "walk_elements"))
         for n, v in enumerate(order):
             size = self._constant(v)
-            if v in self.grid:
+            if any(v == s.var for s in self.states):
+                self.tile[v] = 1
+            elif v in self.grid:
                 most = budget if not inner else 128 if n == 0 else 16
                 self.tile[v] = min(budget, most, power_of_two(size) if size is not None else budget)
                 budget //= self.tile[v]
@@ -254,7 +262,15 @@ class _KernelMapper:
             name += "_"
         return name
 
+    def _ring(self, s: State) -> Buffer:
+        """The register tiles of two steps of a state."""
+        b = self._buffer(replace(s.first, indices=s.first.indices[: s.position] + s.first.indices[s.position + 1 :]))
+        dims = (*b.dims[: s.position], Const(2), *b.dims[s.position :])
+        moved = (Digit(d.dimension + (d.dimension >= s.position)) for d in b.layout.digits)
+        return replace(b, dims=dims, layout=Layout((Digit(s.position), *moved)))
+
     def _buffer(self, d: Einsum) -> Buffer:
+        """The register tile of a definition; the grid's variables come first in its layout."""
         names = d.free
         order = sorted(range(len(names)), key=lambda i: (self.grid.index(names[i]) if names[i] in self.grid else 99, i))
         layout = Layout(tuple(Digit(i) for i in order))
@@ -280,6 +296,27 @@ class _KernelMapper:
 
     def _walks(self) -> tuple[Node, ...]:
         sinks = [d for d in self.members if not self._walked(d.free) or d.target in self.stored]
+        if not self.states:
+            return self._sequence(sinks, ())
+        var = self.states[0].var
+        late: list[Einsum] = []
+        names = {s.name for s in self.states}
+        for d in sinks:
+            if var in d.free:
+                raise CompileError("T0223", f"`{d.target}` keeps every step of a recurrence", d.span,
+                                   helps="put it into another kernel, or choose the cpu target")  # fmt: skip
+            if any(a.tensor in names for a in d.reads) or any(self._needs(d, other) for other in late):
+                late.append(d)
+        early = [d for d in sinks if d not in late]
+        states: tuple[Node, ...] = tuple(Do(s.first) for s in self.states)
+        states += self._emit([], (var,), (), frozenset(), self._local_do, self.states)
+        nodes: tuple[Node, ...] = (*states, *self._sequence(late, ()))
+        for s in reversed(self.states):
+            nodes = (Alloc(self._ring(s), nodes),)
+        return self._sequence(early, nodes)
+
+    def _sequence(self, sinks: list[Einsum], after: tuple[Node, ...]) -> tuple[Node, ...]:
+        """The walks that end in `sinks`, then the nodes `after` them, inside the buffers that the walks fill."""
         walks: list[tuple[tuple[str, ...], bool, list[Einsum]]] = []
         for d in sinks:
             streamed = bool(self._walked(d.free))
@@ -288,7 +325,7 @@ class _KernelMapper:
                 walks[-1][2].append(d)
             else:
                 walks.append((loops, streamed, [d]))
-        nodes: tuple[Node, ...] = ()
+        nodes = after
         for loops, streamed, members in reversed(walks):
             if streamed:
                 nodes = (*self._emit(members, loops, (), frozenset(), self._stream), *nodes)
@@ -317,9 +354,14 @@ class _KernelMapper:
     def _local_do(self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]) -> tuple[Node, ...]:
         return (self._rewritten(d, self._local(d.target)),)
 
-    def _emit(self, ds: list[Einsum], loops: tuple[str, ...], open_: tuple[str, ...], ready: frozenset[str],
-              leaf: Callable[[Einsum, tuple[str, ...], frozenset[str]], tuple[Node, ...]]) -> tuple[Node, ...]:  # fmt: skip
-        """Loops over `loops`, at each depth first the streamed tensors that are complete there, innermost the leaves."""
+    def _emit(
+        self, ds: list[Einsum], loops: tuple[str, ...], open_: tuple[str, ...], ready: frozenset[str], leaf: Leaf,
+        states: Sequence[State] = (),
+    ) -> tuple[Node, ...]:
+        """Loops over `loops`, at each depth first the streamed tensors that are complete there, innermost the leaves.
+
+        Innermost, states step one after the other, each after the streamed tensors that it needs.
+        """
         producers = self._producers(ds, open_, ready)
 
         def nest(n: int, ready: frozenset[str]) -> tuple[Node, ...]:
@@ -328,11 +370,31 @@ class _KernelMapper:
                 own = self._emit([q], self._walked(q.reduced), open_, ready, self._local_do)
                 return (Alloc(self._buffer(q), (*own, *nest(n + 1, ready | {q.target}))),)
             if loops:
-                inner = self._emit(ds, loops[1:], (*open_, loops[0]), ready, leaf)
+                inner = self._emit(ds, loops[1:], (*open_, loops[0]), ready, leaf, states)
                 return (Loop(loops[0], self.tile[loops[0]], inner),)
-            return tuple(node for d in ds for node in leaf(d, open_, ready))
+            return self._steps(0, open_, ready) if states else tuple(x for d in ds for x in leaf(d, open_, ready))
 
         return nest(0, ready)
+
+    def _steps(self, n: int, open_: tuple[str, ...], ready: frozenset[str]) -> tuple[Node, ...]:
+        """One step of the states from the n-th on."""
+        if n == len(self.states):
+            return ()
+        s = self.states[n]
+        producers = self._producers([s.step], open_, ready)
+
+        def nest(i: int, ready: frozenset[str]) -> tuple[Node, ...]:
+            if i < len(producers):
+                q = producers[i]
+                own = self._emit([q], self._walked(q.reduced), open_, ready, self._local_do)
+                return (Alloc(self._buffer(q), (*own, *nest(i + 1, ready | {q.target}))),)
+            reduce = self._emit([s.step], self._walked(s.step.reduced), open_, ready, self._step_do)
+            return (*reduce, *self._steps(n + 1, open_, ready))
+
+        return nest(0, ready)
+
+    def _step_do(self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]) -> tuple[Node, ...]:
+        return (self._rewritten(d, d.target),)
 
     def _producers(self, ds: list[Einsum], open_: tuple[str, ...], ready: frozenset[str]) -> list[Einsum]:
         """The streamed tensors below `ds` that can be computed now: all their walked variables have a tile."""

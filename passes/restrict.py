@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tcc.ir.cascade import Cascade, Definition, Einsum
+from collections.abc import Iterator
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, nested
+from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables
 from tcc.ir.index import same, within
 from tcc.ir.target import Target
@@ -15,7 +18,9 @@ def restrict(c: Cascade, target: Target) -> Cascade:
 
     S[m,p] = … where m <= p;  E[m,p] = exp(S[m,p])  -->  E[m,p] = exp(S[m,p]) where m <= p
     a ?? b  -->  select(a exists, a, b)
+    T = e :: max(m), sum(k)  -->  T_k = e :: sum(k);  T = T_k :: max(m)
     """
+    c = c.with_definitions(tuple(_single(c)))
     domains: Domains = {}
     out: list[Definition] = []
     for d in c.definitions:
@@ -25,10 +30,26 @@ def restrict(c: Cascade, target: Target) -> Cascade:
             free = set(d.free)
             held = tuple(p for p in d.where if set(variables(p)) <= free)
             whole = len(plain) == len(d.indices) and len(c.defining(d.target)) == 1
+            if held and len(c.defining(d.target)) > 1:
+                raise CompileError(
+                    "T0217", f"a step of the recurrence `{d.target}` exists only where `{text(held[0])}`, which no backend "
+                    "can compile yet", d.span, helps="keep every step: `select(condition, new, old)`",
+                )  # fmt: skip
             if held and whole:
                 domains[d.target] = (tuple(plain), held)
         out.append(d)
     return c.with_definitions(tuple(out))
+
+
+def _single(c: Cascade) -> Iterator[Definition]:
+    """Definitions that reduce with different monoids, one monoid at a time."""
+    names = set(c.tensors)
+    for d in c.definitions:
+        while isinstance(d, Einsum) and (parts := nested(d, names)) is not None:
+            yield parts[0]
+            names.add(parts[0].target)
+            d = parts[1]
+        yield d
 
 
 def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:

@@ -91,6 +91,25 @@ count[m]  = i64(1) * tl[n] // 2 where K_ptr[m,n] > 0.0
 kernel grid: pid
 kernel torch: print
 """
+ONE_PASS = """cascade one_pass
+ranks P, M1, M0=64, E=64, F=37
+in Q: f32[E,P], BK: f32[E,M1,M0], BV: f32[F,M1,M0]
+out AV: f32[F,P]
+BQK[m1,m0,p]  = Q[e,p] * BK[e,m1,m0]
+LM[m1,p]      = BQK[m1,m0,p] :: max(m0)
+RM[0,p]       = -inf
+RM[m1+1,p]    = max(RM[m1,p], LM[m1,p])
+SLN[m1,m0,p]  = exp(BQK[m1,m0,p] - RM[m1+1,p])
+SLD[m1,p]     = SLN[m1,m0,p]
+SLNV[m1,f,p]  = SLN[m1,m0,p] * BV[f,m1,m0]
+PRM[m1,p]     = exp(RM[m1,p] - RM[m1+1,p])
+RD[0,p]       = 0.0
+RD[m1+1,p]    = SLD[m1,p] + RD[m1,p] * PRM[m1,p]
+RNV[0,f,p]    = 0.0
+RNV[m1+1,f,p] = SLNV[m1,f,p] + RNV[m1,f,p] * PRM[m1,p]
+AV[f,p]       = RNV[M1,f,p] / RD[M1,p]
+kernel one_pass: BQK, LM, RM, SLN, SLD, SLNV, PRM, RD, RNV, AV
+"""
 WINDOW = "where m <= p, m > p - 20"
 
 
@@ -109,14 +128,15 @@ PROGRAMS = {
     "attention causal": attention("where m <= p"),
     "attention strictly causal": attention("where m < p", 7, 37),
     "attention window": attention(WINDOW, 16, 129),
+    "attention in one pass": ONE_PASS,
     "two kernels": TWO_KERNELS,
     "odd names": ODD,
 }
 SIZES = [
-    {"M": 1, "K": 7, "N": 37, "B": 3, "R": 7, "C": 1, "P": 7, "H": 2},
-    {"M": 64, "K": 129, "N": 7, "B": 1, "R": 1, "C": 64, "P": 1, "H": 1},
-    {"M": 129, "K": 37, "N": 64, "B": 2, "R": 37, "C": 1027, "P": 129, "H": 1},
-    {"M": 37, "K": 1, "N": 129, "B": 2, "R": 5, "C": 37, "P": 64, "H": 2},
+    {"M": 1, "K": 7, "N": 37, "B": 3, "R": 7, "C": 1, "P": 7, "H": 2, "M1": 3},
+    {"M": 64, "K": 129, "N": 7, "B": 1, "R": 1, "C": 64, "P": 1, "H": 1, "M1": 1},
+    {"M": 129, "K": 37, "N": 64, "B": 2, "R": 37, "C": 1027, "P": 129, "H": 1, "M1": 2},
+    {"M": 37, "K": 1, "N": 129, "B": 2, "R": 5, "C": 37, "P": 64, "H": 2, "M1": 2},
 ]
 
 
@@ -220,7 +240,19 @@ def test_source_opens_with_the_cascade_and_keeps_names(h100: Target) -> None:
     assert max(map(len, source.splitlines())) < 160
 
 
-RESOURCES = {"linear": LINEAR, "softmax": PROGRAMS["softmax walked"], "causal": attention("where m <= p")}
+def test_the_running_form_of_attention_becomes_one_loop(h100: Target) -> None:
+    source = triton_backend.emit(map_gpu(parse_cascade(ONE_PASS), h100), h100)
+    assert re.findall(r"^ *for (\w+) in", source, re.MULTILINE) == ["m1"]
+    assert "RM_next = tl.maximum(RM, LM)" in source
+    assert source.count("tl.dot(") == 2
+
+
+def test_a_recurrence_whose_steps_are_kept_is_refused(h100: Target) -> None:
+    text = "ranks T\nin X: f32[T]\nout S: f32[T+1]\nS[0] = 0.0\nS[t+1] = S[t] + X[t]\nkernel k: S\n"
+    assert rejected(text, h100).diagnostic.code == "T0223"
+
+
+RESOURCES = {"one pass": ONE_PASS, "linear": LINEAR, "softmax": PROGRAMS["softmax walked"], "causal": attention("where m <= p")}
 
 
 @pytest.mark.parametrize("name", RESOURCES)

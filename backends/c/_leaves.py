@@ -9,7 +9,7 @@ from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
-from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, variables, walk
+from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, text, variables, walk
 from tcc.ir.index import poly
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
@@ -159,8 +159,10 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     s.intervals[lane] = Interval(call("add", old.low, Var(c)), old.high, None, False)
     # a loop of few points is not worth four copies of the body
     unroll = UNROLL if old.step is None or old.step >= UNROLL * width else max(1, (old.step or 0) // width)
-    sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
+    if _scattered(s, definitions, kind, lane, c):
+        unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
+    sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
     hoisted = Hoisted(len(s.lines.out), s.lines.depth, reduced_inside)
     uses: dict[str, int] = {}
     for d in definitions:
@@ -199,6 +201,19 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         if id(d) in sums:
             _finish(s, d, sums[id(d)], accumulate)
     s.lines.close()
+
+
+def _scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:
+    """Whether some value along the lane is not contiguous in memory."""
+    e = Vector(s, kind, lane, c, 0, None)
+    for d in definitions:
+        for a in (*accesses(d.body, *d.where), Access(d.target, d.indices)):
+            if lane in variables(a):
+                step = e.step(a)
+                guarded = any(lane in variables(i) for i, _ in s.unsafe(a))
+                if step is None or step.constant != 1 or guarded:
+                    return True
+    return False
 
 
 def _padded(s: Scope, d: Einsum, lane: str, width: int) -> bool:

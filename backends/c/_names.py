@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _RESERVED = set(
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
@@ -18,6 +19,10 @@ class Names:
     def __init__(self) -> None:
         self._taken = set(_RESERVED)
         self._known: dict[tuple[str, str], str] = {}
+
+    def reserve(self, words: Iterable[str]) -> None:
+        """Words that are never given out."""
+        self._taken |= set(words)
 
     def of(self, kind: str, name: str) -> str:
         """The identifier of a tensor, rank or kernel: always the same for the same name."""

@@ -8,7 +8,7 @@ from tcc.backends.c._scalar import inside, literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, variables
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, variables, walk
 from tcc.ir.index import Poly, poly
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "bit_and": "&", "bit_or": "|", "bit_xor": "^", "and": "&", "or": "|"}
@@ -37,8 +37,9 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         seen.add("index")
         return
     t = s.dtype(e)
-    if isinstance(e, Call) and t.name == "i64" and not any(True for _ in accesses(e)):
-        seen.add("index")
+    if isinstance(e, Call) and t.name == "i64" and not accesses(e):
+        plain = all(n.op in ("add", "sub", "mul", "neg", "max", "min") for n in walk(e) if isinstance(n, Call))
+        seen.add("index" if plain else "other")
         return
     seen.add(t.name if t.name in ("f32", "f64", "i32", "i64", "bool") else "other")
     if isinstance(e, Access):

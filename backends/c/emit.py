@@ -50,6 +50,8 @@ class _Emitter:
     def __init__(self, m: Mapping, unit: dict[str, int | None]) -> None:
         self.m, self.unit = m, unit
         self.names = Names()
+        # counters must not look like the variables that they stand for
+        self.names.reserve(v for k in m.kernels if isinstance(k, Kernel) for v, _ in k.variables)
         self.signature = signature(m)
         self.functions: set[str] = set()
         self.tensors: tuple[Tensor, ...] = (*m.inputs, *(t for t in m.outputs if t.name not in {i.name for i in m.inputs}))

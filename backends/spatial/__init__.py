@@ -1,4 +1,4 @@
-"""Spatial arrays: what a mapping does on a 2-D array of elements with a row beside it, and its cost.
+"""Spatial arrays: what a mapping does on a 2-D array with a row beside it, and what it costs.
 
 `build(mapping, target, sizes)` counts accesses, cycles and energy in closed form, without running
 anything. The counts equal those of `tcc.ir.mapping_interpret`. Leaves run one after another: work

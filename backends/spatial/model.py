@@ -1,4 +1,4 @@
-"""From a mapping to a report: binds sizes, checks the mapping against the target, costs every leaf."""
+"""From a mapping to a report: binds sizes, checks against the target, costs every leaf."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping as MappingABC
 
 from tcc.backends.spatial.report import BufferUse, Report
 from tcc.backends.spatial.reuse import Site, Traffic, footprint, sites, traffic
-from tcc.backends.spatial.timing import leaf_cost
+from tcc.backends.spatial.timing import leaf_cost, unit_of
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.expr import Access, Var
@@ -49,6 +49,8 @@ def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Rep
                 helps="map the parts before and after it by themselves",
             )
         found = sites(k, sizes)
+        for s in found:
+            unit_of(s, target)
         _check_registers(found, target, levels)
         _footprints(k, found, target, sizes, word, report)
         for s in found:
@@ -165,7 +167,7 @@ def _footprints(
     word: MappingABC[str, float],
     report: Report,
 ) -> None:
-    """The size of each buffer (in registers: of one element's part); what lives together must fit."""
+    """The size of each buffer (in registers: one element's part); what lives together must fit."""
     own = {u.level: u for u in target.units if u.level}
     count = {r.name: r.count for r in target.resources}
     for s in found:

@@ -14,7 +14,7 @@ from tcc.ir.target import Target
 NOTES = (
     "leaves run one after another; neither transfers nor the units overlap",
     "a predicate does not save work: every tile counts as full",
-    "an element is read once per run of a leaf; traffic between registers inside a run is not counted",
+    "an element is read once per run of a leaf; register traffic inside a run is not counted",
     "results leave the registers behind the next run",
 )
 

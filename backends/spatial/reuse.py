@@ -142,7 +142,7 @@ def _touched(
     sizes: MappingABC[str, int],
     runs: MappingABC[str, int],
 ) -> int:
-    """Σ over all runs of the distinct elements of one access; `runs` overrides how many tiles count."""
+    """Σ over all runs of the distinct elements of one access; `runs` overrides tile counts."""
     amount = 1
     used: set[str] = set()
     for i, dimension in zip(a.indices, tensors[a.tensor].shape, strict=True):
@@ -178,9 +178,10 @@ def _check_bounds(s: Site, i: Expr, size: int, a: Access, sizes: MappingABC[str,
     elif isinstance(i, Call) and i.op == "mod" and isinstance(i.args[1], Const):
         inside = int(i.args[1].value) <= size
     else:
-        corners = itertools.product(*((0, n - 1) for n in extents.values()))
-        values = [evaluate(i, dict(zip(extents, corner, strict=True)), sizes) for corner in corners]
-        inside = min(values) >= 0 and max(values) < size
+        affine = all(isinstance(e, Var) or not variables(e) for e in poly(i).atoms.values())
+        ranges = [(0, n - 1) if affine else range(n) for n in extents.values()]
+        points = (dict(zip(extents, p, strict=True)) for p in itertools.product(*ranges))
+        inside = all(0 <= evaluate(i, p, sizes) < size for p in points)
     if not inside:
         raise not_modelled(
             f"`{text(a)}`, which may lie outside of its tensor", a.span, "pad the tensor first"

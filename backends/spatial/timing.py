@@ -51,7 +51,7 @@ def leaf_cost(
     e = s.do.einsum
     names = list(dict.fromkeys(variables(e.body, *e.where, *e.indices)))
     bound = dict(s.do.bind)
-    unit = _unit(s, target)
+    unit = unit_of(s, target)
     count = {r.name: r.count for r in target.resources}
     elements = _product([count[r] for r in unit.resources]) if unit else 0
     own = {u.level: u for u in target.units if u.level}
@@ -136,8 +136,8 @@ def _movement(
     cost.stationary = list(dict.fromkeys(a.tensor for a in still)) if cost.time else []
 
 
-def _unit(s: Site, target: Target) -> Unit | None:
-    """The unit that spans the dimensions a leaf is bound to; unbound work: the smallest that can."""
+def unit_of(s: Site, target: Target) -> Unit | None:
+    """The unit that spans a leaf's dimensions; for unbound work the smallest that can do it."""
     known = [r.name for r in target.resources]
     used = [r for _, r in s.do.bind]
     for v, r in s.do.bind:

@@ -10,7 +10,7 @@ from tcc.backends.triton._scalar import SUM, type_name
 from tcc.backends.triton._tile import Register, Tile
 from tcc.ir.cascade import Einsum
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Call, Expr, Size, Var, text
+from tcc.ir.expr import Call, Expr, Size, Var, text, variables
 from tcc.ir.index import Poly, poly
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, Node, leaves, signature, walk_nodes
 from tcc.ir.target import Target
@@ -212,16 +212,19 @@ class _Emitter:
     def _alloc(self, n: Alloc) -> None:
         """A register tile is a Python name; its layout's digits give the order of its axes."""
         b, t = n.buffer, self.t
-        dims = [d.name for d in b.dims if isinstance(d, Var)]
-        if b.level != "reg" or len(dims) != len(b.dims):
+        dims = [d.name if isinstance(d, Var) else "" for d in b.dims]
+        rings = [i for i, d in enumerate(b.dims) if not isinstance(d, Var)]
+        if b.level != "reg" or len(rings) > 1 or any(poly(b.dims[i]).constant != 2 for i in rings):
             raise CompileError("T0322", f"buffer `{b}` is no tile in registers", n.span,
                                helps="give it level `reg` and a variable for each dimension")  # fmt: skip
         order = [dims[d.dimension] for d in b.layout.digits]
         if len(order) != len(dims):
             raise CompileError("T0322", f"the layout of `{b.name}` splits a dimension", n.span,
                                helps="permute its dimensions only")  # fmt: skip
-        axes = tuple(v for v in order if t.block[v] > 1)
-        t.registers[b.name] = Register(t.names.fresh(b.name), axes, tuple(t.place.get(v) for v in dims))
+        axes = tuple(v for v in order if v and t.block[v] > 1)
+        name, place = t.names.fresh(b.name), tuple(t.place.get(v) for v in dims if v)
+        following = t.names.fresh(f"{b.name}_next") if rings else ""
+        t.registers[b.name] = Register(name, axes, place, following, rings[0] if rings else -1)
         for child in n.body:
             self.node(child)
         del t.registers[b.name]
@@ -243,6 +246,10 @@ class _Emitter:
         self._coordinates(n, start)
         for child in n.body:
             self.node(child)
+        for target, e in {d.einsum.target: d.einsum for d in leaves(n.body)}.items():
+            held = t.registers.get(target)
+            if held is not None and held.following and n.var in variables(e.indices[held.position]):
+                t.lines.add(f"{held.name} = {held.following}")
         self.open.pop()
         t.place[n.var] = before[0]
         t.start.pop(n.var)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tcc.backends.triton._kernel import KernelText, Parameter
 from tcc.backends.triton._names import Lines, Names, quoted
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Call, Const, Expr, Size
+from tcc.ir.expr import Call, Const, Expr, Size, walk
 from tcc.ir.mapping import Mapping
 
 CHECK = '''def _check(name, tensor, dtype, shape, device):
@@ -45,9 +45,8 @@ class _Launcher:
         free = [r.name for r in self.m.ranks if r.size is None and r.name not in found]
         for rank, source in found.items():
             add(f"{self.size[rank]} = {source}")
-        for r in self._in_order():
-            assert r.size is not None
-            add(f"{self.size[r.name]} = {self._expr(r.size)}")
+        for name, size in self._in_order():
+            add(f"{self.size[name]} = {self._expr(size)}")
         device = self.names.fresh("device")
         inputs = list(self.tensor.values())
         add(f"{device} = {inputs[0]}.device" if inputs else f'{device} = torch.device("cuda")')
@@ -75,18 +74,21 @@ class _Launcher:
                     found.setdefault(s.rank, f"{self.tensor[t.name]}.shape[{n}]")
         return found
 
-    def _in_order(self):  # type: ignore[no-untyped-def]
+    def _in_order(self) -> list[tuple[str, Expr]]:
         """The ranks of given size, each after those it is computed from."""
-        from tcc.ir.expr import walk
-
-        pending = [r for r in self.m.ranks if r.size is not None]
+        pending = [(r.name, r.size) for r in self.m.ranks if r.size is not None]
+        out: list[tuple[str, Expr]] = []
         while pending:
-            names = {r.name for r in pending}
-            ready = [r for r in pending if not any(isinstance(n, Size) and n.rank in names for n in walk(r.size))]
+            names = {name for name, _ in pending}
+            ready = [
+                (name, size) for name, size in pending
+                if not any(isinstance(n, Size) and n.rank in names for n in walk(size))
+            ]  # fmt: skip
             if not ready:
-                raise CompileError("T0110", f"the size of rank `{pending[0].name}` depends on itself", pending[0].span)
-            yield from ready
-            pending = [r for r in pending if r not in ready]
+                raise CompileError("T0110", f"the size of rank `{pending[0][0]}` depends on itself")
+            out += ready
+            pending = [p for p in pending if p not in ready]
+        return out
 
     def _expr(self, e: Expr) -> str:
         if isinstance(e, Const):
@@ -125,8 +127,8 @@ class _Launcher:
             arguments.setdefault(group, []).append(self._argument(p))
         add(f"{k.name}[(grid,)](")
         self.lines.depth += 1
-        for group in arguments.values():
-            add(f"{', '.join(group)},")
+        for values in arguments.values():
+            add(f"{', '.join(values)},")
         add(f"num_warps={k.warps}, num_stages={k.stages},")
         self.lines.depth -= 1
         add(")")

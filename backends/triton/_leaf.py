@@ -33,13 +33,13 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
     outer = [p for p in e.where if p not in inner and text(p) not in skipped]
     if held is not None:
         axes = held.axes
-        t.same_place(held, Access(e.target, e.indices, e.span))
+        target = t.register(held, Access(e.target, e.indices, e.span))
     else:
         axes = _orientation(t, e)
         if combine:
             raise CompileError("T0322", f"`{e.target}` in memory is reduced tile by tile", e.span,
                                helps="reduce into a buffer at level `reg`, and copy it")  # fmt: skip
-    old = held.name if held is not None and combine else None
+    old = target if held is not None and combine else None
     new = _dot(t, e, axes, inner, old, precision) if e.reduced else None
     if new is None:
         new, present = (_reduced(t, e, axes, inner) if e.reduced else (t.value(e.body, axes), t.axes(e.body, axes)))
@@ -63,10 +63,11 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
     dtype = t.signature.tensors[e.target].dtype
     if expression_dtype(t.signature, e.body) != dtype and not combine:
         new = Code(f"tl.cast({new.text}, {type_name(dtype)})")
-    if present != axes or (not axes and not accesses(e.body) and not combine):
-        new = Code(f"tl.broadcast_to(tl.cast({new.text}, {type_name(dtype)}), {t.shape(axes)})" if axes
-                   else f"tl.cast({new.text}, {type_name(dtype)})")  # fmt: skip
-    t.lines.add(f"{held.name} = {new.text}")
+    if present == () and not accesses(e.body):
+        new = Code(f"tl.full({t.shape(axes)}, {new.text}, {type_name(dtype)})")
+    elif present != axes:
+        new = Code(f"tl.broadcast_to(tl.cast({new.text}, {type_name(dtype)}), {t.shape(axes)})")
+    t.lines.add(f"{target} = {new.text}")
 
 
 def _store(t: Tile, e: Einsum, new: Code, axes: Axes) -> None:
@@ -182,7 +183,8 @@ def _dot(t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, pre
         return None
     if any(expression_dtype(t.signature, s).name != "f32" for s in (sides.row, sides.column)):
         return None
-    left, right = [], []
+    left: list[Expr] = []
+    right: list[Expr] = []
     for p in inner:
         has = t.axes(p, (row, depth, column))
         if row in has and column in has:

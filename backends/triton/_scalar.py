@@ -160,8 +160,11 @@ def folded(e: Expr) -> int | float | None:
 
     if isinstance(e, Const):
         return e.value
-    if isinstance(e, Call) and all((v := folded(a)) is not None for a in e.args):
-        values = [np.asarray(folded(a)) for a in e.args]
+    if isinstance(e, Call):
+        known = [folded(a) for a in e.args]
+        if None in known:
+            return None
+        values = [np.asarray(v) for v in known]
         if any(v.dtype.kind == "b" for v in values) or e.spec.result == "bool":
             return None
         if e.spec.result == "float":

@@ -38,6 +38,23 @@ class Register:
     name: str
     axes: Axes
     place: tuple[object, ...]
+    following: str = ""  # of two steps of a recurrence the one being computed
+    position: int = -1  # the dimension that tells the step
+
+    def at(self, indices: tuple[Expr, ...], open_: list[str]) -> tuple[str, list[Expr]] | None:
+        """The name that the indices mean, and the indices within the tile; None where they mean no step."""
+        if self.position < 0:
+            return self.name, list(indices)
+        rest = [i for n, i in enumerate(indices) if n != self.position]
+        index = indices[self.position]
+        step = index.args[0] if isinstance(index, Call) and index.op == "mod" else index
+        moving = variables(step)
+        if not moving:
+            return self.name, rest
+        ahead = (poly(step) - poly(Var(moving[0]))).constant
+        if ahead not in (0, 1) or moving[0] not in open_:
+            return None
+        return (self.following if ahead else self.name), rest
 
 
 @dataclass
@@ -179,19 +196,22 @@ class Tile:
         if held is None:
             axes = self.axes(a, order)
             return Code(self.spread(self.load(a, axes), axes, order))
-        names = [i.name for i in a.indices if isinstance(i, Var)]
-        if len(names) != len(a.indices) or any(v not in order for v in held.axes):
-            raise CompileError("T0322", f"the register tile `{a.tensor}` is read as `{text(a)}`", a.span,
-                               helps="read a register tile with the variables of its dimensions")  # fmt: skip
-        self.same_place(held, a)
-        return Code(self.spread(held.name, held.axes, order))
+        name = self.register(held, a)
+        if any(v not in order for v in held.axes):
+            raise CompileError("T0322", f"`{text(a)}` has an axis that its reader lacks", a.span)
+        return Code(self.spread(name, held.axes, order))
 
-    def same_place(self, held: Register, a: Access) -> None:
-        """A register tile can not be cut further: its variables must be at the tiles it was made for."""
-        names = [i.name for i in a.indices if isinstance(i, Var)]
+    def register(self, held: Register, a: Access) -> str:
+        """The Python name of a register tile. It can not be cut further: its variables must be where it was made."""
+        found = held.at(a.indices, [s.var for s in self.scopes])
+        names = [i.name for i in found[1] if isinstance(i, Var)] if found else []
+        if found is None or len(names) != len(found[1]):
+            raise CompileError("T0322", f"the register tile `{a.tensor}` is accessed as `{text(a)}`", a.span,
+                               helps="access a register tile with the variables of its dimensions")  # fmt: skip
         if tuple(self.place.get(v) for v in names) != held.place:
             raise CompileError("T0322", f"`{text(a)}` is one piece of a larger register tile", a.span,
                                helps=f"allocate `{a.tensor}` inside the loops that cut its variables")  # fmt: skip
+        return found[0]
 
     def load(self, a: Access, axes: Axes) -> str:
         """The Python name of a loaded tile; a tile is loaded once, outside the loops that do not move it."""
