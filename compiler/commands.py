@@ -329,7 +329,9 @@ def parse_sizes(words: list[str]) -> dict[str, int]:
                 f"`{part}` is no size", "write a rank and an integer, as in `--size M=37,P=64`"
             )
         if name in found and found[name] != int(value):
-            raise UsageError(f"rank `{name}` is given two sizes: {found[name]} and {value}")
+            raise UsageError(
+                f"rank `{name}` is given two sizes: {found[name]} and {value}", "keep one of them"
+            )
         found[name] = int(value)
     return found
 

@@ -366,7 +366,7 @@ def compile_function(
     `target` and `options` are those of `Program.compile`; a `factory` takes their place.
     """
     if factory is None:
-        factory = built(target, **options) if target is not None else interpreter
+        factory = built(target, **options)
     name = re.sub(r"\W+", "", getattr(fn, "__name__", type(fn).__name__).lower()) or "graph"
     chosen = Backend(factory, strict, name if name.isidentifier() else "graph")
     return Compiled(fn, _entered(fn, chosen, dynamic, fullgraph), chosen.records)

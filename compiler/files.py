@@ -49,7 +49,14 @@ def units_of(source: Source) -> list[Unit]:
         return [Unit(parse_mapping(source.text, source.name), header)]
     from tcc.ir.cascade_text import parse_cascades
 
-    return [Unit(c, header) for c in parse_cascades(source.text, source.name)]
+    found = parse_cascades(source.text, source.name)
+    if not any(c.definitions or c.inputs or c.outputs for c in found):
+        raise CompileError(
+            "T0102",
+            f"{source.name} holds no cascade",
+            helps="write at least one definition, as in `Z[m] = A[m,k] * B[k]`",
+        )
+    return [Unit(c, header) for c in found]
 
 
 def choose(units: list[Unit], name: str, wanted: str | None) -> Unit:

@@ -75,11 +75,12 @@ def random_inputs(
     """Inputs of the declared types: floats are normal, integers small, not negative and inside what
     they index."""
     limits = _index_limits(c)
+    known = every_size(c, sizes)
     found = {}
     for t in c.inputs:
         shape = shape_of(c, t, sizes)
         try:
-            found[t.name] = _random(t, shape, limits.get(t.name, []), sizes, rng)
+            found[t.name] = _random(t, shape, limits.get(t.name, []), known, rng)
         except (MemoryError, ValueError, OverflowError):
             raise CompileError(
                 "T0307",
@@ -106,12 +107,18 @@ def _random(
     return rng.integers(0, max(1, min(bound, np.iinfo(t.dtype.numpy).max)), shape, t.dtype.numpy)
 
 
-def shape_of(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, ...]:
-    """The shape of a tensor when the ranks without size have the given ones."""
+def every_size(c: Cascade, sizes: MappingABC[str, int]) -> dict[str, int]:
+    """The sizes of all ranks, from those that have none of their own."""
     known = dict(sizes)
     for r in resolution_order({r.name: r for r in c.ranks}):
         if r.size is not None:
             known[r.name] = size_value(r.size, known, r)
+    return known
+
+
+def shape_of(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor when the ranks without size have the given ones."""
+    known = every_size(c, sizes)
     shape = tuple(evaluate_size(s, known) for s in t.shape)
     for n in shape:
         if n < 0:

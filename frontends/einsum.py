@@ -1,6 +1,6 @@
 """Einsum strings: NumPy's notation as a cascade of one definition.
 
-    einsum("bij,bjk->bik") -->  Z[b, i, k] = A[b, i, j] * B[b, j, k]
+einsum("bij,bjk->bik") -->  Z[b, i, k] = A[b, i, j] * B[b, j, k]
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from tcc.ir.infer import build
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXY"
 
 
-def einsum(subscripts: str, dtype: str = "f32", names: Sequence[str] = (), ranks: Sequence[int] = ()) -> Cascade:
+def einsum(
+    subscripts: str, dtype: str = "f32", names: Sequence[str] = (), ranks: Sequence[int] = ()
+) -> Cascade:
     """The cascade of an einsum string; without `->` the output has the indices that occur once, sorted.
 
     `names` are those of the operands and, last, of the output (A, B, …, Z when not given). `...` stands for leading
@@ -36,21 +38,36 @@ def einsum(subscripts: str, dtype: str = "f32", names: Sequence[str] = (), ranks
     else:
         letters = [x for labels in operands for x in labels]
         dots = [x for x in dict.fromkeys(letters) if x.startswith("dots")]
-        output = [*dots, *sorted(x for x in set(letters) if letters.count(x) == 1 and x not in dots)]
+        output = [
+            *dots,
+            *sorted(x for x in set(letters) if letters.count(x) == 1 and x not in dots),
+        ]
     known = {x for labels in operands for x in labels}
     for at, label in enumerate(output):
         if label not in known:
-            raise CompileError("T0133", f"output index `{label}` is in no operand", _find(source, label, last=True),
-                               helps="an output index comes from an operand")  # fmt: skip
+            raise CompileError(
+                "T0133",
+                f"output index `{label}` is in no operand",
+                _find(source, label, last=True),
+                helps="an output index comes from an operand",
+            )
         if label in output[:at]:
-            raise CompileError("T0133", f"output index `{label}` is given twice", _find(source, label, last=True),
-                               helps="name every output index once")  # fmt: skip
+            raise CompileError(
+                "T0133",
+                f"output index `{label}` is given twice",
+                _find(source, label, last=True),
+                helps="name every output index once",
+            )
     names = list(names) or [*LETTERS[: len(operands)], "Z"]
     if len(names) == len(operands):
         names.append("Z")
     if len(names) != len(operands) + 1 or len(set(names)) != len(names):
-        raise CompileError("T0133", f"{len(operands)} operands and one output need {len(operands) + 1} different names, "
-                           f"not {', '.join(names)}", helps="name each operand, then the output")  # fmt: skip
+        raise CompileError(
+            "T0133",
+            f"{len(operands)} operands and one output need {len(operands) + 1} different names, "
+            f"not {', '.join(names)}",
+            helps="name each operand, then the output",
+        )
     return _cascade(operands, output, dtype, names)
 
 
@@ -84,14 +101,22 @@ def _labels(source: Source, part: str, last: bool = False) -> list[str]:
     while shown:
         if shown.startswith("..."):
             if "..." in labels:
-                raise CompileError("T0133", "`...` is given twice in one operand", _find(source, "..."),
-                                   helps="use it once per operand")  # fmt: skip
+                raise CompileError(
+                    "T0133",
+                    "`...` is given twice in one operand",
+                    _find(source, "..."),
+                    helps="use it once per operand",
+                )
             labels.append("...")
             shown = shown[3:]
             continue
         if not (shown[0].isascii() and shown[0].isalpha()):
-            raise CompileError("T0133", f"unexpected `{shown[0]}` in an einsum string", _find(source, shown[0], last),
-                               helps="operands are letters separated by commas: `ij,jk->ik`")  # fmt: skip
+            raise CompileError(
+                "T0133",
+                f"unexpected `{shown[0]}` in an einsum string",
+                _find(source, shown[0], last),
+                helps="operands are letters separated by commas: `ij,jk->ik`",
+            )
         labels.append(shown[0])
         shown = shown[1:]
     return labels
@@ -101,26 +126,44 @@ def _widest(operands: list[list[str]]) -> int:
     return max((sum(x.startswith("dots") for x in labels) for labels in operands), default=0)
 
 
-def _spread(source: Source, operands: list[list[str]], ranks: Sequence[int], width: int | None = None) -> list[list[str]]:
+def _spread(
+    source: Source, operands: list[list[str]], ranks: Sequence[int], width: int | None = None
+) -> list[list[str]]:
     """`...` replaced by indices dots0, dots1, …, aligned at the right."""
     if ranks and len(ranks) != len(operands):
-        raise CompileError("T0133", f"{len(operands)} operands, but {len(ranks)} numbers of dimensions",
-                           _find(source, ","), helps="give one per operand")  # fmt: skip
+        raise CompileError(
+            "T0133",
+            f"{len(operands)} operands, but {len(ranks)} numbers of dimensions",
+            _find(source, ","),
+            helps="give one per operand",
+        )
     widths: list[int] = []
     for n, labels in enumerate(operands):
         if "..." not in labels:
             if ranks and ranks[n] != len(labels):
-                raise CompileError("T0113", f"operand {n} has {ranks[n]} dimensions, but {len(labels)} indices are given",
-                                   _find(source, "".join(labels)), helps="give one index per dimension")  # fmt: skip
+                raise CompileError(
+                    "T0113",
+                    f"operand {n} has {ranks[n]} dimensions, but {len(labels)} indices are given",
+                    _find(source, "".join(labels)),
+                    helps="give one index per dimension",
+                )
             widths.append(0)
             continue
         if width is None and not ranks:
-            raise CompileError("T0133", "`...` stands for an unknown number of dimensions", _find(source, "..."),
-                               helps="pass `ranks`, the number of dimensions of each operand")  # fmt: skip
+            raise CompileError(
+                "T0133",
+                "`...` stands for an unknown number of dimensions",
+                _find(source, "..."),
+                helps="pass `ranks`, the number of dimensions of each operand",
+            )
         widths.append(width if width is not None else ranks[n] - (len(labels) - 1))
         if widths[-1] < 0:
-            raise CompileError("T0113", f"operand {n} has {ranks[n]} dimensions, but {len(labels) - 1} indices are given",
-                               _find(source, "..."), helps="give one index per dimension")  # fmt: skip
+            raise CompileError(
+                "T0113",
+                f"operand {n} has {ranks[n]} dimensions, but {len(labels) - 1} indices are given",
+                _find(source, "..."),
+                helps="give one index per dimension",
+            )
     most = max(widths, default=0)
     out = []
     for labels, w in zip(operands, widths):

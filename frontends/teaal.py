@@ -42,25 +42,42 @@ def parse_teaal(text: str, name: str = "<teaal>", dtype: str = "f32") -> TeaalPr
     source = Source(name, text)
     top = _mapping(source, _compose(source), "the file")
     if "einsum" not in top:
-        raise CompileError("T0134", f"{name} has no section `einsum`", _first_line(source),
-                           helps=did_you_mean("einsum", list(top)) or "add `einsum:` with `declaration` and `expressions`")  # fmt: skip
+        raise CompileError(
+            "T0134",
+            f"{name} has no section `einsum`",
+            _first_line(source),
+            helps=did_you_mean("einsum", list(top))
+            or "add `einsum:` with `declaration` and `expressions`",
+        )
     einsum = _mapping(source, top["einsum"][1], "`einsum`")
     for key, (mark, _) in einsum.items():
         if key not in KEYS:
-            raise CompileError("T0134", f"unknown key `{key}` in `einsum`", _span(source, mark),
-                               helps=(*did_you_mean(key, list(KEYS)), f"known: {', '.join(KEYS)}"))  # fmt: skip
+            raise CompileError(
+                "T0134",
+                f"unknown key `{key}` in `einsum`",
+                _span(source, mark),
+                helps=(*did_you_mean(key, list(KEYS)), f"known: {', '.join(KEYS)}"),
+            )
     for key in KEYS[:2]:
         if key not in einsum:
-            raise CompileError("T0134", f"`einsum` has no `{key}`", _span(source, top["einsum"][0]),
-                               helps=f"add `{key}:` below `einsum:`")  # fmt: skip
+            raise CompileError(
+                "T0134",
+                f"`einsum` has no `{key}`",
+                _span(source, top["einsum"][0]),
+                helps=f"add `{key}:` below `einsum:`",
+            )
     declared = _declaration(source, einsum["declaration"][1])
     definitions = _expressions(source, einsum["expressions"][1], set(declared))
-    wanted = [str(n.value) for n in _items(source, einsum["outputs"][1])] if "outputs" in einsum else []
+    wanted = (
+        [str(n.value) for n in _items(source, einsum["outputs"][1])] if "outputs" in einsum else []
+    )
     unused = tuple(key for key in top if key != "einsum")
     return TeaalProgram(_cascade(_stem(name), declared, definitions, wanted, dtype), unused)
 
 
-def _cascade(name: str, declared: dict[str, Tensor], definitions: list[Einsum], wanted: list[str], dtype: str) -> Cascade:
+def _cascade(
+    name: str, declared: dict[str, Tensor], definitions: list[Einsum], wanted: list[str], dtype: str
+) -> Cascade:
     if dtype not in DTYPES:
         raise CompileError("T0121", f"unknown dtype `{dtype}`", helps=f"known: {', '.join(DTYPES)}")
     defined = list(dict.fromkeys(t for d in definitions for t in targets(d)))
@@ -68,8 +85,12 @@ def _cascade(name: str, declared: dict[str, Tensor], definitions: list[Einsum], 
     for d in definitions:
         t = declared.get(d.target)
         if t is not None and len(t.shape) != len(d.indices):
-            raise CompileError("T0113", f"`{d.target}` is declared with {len(t.shape)} ranks, but has {len(d.indices)} indices",
-                               d.span, helps="give one index per rank")  # fmt: skip
+            raise CompileError(
+                "T0113",
+                f"`{d.target}` is declared with {len(t.shape)} ranks, but has {len(d.indices)} indices",
+                d.span,
+                helps="give one index per rank",
+            )
     walked = {v.upper() for d in definitions for v in variables(*d.indices, d.body)}
     inputs = []
     for t in declared.values():
@@ -82,18 +103,28 @@ def _cascade(name: str, declared: dict[str, Tensor], definitions: list[Einsum], 
             outputs.append(replace(declared[tensor], dtype=DTYPES[dtype]))
             continue
         d = next((d for d in definitions if d.target == tensor), None)
-        raise CompileError("T0103", f"output `{tensor}` is not declared", d.span if d else None,
-                           helps=did_you_mean(tensor, list(declared)) or f"add `{tensor}: […]` to `declaration`")  # fmt: skip
+        raise CompileError(
+            "T0103",
+            f"output `{tensor}` is not declared",
+            d.span if d else None,
+            helps=did_you_mean(tensor, list(declared)) or f"add `{tensor}: […]` to `declaration`",
+        )
     return build(Cascade(name, (), tuple(inputs), tuple(outputs), tuple(definitions)))
 
 
-def _walked(definitions: list[Einsum], tensor: str, axis: int, size: Expr, walked: set[str]) -> Expr:
+def _walked(
+    definitions: list[Einsum], tensor: str, axis: int, size: Expr, walked: set[str]
+) -> Expr:
     """The size of an input's dimension: its rank, or what its index reaches when no variable walks that rank."""
     if not isinstance(size, Size) or size.rank in walked:
         return size
     for d in definitions:
         for a in d.reads:
-            if a.tensor == tensor and axis < len(a.indices) and not isinstance(a.indices[axis], Var):
+            if (
+                a.tensor == tensor
+                and axis < len(a.indices)
+                and not isinstance(a.indices[axis], Var)
+            ):
                 index = a.indices[axis]
                 span = bounds(index, {v: Size(v.upper()) for v in variables(index)})
                 if span is not None and span[0].constant == 0:
@@ -112,23 +143,39 @@ def _compose(source: Source) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         span = Span(source, mark.line + 1, mark.column + 1, mark.column + 2) if mark else None
-        raise CompileError("T0134", f"not YAML: {error.problem or 'malformed'}", span,
-                           helps="check indentation, colons and brackets") from None  # fmt: skip
+        raise CompileError(
+            "T0134",
+            f"not YAML: {error.problem or 'malformed'}",
+            span,
+            helps="check indentation, colons and brackets",
+        ) from None
     except (yaml.YAMLError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise CompileError("T0134", f"not YAML: {reason}", _first_line(source),
-                           helps="check indentation, colons and brackets") from None  # fmt: skip
+        reason = (
+            "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        )
+        raise CompileError(
+            "T0134",
+            f"not YAML: {reason}",
+            _first_line(source),
+            helps="check indentation, colons and brackets",
+        ) from None
 
 
 def _mapping(source: Source, node: Any, what: str) -> dict[str, tuple[Any, Any]]:
     """Key to (key node, value node)."""
     if type(node).__name__ != "MappingNode":
-        raise CompileError("T0134", f"{what} is no mapping", _span(source, node), helps="write `key: value` lines")
+        raise CompileError(
+            "T0134", f"{what} is no mapping", _span(source, node), helps="write `key: value` lines"
+        )
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in node.value:
         if str(key.value) in found:
-            raise CompileError("T0134", f"`{key.value}` is given twice in {what}", _span(source, key),
-                               helps="keep one of them")  # fmt: skip
+            raise CompileError(
+                "T0134",
+                f"`{key.value}` is given twice in {what}",
+                _span(source, key),
+                helps="keep one of them",
+            )
         found[str(key.value)] = (key, value)
     return found
 
@@ -136,8 +183,15 @@ def _mapping(source: Source, node: Any, what: str) -> dict[str, tuple[Any, Any]]
 def _items(source: Source, node: Any) -> list[Any]:
     if type(node).__name__ == "ScalarNode" and node.value in ("", "null", "~"):
         return []
-    if type(node).__name__ != "SequenceNode" or any(type(n).__name__ != "ScalarNode" for n in node.value):
-        raise CompileError("T0134", "a list of texts is expected here", _span(source, node), helps="write `[K, M]`, or lines that begin with `- `")  # fmt: skip
+    if type(node).__name__ != "SequenceNode" or any(
+        type(n).__name__ != "ScalarNode" for n in node.value
+    ):
+        raise CompileError(
+            "T0134",
+            "a list of texts is expected here",
+            _span(source, node),
+            helps="write `[K, M]`, or lines that begin with `- `",
+        )
     return list(node.value)
 
 
@@ -145,13 +199,21 @@ def _declaration(source: Source, node: Any) -> dict[str, Tensor]:
     found = {}
     for name, (key, value) in _mapping(source, node, "`declaration`").items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise CompileError("T0134", f"`{name}` is no tensor name", _span(source, key),
-                               helps="a name begins with a letter")  # fmt: skip
+            raise CompileError(
+                "T0134",
+                f"`{name}` is no tensor name",
+                _span(source, key),
+                helps="a name begins with a letter",
+            )
         shape: list[Expr] = []
         for rank in _items(source, value):
             if not re.fullmatch(r"[A-Z]\w*", rank.value):
-                raise CompileError("T0120", f"`{rank.value}` is no rank name", _span(source, rank),
-                                   helps="ranks are upper case, their variables lower case")  # fmt: skip
+                raise CompileError(
+                    "T0120",
+                    f"`{rank.value}` is no rank name",
+                    _span(source, rank),
+                    helps="ranks are upper case, their variables lower case",
+                )
             shape.append(Size(rank.value, _span(source, rank)))
         found[name] = Tensor(name, DTYPES["f32"], tuple(shape), 0, _span(source, key))
     return found
@@ -194,8 +256,12 @@ def _definition(source: Source, node: Any) -> Any:
         raise CompileError(d.code, d.message, span, helps=d.helps) from None
     statements = [s for unit in tree.children for s in unit.children]
     if len(statements) != 1 or statements[0].data != "definition":
-        raise CompileError("T0134", "an expression defines one tensor", _span(source, node),
-                           helps="write `Z[m, n] = A[k, m] * B[k, n]`")  # fmt: skip
+        raise CompileError(
+            "T0134",
+            "an expression defines one tensor",
+            _span(source, node),
+            helps="write `Z[m, n] = A[k, m] * B[k, n]`",
+        )
     return statements[0]
 
 

@@ -14,8 +14,11 @@ def load(path: str | Path) -> Cascade:
     found = load_all(path)
     if len(found) != 1:
         names = ", ".join(f"`{c.name}`" for c in found) or "none"
-        raise CompileError("T0102", f"{path} holds {len(found)} cascades, not one: {names}",
-                           helps="split the file, or use `load_all`")  # fmt: skip
+        raise CompileError(
+            "T0102",
+            f"{path} holds {len(found)} cascades, not one: {names}",
+            helps="split the file, or use `load_all`",
+        )
     return found[0]
 
 
@@ -28,7 +31,9 @@ def load_all(path: str | Path) -> list[Cascade]:
         return [parse_teaal(text, str(path)).cascade]
     found = parse_cascades(text, str(path))
     if not any(c.definitions or c.inputs or c.outputs for c in found):
-        raise CompileError("T0102", f"{path} holds no cascade", helps="a cascade begins with `cascade NAME`")
+        raise CompileError(
+            "T0102", f"{path} holds no cascade", helps="a cascade begins with `cascade NAME`"
+        )
     return found
 
 
@@ -38,24 +43,39 @@ def read(path: str | Path) -> str:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         folder = Path(path).parent
-        known = [p.name for p in folder.iterdir() if p.suffix in (".tcc", ".yaml")] if folder.is_dir() else []
-        raise CompileError("T0132", f"there is no file `{path}`",
-                           helps=did_you_mean(Path(path).name, sorted(known)) or "check the path") from None  # fmt: skip
+        known = (
+            [p.name for p in folder.iterdir() if p.suffix in (".tcc", ".yaml")]
+            if folder.is_dir()
+            else []
+        )
+        raise CompileError(
+            "T0132",
+            f"there is no file `{path}`",
+            helps=did_you_mean(Path(path).name, sorted(known)) or "check the path",
+        ) from None
     except IsADirectoryError:
-        raise CompileError("T0132", f"`{path}` is a folder, not a file", helps="name one file in it") from None
+        raise CompileError(
+            "T0132", f"`{path}` is a folder, not a file", helps="name one file in it"
+        ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CompileError("T0132", f"`{path}` can not be read: {reason.lower()}",
-                           helps="check the path and its permissions") from None  # fmt: skip
+        raise CompileError(
+            "T0132",
+            f"`{path}` can not be read: {reason.lower()}",
+            helps="check the path and its permissions",
+        ) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         shown = data.decode("utf-8", errors="replace")
         column = len(data[: error.start].decode("utf-8", errors="replace").rsplit("\n", 1)[-1]) + 1
-        raise CompileError("T0132", f"`{path}` is not UTF-8 text: byte 0x{data[error.start]:02x}",
-                           Span(Source(str(path), shown), line, column, column + 1),
-                           helps="save the file as UTF-8") from None  # fmt: skip
+        raise CompileError(
+            "T0132",
+            f"`{path}` is not UTF-8 text: byte 0x{data[error.start]:02x}",
+            Span(Source(str(path), shown), line, column, column + 1),
+            helps="save the file as UTF-8",
+        ) from None
 
 
 __all__ = ["load", "load_all", "read"]

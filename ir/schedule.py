@@ -31,7 +31,12 @@ def _join_stops(c: Cascade, edges: dict[int, list[int]], writers: dict[str, list
             for i in writers.get(name, []):
                 for j in edges[i]:
                     d = c.definitions[j]
-                    if isinstance(d, Einsum) and stop.var in d.free and i not in edges[j] and j != i:
+                    if (
+                        isinstance(d, Einsum)
+                        and stop.var in d.free
+                        and i not in edges[j]
+                        and j != i
+                    ):
                         if any(j in edges[k] for k in edges[j]) or j in edges[j]:
                             edges[j] = sorted([*edges[j], i])
 
@@ -55,15 +60,20 @@ def _step(c: Cascade, group: list[int], edges: dict[int, list[int]]) -> Step:
     members = [d for i in group if isinstance(d := c.definitions[i], Einsum)]
     names = {d.target for d in members}
     steps = {
-        v for d in members for i in d.indices
-        for v in variables(i) if (k := (poly(i) - poly(Var(v))).constant) is not None and k > 0
-    }  # fmt: skip
+        v
+        for d in members
+        for i in d.indices
+        for v in variables(i)
+        if (k := (poly(i) - poly(Var(v))).constant) is not None and k > 0
+    }
     if len(steps) != 1 or len(members) != len(group):
         cycle = ", ".join(f"`{d.target}`" for d in members)
         raise CompileError(
-            "T0108", f"cyclic definitions: {cycle}", first.span,
+            "T0108",
+            f"cyclic definitions: {cycle}",
+            first.span,
             helps="a tensor may depend on itself only along an iterative rank: `S[t+1] = g(S[t])`",
-        )  # fmt: skip
+        )
     (var,) = steps
 
     def offset(indices: tuple[Expr, ...]) -> int | None:
@@ -83,16 +93,27 @@ def _step(c: Cascade, group: list[int], edges: dict[int, list[int]]) -> Step:
             late = mine is None or theirs is None or theirs > (at[a.tensor] or 0)
             if late or (theirs == at[a.tensor] and a.tensor == d.target):
                 raise CompileError(
-                    "T0108", f"`{d.target}` at step `{var}` reads `{text(a)}`, which is not computed yet",
-                    a.span or d.span, helps=f"read an earlier step along `{var}`",
-                )  # fmt: skip
+                    "T0108",
+                    f"`{d.target}` at step `{var}` reads `{text(a)}`, which is not computed yet",
+                    a.span or d.span,
+                    helps=f"read an earlier step along `{var}`",
+                )
             if theirs == at[a.tensor]:
                 inner[i] += [j for j, other in enumerate(members) if other.target == a.tensor]
     order = _components(inner)
     if any(len(g) > 1 for g in order):
         raise CompileError(
-            "T0108", f"cyclic definitions within one step of `{var}`", first.span,
+            "T0108",
+            f"cyclic definitions within one step of `{var}`",
+            first.span,
             helps=f"one of them has to read an earlier step along `{var}`",
-        )  # fmt: skip
-    stop = next((s for s in c.stops if s.var == var and any(a.tensor in names for a in accesses(s.condition))), None)
+        )
+    stop = next(
+        (
+            s
+            for s in c.stops
+            if s.var == var and any(a.tensor in names for a in accesses(s.condition))
+        ),
+        None,
+    )
     return Recurrence(var, tuple(members[g[0]] for g in order), stop)

@@ -17,15 +17,25 @@ def check_sizes(ranks: Mapping[str, Rank]) -> None:
     """Raises T0108 on a cycle among sizes, T0110 on a negative size, T0111 on one that is too large."""
     known: dict[str, int] = {}
     for rank in resolution_order(ranks):
-        if rank.size is None or any(isinstance(n, Size) and n.rank not in known for n in walk(rank.size)):
+        if rank.size is None or any(
+            isinstance(n, Size) and n.rank not in known for n in walk(rank.size)
+        ):
             continue
         value = size_value(rank.size, known, rank)
         if value < 0:
-            raise CompileError("T0110", f"rank `{rank.name}` has the negative size {value}", rank.span,
-                               helps="sizes are 0 or more")  # fmt: skip
+            raise CompileError(
+                "T0110",
+                f"rank `{rank.name}` has the negative size {value}",
+                rank.span,
+                helps="sizes are 0 or more",
+            )
         if value > MAX_ELEMENTS:
-            raise CompileError("T0111", f"rank `{rank.name}` has {value} coordinates, more than 2^63 - 1",
-                               rank.span, helps="choose a smaller size")  # fmt: skip
+            raise CompileError(
+                "T0111",
+                f"rank `{rank.name}` has {value} coordinates, more than 2^63 - 1",
+                rank.span,
+                helps="choose a smaller size",
+            )
         known[rank.name] = value
 
 
@@ -35,11 +45,19 @@ def size_value(size: Expr, sizes: Mapping[str, int], rank: Rank) -> int:
         if not isinstance(n, Call):
             continue
         if n.op in ("floordiv", "mod", "div") and evaluate_size(n.args[1], sizes) == 0:
-            raise CompileError("T0112", f"the size `{text(n)}` divides by zero", n.span or rank.span,
-                               helps="divide by a size of 1 or more")  # fmt: skip
+            raise CompileError(
+                "T0112",
+                f"the size `{text(n)}` divides by zero",
+                n.span or rank.span,
+                helps="divide by a size of 1 or more",
+            )
         if n.op == "pow" and not 0 <= evaluate_size(n.args[1], sizes) <= 64:
-            raise CompileError("T0111", f"the size `{text(n)}` is not an integer below 2^63", n.span or rank.span,
-                               helps="choose an exponent between 0 and 62")  # fmt: skip
+            raise CompileError(
+                "T0111",
+                f"the size `{text(n)}` is not an integer below 2^63",
+                n.span or rank.span,
+                helps="choose an exponent between 0 and 62",
+            )
     return evaluate_size(size, sizes)
 
 
@@ -50,7 +68,11 @@ def solve_sizes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], sizes: dict[s
     while moved:
         moved = False
         for size, extent in open_:
-            unknown = list(dict.fromkeys(n.rank for n in walk(size) if isinstance(n, Size) and n.rank not in sizes))
+            unknown = list(
+                dict.fromkeys(
+                    n.rank for n in walk(size) if isinstance(n, Size) and n.rank not in sizes
+                )
+            )
             rank = c.rank(unknown[0]) if len(unknown) == 1 else None
             if rank is None or rank.size is not None:
                 continue
@@ -74,7 +96,11 @@ def resolution_order(ranks: Mapping[str, Rank]) -> list[Rank]:
             if at in done or rank is None:
                 stack.pop()
                 continue
-            needs = [n.rank for n in walk(rank.size or Const(0)) if isinstance(n, Size) and n.rank not in done]
+            needs = [
+                n.rank
+                for n in walk(rank.size or Const(0))
+                if isinstance(n, Size) and n.rank not in done
+            ]
             needs = [n for n in needs if n in ranks]
             if not needs:
                 done[at] = rank
@@ -82,7 +108,11 @@ def resolution_order(ranks: Mapping[str, Rank]) -> list[Rank]:
                 continue
             open_ = [*stack]
             if any(n in open_ for n in needs):
-                raise CompileError("T0108", f"the size of rank `{at}` depends on itself", rank.span,
-                                   helps=f"give `{at}` a number, or leave its size open: `ranks {at}`")  # fmt: skip
+                raise CompileError(
+                    "T0108",
+                    f"the size of rank `{at}` depends on itself",
+                    rank.span,
+                    helps=f"give `{at}` a number, or leave its size open: `ranks {at}`",
+                )
             stack.extend(needs)
     return list(done.values())

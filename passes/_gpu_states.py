@@ -17,13 +17,18 @@ from tcc.ir.index import poly, same
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One tensor of a recurrence along `var`: where its step index stands, its first value, and its step."""
+    """One tensor of a recurrence along `var`: where its step index stands, its first value, and its step.
+
+    Its buffer is `name`; where the steps leave the kernel, `stores` copy them to the tensor in memory.
+    """
 
     name: str
+    tensor: str
     var: str
     position: int
     first: Einsum
     step: Einsum
+    stores: tuple[Einsum, ...] = ()  # of the first value, and of a step
 
 
 def _refused(d: Einsum, why: str) -> CompileError:
@@ -45,14 +50,15 @@ def find_states(c: Cascade, members: list[Einsum], stored: frozenset[str]) -> tu
             names = [i.name for n, i in enumerate(d.indices) if isinstance(i, Var) and n not in at]
             if len(at) != 1 or len(names) + 1 != len(d.indices) or len(set(names)) != len(names):
                 raise _refused(d, f"`{text(Access(d.target, d.indices))}` is no plain step")
-            if d.target in stored or id(d) not in own:
-                raise _refused(d, "its steps leave the kernel")
+            if id(d) not in own:
+                raise _refused(d, "its definitions are in several kernels")
             found[d.target] = (d, s.var, at[0])
     if not found:
         return [], members
     if len({var for _, var, _ in found.values()}) > 1:
         raise _refused(next(iter(found.values()))[0], "the kernel has another along another variable")
-    rewrite = _Rewrite(c, found)
+    buffer = {name: _fresh(c, name) if name in stored else name for name in found}
+    rewrite = _Rewrite(c, found, buffer)
     states = []
     for name, (d, var, place) in found.items():
         firsts = [m for m in members if m.target == name and m is not d]
@@ -60,8 +66,22 @@ def find_states(c: Cascade, members: list[Einsum], stored: frozenset[str]) -> tu
             raise _refused(d, "it needs one definition of its first value, at step 0")
         if _without(firsts[0].indices, place) != _without(d.indices, place):
             raise _refused(d, "its first value is defined over other variables")
-        states.append(State(name, var, place, rewrite(firsts[0]), rewrite(d, place)))
+        first, step = rewrite(firsts[0]), rewrite(d, place)
+        stores = (_copy(firsts[0], first), _copy(d, step)) if name in stored else ()
+        states.append(State(buffer[name], name, var, place, first, step, stores))
     return states, [rewrite(m) for m in members if m.target not in found]
+
+
+def _copy(d: Einsum, held: Einsum) -> Einsum:
+    """A value of the state, as `held` left it, written to memory where `d` says."""
+    return Einsum(d.target, d.indices, Access(held.target, held.indices), (), d.where, d.span)
+
+
+def _fresh(c: Cascade, name: str) -> str:
+    fresh = f"{name}_state"
+    while fresh in c.tensors:
+        fresh += "_"
+    return fresh
 
 
 def _without(indices: tuple[Expr, ...], at: int) -> list[str]:
@@ -81,6 +101,7 @@ def _is_zero(e: Expr) -> bool:
 class _Rewrite:
     c: Cascade
     found: Mapping[str, tuple[Einsum, str, int]]
+    buffer: Mapping[str, str]
 
     def __call__(self, d: Einsum, at: int = -1) -> Einsum:
         """`d` with every step index folded; `at` is the place of the step in its own target."""
@@ -90,7 +111,8 @@ class _Rewrite:
 
         where = tuple(transform(p, rule) for p in d.where)
         indices = d.indices if at < 0 else _folded(d.indices, at)
-        return replace(d, indices=indices, body=transform(d.body, rule), where=where)
+        target = self.buffer.get(d.target, d.target)
+        return replace(d, target=target, indices=indices, body=transform(d.body, rule), where=where)
 
     def access(self, a: Access, reader: Einsum) -> Access:
         """A read of the last step, of this one, or, where no step is under way, of the one after all."""
@@ -101,4 +123,4 @@ class _Rewrite:
         final = not inside and same(index, self.c.extent(var))
         if _without(a.indices, at) != _without(step.indices, at) or (ahead not in (0, 1) and not final):
             raise _refused(step, f"`{reader.target}` reads `{text(a)}`")
-        return replace(a, indices=_folded(a.indices, at))
+        return replace(a, tensor=self.buffer[a.tensor], indices=_folded(a.indices, at))

@@ -20,7 +20,7 @@ from tcc.ir.mapping import Buffer, Kernel, Mapping
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target, Unit
 from tcc.ir.work import point_operations
-from tcc.passes._algebra import row_variables
+from tcc.passes._algebra import TYPICAL, row_variables
 from tcc.passes._array_emit import Leaf, Plan, emit
 from tcc.passes._array_prepare import Prepared, Product, prepare
 
@@ -123,7 +123,8 @@ def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
         (f"{c.name}_{t}", (t,)) for t in dict.fromkeys(d.target for d in einsums)
     )
     grouped = [(name, set(names)) for name, names in given]
-    state = {d.target for s in steps(c) if isinstance(s, Recurrence) for d in s.steps}
+    recurrences = [s for s in steps(c) if isinstance(s, Recurrence)]
+    state = {d.target for s in recurrences for d in s.steps} | {s.var for s in recurrences}
     sharing = [
         n for n, (_, names) in enumerate(grouped)
         if any(d.target in names and state & set(_touched(d)) for d in einsums)
@@ -144,7 +145,8 @@ def _groups(c: Cascade) -> list[tuple[str, list[Einsum]]]:
 
 
 def _touched(d: Einsum) -> list[str]:
-    return [d.target, *(a.tensor for a in d.reads)]
+    """The tensors and the variables of a definition."""
+    return [d.target, *(a.tensor for a in d.reads), *d.free, *d.reduced]
 
 
 def _in_order(grouped: list[tuple[str, list[Einsum]]]) -> list[tuple[str, list[Einsum]]]:
@@ -305,18 +307,16 @@ class _Kernel:
                 d, stage, self.array, bind, local, None if self.dataflow == "output" else still
             )
         work = point_operations(d)
-        best: tuple[float, int, Unit, dict[str, str]] | None = None
+        best: tuple[tuple[float, int], Unit, dict[str, str]] | None = None
         for u in self.target.units:
             costs = [(n, u.cost(op)) for op, n in work.items()]
             if any(cost is None for _, cost in costs):
                 continue
             cycles = max(1.0, sum(n * cost.cycles for n, cost in costs if cost))
             bind = self._bind(u, d, stage)
-            rate = 1 / cycles
-            for v, r in bind.items():
-                rate *= min(self.count[r], self._length(v, stage) or self.count[r])
-            if best is None or (rate, -len(u.resources)) > best[:2]:
-                best = (rate, -len(u.resources), u, bind)
+            rank = (self._estimate(d, bind, cycles, stage), len(u.resources))
+            if best is None or rank < best[0]:
+                best = (rank, u, bind)
         if best is None:
             able = {op for op in work if any(u.cost(op) for u in self.target.units)}
             missing = [op for op in work if op not in able]
@@ -333,7 +333,23 @@ class _Kernel:
                 if not missing
                 else "list it under `operators` of a unit",
             )
-        return Leaf(d, stage, best[2], best[3], self._local(best[3]), None)
+        return Leaf(d, stage, best[1], best[2], self._local(best[2]), None)
+
+    def _estimate(self, d: Einsum, bind: dict[str, str], cycles: float, stage: int) -> float:
+        """About how long one tile of a definition takes: its steps in time, and what moves."""
+        runs, steps = 1, cycles
+        for v in dict.fromkeys([*d.free, *d.reduced]):
+            length = self._length(v, stage) or TYPICAL
+            if v in bind:
+                runs *= -(-length // self.count[bind[v]])
+            else:
+                steps *= length
+        moving = {
+            r for v, r in bind.items()
+            if v in d.reduced or any(a.indices and v not in variables(*a.indices) for a in d.reads)
+        }  # fmt: skip
+        skew = sum(self.count[r] - 1 for r in moving) * self.target.parameter("hop_cycles", 1)
+        return runs * (steps + skew)
 
     def _bind(self, u: Unit, d: Einsum, stage: int) -> dict[str, str]:
         """Variables for a unit's dimensions: as in the first contraction, then tiled, then free."""

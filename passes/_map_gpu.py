@@ -264,7 +264,8 @@ class _KernelMapper:
 
     def _ring(self, s: State) -> Buffer:
         """The register tiles of two steps of a state."""
-        b = self._buffer(replace(s.first, indices=s.first.indices[: s.position] + s.first.indices[s.position + 1 :]))
+        indices = s.first.indices[: s.position] + s.first.indices[s.position + 1 :]
+        b = replace(self._buffer(replace(s.first, target=s.tensor, indices=indices)), name=s.name)
         dims = (*b.dims[: s.position], Const(2), *b.dims[s.position :])
         moved = (Digit(d.dimension + (d.dimension >= s.position)) for d in b.layout.digits)
         return replace(b, dims=dims, layout=Layout((Digit(s.position), *moved)))
@@ -308,7 +309,7 @@ class _KernelMapper:
             if any(a.tensor in names for a in d.reads) or any(self._needs(d, other) for other in late):
                 late.append(d)
         early = [d for d in sinks if d not in late]
-        states: tuple[Node, ...] = tuple(Do(s.first) for s in self.states)
+        states: tuple[Node, ...] = tuple(Do(e) for s in self.states for e in (s.first, *s.stores[:1]))
         states += self._emit([], (var,), (), frozenset(), self._local_do, self.states)
         nodes: tuple[Node, ...] = (*states, *self._sequence(late, ()))
         for s in reversed(self.states):
@@ -389,7 +390,8 @@ class _KernelMapper:
                 own = self._emit([q], self._walked(q.reduced), open_, ready, self._local_do)
                 return (Alloc(self._buffer(q), (*own, *nest(i + 1, ready | {q.target}))),)
             reduce = self._emit([s.step], self._walked(s.step.reduced), open_, ready, self._step_do)
-            return (*reduce, *self._steps(n + 1, open_, ready))
+            stores = tuple(Do(e) for e in s.stores[1:])
+            return (*reduce, *stores, *self._steps(n + 1, open_, ready))
 
         return nest(0, ready)
 

@@ -31,9 +31,24 @@ POINTS = 30_000  # of one definition; with at most six definitions that is below
 PROFILES = {"f32": 10, "f64": 3, "mixed": 3, "i32": 3, "i64": 3, "u8": 2, "integers": 2}
 WEAK = DType("integer literal", "i", 0)
 FEATURES = (
-    "where", "indirect", "coalesce", "recurrence", "stop", "affine", "floordiv", "mixed_reductions",
-    "alias", "prod", "any_all", "select", "cast", "bitwise", "mod", "convolution", "fill",
-)  # fmt: skip
+    "where",
+    "indirect",
+    "coalesce",
+    "recurrence",
+    "stop",
+    "affine",
+    "floordiv",
+    "mixed_reductions",
+    "alias",
+    "prod",
+    "any_all",
+    "select",
+    "cast",
+    "bitwise",
+    "mod",
+    "convolution",
+    "fill",
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +77,19 @@ def programs(without: Iterable[str] = (), points: int = POINTS) -> st.SearchStra
 
 
 def assert_matches(
-    cascade: Cascade, outputs: Mapping[str, Any], inputs: Mapping[str, Any], sizes: Mapping[str, int] | None = None,
-) -> None:  # fmt: skip
+    cascade: Cascade,
+    outputs: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    sizes: Mapping[str, int] | None = None,
+) -> None:
     """`outputs` equal the interpreter's: integers exactly, floats within twice the error bound, NaN and inf too."""
     for name, want in interpret_with_bounds(cascade, inputs, sizes).items():
         assert name in outputs, f"output `{name}` is missing\n{cascade}"
         got, exact = np.asarray(outputs[name]), np.asarray(want.data)
         assert got.dtype == exact.dtype, f"`{name}` is {got.dtype}, not {exact.dtype}\n{cascade}"
-        assert got.shape == exact.shape, f"`{name}` has shape {got.shape}, not {exact.shape}\n{cascade}"
+        assert got.shape == exact.shape, (
+            f"`{name}` has shape {got.shape}, not {exact.shape}\n{cascade}"
+        )
         bad = ~_close(got, exact, np.asarray(want.error))
         if bad.any():
             first = tuple(int(i) for i in np.argwhere(bad)[0]) if bad.ndim else ()
@@ -88,7 +108,10 @@ def _close(got: Any, want: Any, error: Any) -> Any:
         return (got == want) | unknown
     tiny = float(np.finfo(got.dtype).tiny)
     with np.errstate(all="ignore"):
-        near = np.abs(got.astype(np.float64) - want.astype(np.float64)) <= 2 * np.nan_to_num(error) + tiny
+        near = (
+            np.abs(got.astype(np.float64) - want.astype(np.float64))
+            <= 2 * np.nan_to_num(error) + tiny
+        )
     return near | (got == want) | (np.isnan(got) & np.isnan(want)) | unknown
 
 
@@ -190,16 +213,25 @@ class _Writer:
         read = " ".join(line.split("=", 1)[1] for line in self.lines)
         outputs = []
         for name in made:
-            if f"{name}[" not in read and name not in read.split() or self.maybe(0.2) or name == made[-1]:
+            if (
+                f"{name}[" not in read
+                and name not in read.split()
+                or self.maybe(0.2)
+                or name == made[-1]
+            ):
                 t = inferred[name]
                 floats = t.dtype.is_float or t.dtype.kind == "i"
                 fill = self.one(" fill 3", " fill -1") if floats and self.maybe(0.1, "fill") else ""
                 outputs.append(f"out {t}{fill}")
-        cascade = parse_cascade("\n".join(head + outputs + self.lines + self.stops), f"generate({self.seed})")
+        cascade = parse_cascade(
+            "\n".join(head + outputs + self.lines + self.stops), f"generate({self.seed})"
+        )
         inputs = {name: self.array(name) for name in self.arrays}
         return Program(self.seed, cascade, inputs, dict(self.sizes), frozenset(self.used))
 
-    def input(self, ranks: list[str], dtype: DType, low: float = -2, high: float = 2, shape: str = "") -> _Tensor:
+    def input(
+        self, ranks: list[str], dtype: DType, low: float = -2, high: float = 2, shape: str = ""
+    ) -> _Tensor:
         """A new input tensor over ranks, or with the size expressions of `shape`."""
         if dtype.is_integer and (low, high) == (-2, 2):
             low, high = (0, 255) if dtype.kind == "u" else (-9, 9)
@@ -220,7 +252,9 @@ class _Writer:
         dims, dtype, low, high = self.arrays[name]
         shape = []
         if dims:
-            declared = parse_cascade(f"ranks {', '.join(self.ranks)}\nin Y: f32[{dims}]\n").inputs[0]
+            declared = parse_cascade(f"ranks {', '.join(self.ranks)}\nin Y: f32[{dims}]\n").inputs[
+                0
+            ]
             shape = [evaluate_size(s, self.sizes) for s in declared.shape]
         if dtype == BOOL:
             return self.numbers.random(shape) < 0.7
@@ -238,7 +272,9 @@ class _Writer:
             kinds[self.recur] = 1
         self.random.choices([*kinds], [*kinds.values()])[0](name)
 
-    def finish(self, name: str, free: list[str], body: _Value, monoid: dict[str, str], scope: _Scope) -> None:
+    def finish(
+        self, name: str, free: list[str], body: _Value, monoid: dict[str, str], scope: _Scope
+    ) -> None:
         """Writes the definition, with predicates, and records the interval of its target."""
         reduced = [v for v in scope.vars if v not in free]
         text, where, empty = body.text, "", self.partial_reads(body.text)
@@ -247,7 +283,9 @@ class _Writer:
             where, empty = f" where {', '.join(predicates)}", True
         low, high, dtype = body.low, body.high, body.dtype
         for v in reversed(reduced):
-            low, high = _reduced(monoid.get(v, "sum"), low, high, self.sizes[v.upper()], dtype, empty)
+            low, high = _reduced(
+                monoid.get(v, "sum"), low, high, self.sizes[v.upper()], dtype, empty
+            )
         partial = bool(where) or self.partial_reads(text)
         if dtype.kind == "u" or dtype == BOOL:
             low, high = 0, 255 if dtype.kind == "u" else 1
@@ -259,7 +297,9 @@ class _Writer:
         self.lines.append(f"{head} = {text}{clause}{where}")
         outside = 0.0 if partial else low
         dtype = dtype if dtype.bits else I64
-        made = _Tensor(name, dtype, tuple(v.upper() for v in free), min(low, outside), max(high, outside))
+        made = _Tensor(
+            name, dtype, tuple(v.upper() for v in free), min(low, outside), max(high, outside)
+        )
         made.exact = dtype.kind != "f"
         made.partial = partial
         self.tensors.append(made)
@@ -291,7 +331,11 @@ class _Writer:
         body = self.covering(scope, self.random.randint(0, 2))
         reduced = box[cut:]
         monoids = ["sum", "max", "min"]
-        if self.float and math.prod(self.sizes[v.upper()] for v in reduced) <= 20 and self.maybe(0.5, "prod"):
+        if (
+            self.float
+            and math.prod(self.sizes[v.upper()] for v in reduced) <= 20
+            and self.maybe(0.5, "prod")
+        ):
             monoids, body = ["prod"], self.fit(body, -1.2, 1.2)
         if not self.float and "bitwise" not in self.without:
             monoids.append("xor")
@@ -341,7 +385,9 @@ class _Writer:
         self.used.add("recurrence")
         t, rest = box[0], box[1:]
         scope = _Scope(box, [])
-        step = self.fit(self.walked(t, scope) if self.maybe(0.5) else self.covering(scope, 1), -9, 9)
+        step = self.fit(
+            self.walked(t, scope) if self.maybe(0.5) else self.covering(scope, 1), -9, 9
+        )
         tail = "".join(f", {v}" for v in rest)
         old, new = f"{name}[{t}{tail}]", f"{name}[{t} + 1{tail}]"
         dtype = step.dtype if step.dtype.bits else I64
@@ -358,7 +404,12 @@ class _Writer:
         else:
             self.lines.append(f"{name}[0] = {start}")
         self.lines.append(f"{new} = {body}")
-        if not dtype.is_float and not rest and not self.partial_reads(body) and self.maybe(0.3, "stop"):
+        if (
+            not dtype.is_float
+            and not rest
+            and not self.partial_reads(body)
+            and self.maybe(0.3, "stop")
+        ):
             self.stops.append(f"stop {t} when {name}[{t} + 1] > {self.random.randint(0, 40)}")
         last = f"{name}_last"
         head = f"{last}[{', '.join(rest)}]" if rest else last
@@ -423,7 +474,12 @@ class _Writer:
         value = _Value(text, t.dtype, low, high, t.exact)
         if t.partial and self.maybe(0.3, "coalesce"):
             default = self.constant(t.dtype)
-            return _Value(f"({text} ?? {default.text})", t.dtype, min(low, default.low), max(high, default.high))
+            return _Value(
+                f"({text} ?? {default.text})",
+                t.dtype,
+                min(low, default.low),
+                max(high, default.high),
+            )
         return value
 
     def index(self, rank: str, scope: _Scope) -> str:
@@ -431,17 +487,32 @@ class _Writer:
         n, v = self.sizes[rank], rank.lower()
         options = [str(self.random.randrange(n)), f"{rank} - 1"]
         if v in scope.vars and self.maybe(1, "affine"):
-            options = [f"{v} + 1", f"{v} - 1", f"{rank} - 1 - {v}", f"2 * {v}", f"{v} + 2 - {n % 4}"]
+            options = [
+                f"{v} + 1",
+                f"{v} - 1",
+                f"{rank} - 1 - {v}",
+                f"2 * {v}",
+                f"{v} + 2 - {n % 4}",
+            ]
             if self.maybe(0.3, "floordiv"):
-                options = [f"{v} // 2", f"{v} % 2", f"{v} // 3 * 3 + {v} % 3", f"({v} + {n // 2}) % {rank}"]
+                options = [
+                    f"{v} // 2",
+                    f"{v} % 2",
+                    f"{v} // 3 * 3 + {v} % 3",
+                    f"({v} + {n // 2}) % {rank}",
+                ]
         others = [u for u in scope.vars if u != v]
         if others and self.maybe(0.3, "affine"):
             u = self.one(*others)
-            options += [f"{u} - 1", f"{u} * 2 + 1"] + ([f"{u} + {v}", f"{u} - {v}"] if v in scope.vars else [])
+            options += [f"{u} - 1", f"{u} * 2 + 1"] + (
+                [f"{u} + {v}", f"{u} - {v}"] if v in scope.vars else []
+            )
         if scope.vars and self.maybe(0.2, "indirect"):
             u = self.one(*scope.vars)
             low, high = self.one((0, n - 1), (0, n - 1), (-1, n))
-            table = self.input([u.upper()], DTYPES[self.one("i64", "i32")], low, high, shape=u.upper())
+            table = self.input(
+                [u.upper()], DTYPES[self.one("i64", "i32")], low, high, shape=u.upper()
+            )
             return f"{table.name}[{u}]"
         return self.one(*options)
 
@@ -465,7 +536,9 @@ class _Writer:
             b = self.number(scope, depth - 1)
             if self.maybe(0.3):
                 chosen, which = (a, 0) if self.maybe(0.5) else (b, 1)
-                return self.like(f"take({a.text}, {b.text}, {which})", a, b, chosen.low, chosen.high)
+                return self.like(
+                    f"take({a.text}, {b.text}, {which})", a, b, chosen.low, chosen.high
+                )
             text = f"select({self.condition(scope)}, {a.text}, {b.text})"
             return self.like(text, a, b, min(a.low, b.low), max(a.high, b.high))
         if kind < 0.5:
@@ -493,7 +566,13 @@ class _Writer:
         """`a` brought into an interval: scaled where that is possible, else clipped."""
         if a.low >= low and a.high <= high:
             return a
-        if a.dtype.is_float and math.isfinite(a.size) and low <= -1 and high >= 1 and self.maybe(0.6):
+        if (
+            a.dtype.is_float
+            and math.isfinite(a.size)
+            and low <= -1
+            and high >= 1
+            and self.maybe(0.6)
+        ):
             factor = float(math.ceil(a.size / min(-low, high)))
             return _Value(f"({a.text} / {factor!r})", a.dtype, a.low / factor, a.high / factor)
         if a.dtype.is_float:
@@ -502,7 +581,9 @@ class _Writer:
             text, low = f"min({a.text}, {int(high)})", 0
         else:
             text = f"min(max({a.text}, {math.ceil(low)}), {math.floor(high)})"
-        return _Value(text, a.dtype, max(low, min(a.low, high)), min(high, max(a.high, low)), a.exact)
+        return _Value(
+            text, a.dtype, max(low, min(a.low, high)), min(high, max(a.high, low)), a.exact
+        )
 
     def unary(self, a: _Value) -> _Value:
         return self.float_unary(a) if self.float else self.integer_unary(a)
@@ -527,7 +608,9 @@ class _Writer:
             a = _Value(text, a.dtype, low, a.size + low)
         else:
             a = self.fit(a, low, high)
-        shown = {"square": f"{a.text} ** 2", "cube": f"{a.text} ** 3", "neg": f"-{a.text}"}.get(name)
+        shown = {"square": f"{a.text} ** 2", "cube": f"{a.text} ** 3", "neg": f"-{a.text}"}.get(
+            name
+        )
         if shown:
             shown = f"({shown})" if a.text[0] != "-" else f"(-(({a.text})))"
         dtype = a.dtype if a.dtype.bits or name in ("neg", "abs") else F32
@@ -559,14 +642,16 @@ class _Writer:
             a = self.tame(a)
             return _Value(f"{to}({a.text})", to, a.low, a.high)
         if name == "bitwise" and self.maybe(1, "bitwise"):
-            return _Value(f"({a.text} & {2**self.one(1, 3, 5) - 1})", a.dtype, 0, 31)
+            return _Value(f"({a.text} & {2 ** self.one(1, 3, 5) - 1})", a.dtype, 0, 31)
         return self.fit(a, -9, 9)
 
     def binary(self, a: _Value, b: _Value) -> _Value:
         name = self.one("add", "add", "sub", "mul", "mul", "max", "min", "last")
         if name in ("max", "min"):
             pick = max if name == "max" else min
-            return self.like(f"{name}({a.text}, {b.text})", a, b, pick(a.low, b.low), pick(a.high, b.high))
+            return self.like(
+                f"{name}({a.text}, {b.text})", a, b, pick(a.low, b.low), pick(a.high, b.high)
+            )
         if name == "add":
             return self.add(a, b)
         if name == "mul":
@@ -580,8 +665,12 @@ class _Writer:
                 bits = 2.0 ** math.ceil(math.log2(max(a.size, b.size, 1) + 1))
                 return self.like(f"({a.text} {sign} {b.text})", a, b, -bits, bits)
             if self.maybe(0.3) and a.dtype.bits:
-                return _Value(f"({self.fit(a, -9, 9).text} ** {self.one(2, 3)})", a.dtype, -729, 6561)
-            return self.like(f"max({a.text}, {b.text})", a, b, max(a.low, b.low), max(a.high, b.high))
+                return _Value(
+                    f"({self.fit(a, -9, 9).text} ** {self.one(2, 3)})", a.dtype, -729, 6561
+                )
+            return self.like(
+                f"max({a.text}, {b.text})", a, b, max(a.low, b.low), max(a.high, b.high)
+            )
         if a.exact and b.exact and self.maybe(0.3, "mod"):
             n = self.one(0.75, 2.0, 3.5)
             text = f"({a.text} {self.one('%', '//')} {n})"
@@ -603,8 +692,13 @@ class _Writer:
     def affine(self, names: list[str]) -> str:
         v, u = self.one(*names), self.one(*names)
         n = self.sizes[v.upper()]
-        options = [f"{v} < {max(1, n // 2)}", f"{v} % 3 != 1", f"{v} >= {n // 4}", f"{v} + 1 < {v.upper()}",
-                   f"{v} != {n // 2}"]  # fmt: skip
+        options = [
+            f"{v} < {max(1, n // 2)}",
+            f"{v} % 3 != 1",
+            f"{v} >= {n // 4}",
+            f"{v} + 1 < {v.upper()}",
+            f"{v} != {n // 2}",
+        ]
         if u != v:
             options = [f"{v} <= {u}", f"{u} < {v} + 3", f"{v} + {u} >= 2", f"{v} * 2 <= {u} + 5"]
         return self.one(*options)
@@ -632,7 +726,11 @@ class _Writer:
 
 def _words(text: str) -> set[str]:
     """The lower-case one-letter names of a text: its rank variables."""
-    return {w for w in "".join(c if c.isalnum() or c == "_" else " " for c in text).split() if len(w) == 1}
+    return {
+        w
+        for w in "".join(c if c.isalnum() or c == "_" else " " for c in text).split()
+        if len(w) == 1
+    }
 
 
 def _reduced(

@@ -20,7 +20,9 @@ def test_parsing_what_was_printed_prints_the_same(block: int) -> None:
         cascade = generate(seed).cascade
         again = parse_cascade(str(cascade))
         assert str(again) == str(cascade)
-        assert [str(t) for t in again.tensors.values()] == [str(t) for t in cascade.tensors.values()]
+        assert [str(t) for t in again.tensors.values()] == [
+            str(t) for t in cascade.tensors.values()
+        ]
 
 
 def test_the_same_seed_gives_the_same_program_and_inputs() -> None:
@@ -117,11 +119,16 @@ Z[i] = A[i, j] * (2.0
      :: max(j)
      where j < 3
 """
-    assert str(parse_cascade(program).definitions[0]) == "Z[i] = A[i, j] * (2.0 + 1.0) + A[i, j] :: max(j) where j < 3"
+    assert (
+        str(parse_cascade(program).definitions[0])
+        == "Z[i] = A[i, j] * (2.0 + 1.0) + A[i, j] :: max(j) where j < 3"
+    )
 
 
 def test_a_file_may_hold_several_cascades() -> None:
-    text = "cascade a\nin X: f32\nout Y: f32\nY = X\n\ncascade b\nin X: i32\nout Y: i32\nY = X + 1\n"
+    text = (
+        "cascade a\nin X: f32\nout Y: f32\nY = X\n\ncascade b\nin X: i32\nout Y: i32\nY = X + 1\n"
+    )
     assert [c.name for c in parse_cascades(text)] == ["a", "b"]
 
 

@@ -15,7 +15,9 @@ CHOICES = {"I": (1, 2, 5), "J": (1, 3, 4)}
 
 def random_index(rng: random.Random, depth: int) -> Expr:
     if depth == 0:
-        return rng.choice([Var("i"), Var("j"), Const(rng.randint(0, 5)), Size("I"), Size("J"), Var("i"), Var("j")])
+        return rng.choice(
+            [Var("i"), Var("j"), Const(rng.randint(0, 5)), Size("I"), Size("J"), Var("i"), Var("j")]
+        )
     op = rng.choice(["add", "add", "sub", "mul", "floordiv", "mod", "neg"])
     a = random_index(rng, depth - 1)
     if op == "neg":
@@ -56,8 +58,12 @@ def test_simplifying_an_index_keeps_its_value(block: int, symbolic: bool) -> Non
             again = poly(given).expr()
             for at in points(sizes):
                 want = value(given, sizes, at)
-                assert value(short, sizes, at) == want, f"{text(given)} --> {text(short)} at {at}, {sizes}"
-                assert value(again, sizes, at) == want, f"{text(given)} --> {text(again)} at {at}, {sizes}"
+                assert value(short, sizes, at) == want, (
+                    f"{text(given)} --> {text(short)} at {at}, {sizes}"
+                )
+                assert value(again, sizes, at) == want, (
+                    f"{text(given)} --> {text(again)} at {at}, {sizes}"
+                )
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -75,9 +81,13 @@ def test_bounds_hold_and_within_never_lies(block: int) -> None:
             for at in points(sizes):
                 n = value(e, sizes, at)
                 if span is not None:
-                    assert value(span[0].expr(), sizes, at) <= n <= value(span[1].expr(), sizes, at), text(e)
+                    assert (
+                        value(span[0].expr(), sizes, at) <= n <= value(span[1].expr(), sizes, at)
+                    ), text(e)
                 if inside:
-                    assert 0 <= n < value(size, sizes, at), f"{text(e)} in {text(size)} at {at}, {sizes}"
+                    assert 0 <= n < value(size, sizes, at), (
+                        f"{text(e)} in {text(size)} at {at}, {sizes}"
+                    )
     assert claimed > 0
 
 
@@ -99,5 +109,7 @@ def test_splits_and_joins_of_views_vanish() -> None:
     assert text(simplify_index(call("floordiv", flat, Const(32)), extents)) == "h"
     assert text(simplify_index(call("mod", flat, Const(32)), extents)) == "d"
     c = Var("c")
-    split = call("add", call("mul", call("floordiv", c, Const(32)), Const(32)), call("mod", c, Const(32)))
+    split = call(
+        "add", call("mul", call("floordiv", c, Const(32)), Const(32)), call("mod", c, Const(32))
+    )
     assert text(simplify_index(split, extents)) == "c"

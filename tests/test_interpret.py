@@ -51,7 +51,9 @@ def test_a_predicate_on_the_scores_makes_attention_causal(rng: np.random.Generat
     q, k, v = (rng.normal(size=s).astype("f") for s in [(4, 6), (4, 9), (3, 9)])
     got = interpret(load(EXAMPLES / "attention_causal.tcc"), {"Q": q, "K": k, "V": v})["AV"]
     for p in range(6):
-        want = attention(*(x.astype(float) for x in (q[:, p : p + 1], k[:, : p + 1], v[:, : p + 1])))
+        want = attention(
+            *(x.astype(float) for x in (q[:, p : p + 1], k[:, : p + 1], v[:, : p + 1]))
+        )
         np.testing.assert_allclose(got[:, p], want[:, 0], rtol=1e-6, atol=1e-6)
 
 
@@ -70,7 +72,9 @@ def test_fully_masked_rows_give_zero(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("stride, r, p", [(1, 1, 1), (2, 3, 4), (3, 2, 5)])
-def test_convolution_is_an_affine_index(rng: np.random.Generator, stride: int, r: int, p: int) -> None:
+def test_convolution_is_an_affine_index(
+    rng: np.random.Generator, stride: int, r: int, p: int
+) -> None:
     torch = pytest.importorskip("torch")
     x, w = rng.normal(size=(2, 3, stride * (p - 1) + r)), rng.normal(size=(4, 3, r))
     text = f"""in X: f64[N, C, {stride}*P + R - {stride}], W: f64[K, C, R]
@@ -83,7 +87,9 @@ Y[n, k, p] = X[n, c, {stride}*p + r] * W[k, c, r]"""
 def test_reading_outside_gives_the_fill(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     x, w = rng.normal(size=(1, 2, 5, 6)).astype("f"), rng.normal(size=(3, 2, 3, 3)).astype("f")
-    want = torch.nn.functional.conv2d(torch.tensor(x).double(), torch.tensor(w).double(), padding=1).numpy()
+    want = torch.nn.functional.conv2d(
+        torch.tensor(x).double(), torch.tensor(w).double(), padding=1
+    ).numpy()
     got = interpret(load(EXAMPLES / "conv2d.tcc"), {"X": x, "W": w})["Y"]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     text = "in A: i32[I] fill -7\nout Z: i32[I]\nZ[i] = A[i + 1] + A[I - 1 - i]"
@@ -92,7 +98,9 @@ def test_reading_outside_gives_the_fill(rng: np.random.Generator) -> None:
 
 def test_indirect_access_gathers(rng: np.random.Generator) -> None:
     table, where = rng.normal(size=(5, 3)), np.array([4, 0, 5, -1])
-    got = run("in T: f64[V, D], J: i64[B]\nout X: f64[B, D]\nX[b, d] = T[J[b], d]", T=table, J=where)["X"]
+    got = run(
+        "in T: f64[V, D], J: i64[B]\nout X: f64[B, D]\nX[b, d] = T[J[b], d]", T=table, J=where
+    )["X"]
     np.testing.assert_array_equal(got, [table[4], table[0], [0, 0, 0], [0, 0, 0]])
 
 
@@ -157,20 +165,26 @@ out Z: i64[I] fill 9
 """
 
 
-@pytest.mark.parametrize("lines, want", [
-    ("Z[i] = A[i] where i < 2", [1, 2, 9, 9]),
-    ("T[i] = A[i] where i < 2\nZ[i] = T[i] + B[i]", [11, 22, 9, 9]),
-    ("T[i] = A[i] where i < 2\nZ[i] = (T[i] ?? 0) + B[i]", [11, 22, 30, 40]),
-    ("T[i] = A[i] where i < 2\nU[i] = B[i] where i > 2\nZ[i] = T[i] ?? U[i]", [1, 2, 9, 40]),
-    ("T[i] = A[i] where i < 2\nU[i] = B[i] where i > 2\nZ[i] = T[i] ?? U[i] ?? 5", [1, 2, 5, 40]),
-    ("T[i] = A[i] where i < 2\nZ[i] = T[i + 2 - i % 2] * 0 + A[i]", [9, 9, 3, 4]),
-    ("T[i] = A[i] where i < 2\nS = T[i]\nZ[i] = S", [3, 3, 3, 3]),
-    ("S = A[i] where 2 > 3\nZ[i] = A[i] + S", [9, 9, 9, 9]),
-    ("S = A[i] where i > 7\nZ[i] = A[i] + S", [1, 2, 3, 4]),
-    ("G[i] = A[i] > 2\nZ[i] = A[i] where not G[i]", [1, 2, 9, 9]),
-    ("T[i] = A[i] where i < 2\nZ[i] = A[T[i]]", [2, 3, 9, 9]),
-    ("T[i] = i + 1 where i > 1\nS = A[T[i]] + 1\nZ[i] = S", [6, 6, 6, 6]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "lines, want",
+    [
+        ("Z[i] = A[i] where i < 2", [1, 2, 9, 9]),
+        ("T[i] = A[i] where i < 2\nZ[i] = T[i] + B[i]", [11, 22, 9, 9]),
+        ("T[i] = A[i] where i < 2\nZ[i] = (T[i] ?? 0) + B[i]", [11, 22, 30, 40]),
+        ("T[i] = A[i] where i < 2\nU[i] = B[i] where i > 2\nZ[i] = T[i] ?? U[i]", [1, 2, 9, 40]),
+        (
+            "T[i] = A[i] where i < 2\nU[i] = B[i] where i > 2\nZ[i] = T[i] ?? U[i] ?? 5",
+            [1, 2, 5, 40],
+        ),
+        ("T[i] = A[i] where i < 2\nZ[i] = T[i + 2 - i % 2] * 0 + A[i]", [9, 9, 3, 4]),
+        ("T[i] = A[i] where i < 2\nS = T[i]\nZ[i] = S", [3, 3, 3, 3]),
+        ("S = A[i] where 2 > 3\nZ[i] = A[i] + S", [9, 9, 9, 9]),
+        ("S = A[i] where i > 7\nZ[i] = A[i] + S", [1, 2, 3, 4]),
+        ("G[i] = A[i] > 2\nZ[i] = A[i] where not G[i]", [1, 2, 9, 9]),
+        ("T[i] = A[i] where i < 2\nZ[i] = A[T[i]]", [2, 3, 9, 9]),
+        ("T[i] = i + 1 where i > 1\nS = A[T[i]] + 1\nZ[i] = S", [6, 6, 6, 6]),
+    ],
+)
 def test_what_reads_an_absent_element_is_absent(lines: str, want: list[int]) -> None:
     a = np.array([1, 2, 3, 4])
     assert run(EXISTENCE + lines, A=a, B=a * 10)["Z"].tolist() == want
@@ -195,8 +209,12 @@ All = A[i] > 0 :: all(i) where G[i]
 def test_mixed_reductions_equal_two_definitions(rng: np.random.Generator) -> None:
     a = rng.integers(-9, 9, (5, 6))
     head = "in A: i64[I, J]\nout Z: i64\n"
-    for clause, want in [("max(i)", a.sum(1).max()), ("sum(i), max(j)", a.max(1).sum()),
-                         ("sum(j), max(i)", a.max(0).sum()), ("min(j)", a.sum(0).min())]:  # fmt: skip
+    for clause, want in [
+        ("max(i)", a.sum(1).max()),
+        ("sum(i), max(j)", a.max(1).sum()),
+        ("sum(j), max(i)", a.max(0).sum()),
+        ("min(j)", a.sum(0).min()),
+    ]:
         assert run(f"{head}Z = A[i, j] :: {clause}", A=a)["Z"] == want
     masked = run(f"{head}Z = A[i, j] :: sum(i), max(j) where i < 3", A=a)["Z"]
     assert masked == a[:3].max(1).sum()
@@ -211,11 +229,21 @@ def test_integers_are_exact_and_wrap() -> None:
     assert run(text, A=np.array([big]))["Z"].tolist() == [big + 1]
 
 
-@pytest.mark.parametrize("name, sizes", [
-    ("matmul", {}), ("softmax", {}), ("layernorm", {}), ("rmsnorm", {}), ("log_sum_exp", {}),
-    ("mlp_gelu", {}), ("matmul_bias_gelu", {}),
-])  # fmt: skip
-def test_examples_equal_torch_in_double_precision(name: str, sizes: dict[str, int], rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("matmul", {}),
+        ("softmax", {}),
+        ("layernorm", {}),
+        ("rmsnorm", {}),
+        ("log_sum_exp", {}),
+        ("mlp_gelu", {}),
+        ("matmul_bias_gelu", {}),
+    ],
+)
+def test_examples_equal_torch_in_double_precision(
+    name: str, sizes: dict[str, int], rng: np.random.Generator
+) -> None:
     torch = pytest.importorskip("torch")
     F = torch.nn.functional
     c = load(EXAMPLES / f"{name}.tcc")
@@ -228,7 +256,9 @@ def test_examples_equal_torch_in_double_precision(name: str, sizes: dict[str, in
         "layernorm": lambda: F.layer_norm(a["X"], (9,), a["Gain"], a["Bias"]),
         "rmsnorm": lambda: F.rms_norm(a["X"], (9,), a["Gain"], 1e-6),
         "log_sum_exp": lambda: a["X"].logsumexp(-1),
-        "mlp_gelu": lambda: F.gelu(a["X"] @ a["W1"] + a["B1"], approximate="tanh") @ a["W2"] + a["B2"],
+        "mlp_gelu": lambda: (
+            F.gelu(a["X"] @ a["W1"] + a["B1"], approximate="tanh") @ a["W2"] + a["B2"]
+        ),
         "matmul_bias_gelu": lambda: F.gelu(a["X"] @ a["W"] + a["Bias"]),
     }[name]()
     got = interpret(c, x, sizes)[c.outputs[0].name]
@@ -266,7 +296,9 @@ class _Declared(_Interpreter):
         keep = 1 if e.op == "select" else 0
         data = [np.asarray(a.data) for a in args]
         data = data[:keep] + [d.astype(dtype.numpy) for d in data[keep:]]
-        return Value(np.asarray(e.spec.evaluate(*data)).astype(dtype.numpy), value.present, value.error)
+        return Value(
+            np.asarray(e.spec.evaluate(*data)).astype(dtype.numpy), value.present, value.error
+        )
 
 
 def declared_precision(c: Cascade, inputs: Any, sizes: Any) -> dict[str, Any]:
@@ -280,7 +312,9 @@ def test_the_bound_holds_for_an_evaluation_in_the_declared_types(block: int) -> 
     judged = unknown = 0
     for seed in range(1000 + block * 50, 1050 + block * 50):
         p = generate(seed)
-        assert_matches(p.cascade, declared_precision(p.cascade, p.inputs, p.sizes), p.inputs, p.sizes)
+        assert_matches(
+            p.cascade, declared_precision(p.cascade, p.inputs, p.sizes), p.inputs, p.sizes
+        )
         for v in interpret_with_bounds(p.cascade, p.inputs, p.sizes).values():
             judged += np.size(v.error)
             unknown += int(np.sum(~np.isfinite(v.error)))
@@ -310,6 +344,8 @@ def test_the_bound_is_infinite_where_rounding_decides() -> None:
     c = parse_cascade("in A: f32[I]\nout Z: f32[I]\nZ[i] = floor(A[i] * 3.0)")
     v = interpret_with_bounds(c, {"A": np.array([1 / 3, 0.5], "f")})["Z"]
     assert v.error is not None and np.isinf(v.error).tolist() == [True, False]
-    c = parse_cascade("in A: f32[I]\nout Z: f32[I]\nT[i] = A[i] * 3.0\nZ[i] = A[i] where T[i] > 1.0")
+    c = parse_cascade(
+        "in A: f32[I]\nout Z: f32[I]\nT[i] = A[i] * 3.0\nZ[i] = A[i] where T[i] > 1.0"
+    )
     v = interpret_with_bounds(c, {"A": np.array([1 / 3, 0.5], "f")})["Z"]
     assert v.error is not None and np.isinf(v.error).tolist() == [True, False]

@@ -52,7 +52,7 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
             present = axes
     else:
         present = axes
-    condition = conjunction([t.value(p, axes) for p in outer])
+    condition = conjunction([t.predicate(p, axes) for p in outer])
     if condition is not None:
         fill = literal(t.signature.tensors[e.target].fill).text
         new = Code(f"tl.where({condition.text}, {new.text}, {fill})")
@@ -72,7 +72,7 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
 
 def _store(t: Tile, e: Einsum, new: Code, axes: Axes) -> None:
     target = Access(e.target, e.indices, e.span)
-    mask = conjunction([t.inside(v, axes) for v in axes if t.ragged(v)])
+    mask = conjunction([(t.inside(v, axes), False) for v in axes if t.ragged(v)])
     arguments = [t.address(target, axes), new.text] + ([f"mask={mask.text}"] if mask else [])
     t.lines.insert(len(t.lines.text), t.lines.depth, "tl.store", arguments)
 
@@ -108,7 +108,8 @@ def _reduced(t: Tile, e: Einsum, axes: Axes, inner: list[Expr]) -> tuple[Code, A
     if t.axes(e.body, order) != order:
         value = Code(f"tl.broadcast_to({value.text}, {t.shape(order)})" if t.axes(e.body, order)
                      else f"tl.full({t.shape(order)}, {value.text}, {_type(t, e)})")  # fmt: skip
-    mask = conjunction([t.inside(v, order) for v in folded if t.ragged(v)] + [t.value(p, order) for p in inner])
+    padding = [(t.inside(v, order), False) for v in folded if t.ragged(v)]
+    mask = conjunction(padding + [t.predicate(p, order) for p in inner])
     if mask is not None:
         value = Code(f"tl.where({mask.text}, {value.text}, {identity(t, name, e).text})")
     for v in reversed(folded):
@@ -208,6 +209,6 @@ def _operand(t: Tile, e: Expr, order: Axes, depth: str, predicates: list[Expr]) 
     value = t.value(e, order).text
     loaded = isinstance(e, Access) and e.tensor not in t.registers
     clean = loaded and t.signature.tensors[e.tensor].fill == 0 if isinstance(e, Access) else False
-    terms = [t.inside(depth, order)] if t.ragged(depth) and not clean else []
-    mask = conjunction(terms + [t.value(p, order) for p in predicates])
+    terms = [(t.inside(depth, order), False)] if t.ragged(depth) and not clean else []
+    mask = conjunction(terms + [t.predicate(p, order) for p in predicates])
     return f"tl.where({mask.text}, {value}, 0.0)" if mask is not None else value

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from tcc.backends.triton._names import Lines, Names
 from tcc.backends.triton._scalar import (
-    ATOM,
     BIT_AND,
     COMPARISON,
     PRODUCT,
     SUM,
+    UNARY,
     Code,
     apply,
     folded,
@@ -249,18 +249,22 @@ class Tile:
 
     def guard(self, a: Access, axes: Axes) -> Code | None:
         """The predicate that an access is inside its tensor; None where that is certain."""
-        terms: dict[str, Code] = {}
+        terms: dict[str, Term] = {}
         extents = {v: self.unfold(e) for v, e in self.extents.items()}
         for i, size in zip(a.indices, self.signature.tensors[a.tensor].shape, strict=True):
             for v in variables(i):
                 if self.ragged(v):
-                    terms.setdefault(v, self.inside(v, axes))
+                    terms.setdefault(v, (self.inside(v, axes), False))
             if not within(i, self.unfold(size), extents):
-                at = self._integer(i, axes)
-                terms[f"0 <= {text(i)}"] = Code(f"{at.within(COMPARISON + 1)} >= 0", COMPARISON)
-                limit = self.size(size).within(COMPARISON + 1)
-                terms[f"{text(i)} < {text(size)}"] = Code(f"{at.within(COMPARISON + 1)} < {limit}", COMPARISON)
+                at, scalar = self._integer(i, axes), not self.axes(i, axes)
+                low, high = literal(0), self.size(size)
+                terms[f"0 <= {text(i)}"] = (compared(at, ">=", low), scalar)
+                terms[f"{text(i)} < {text(size)}"] = (compared(at, "<", high), scalar)
         return conjunction(list(terms.values()))
+
+    def predicate(self, p: Expr, order: Axes) -> Term:
+        """A predicate as a term of a mask."""
+        return self.value(p, order), not self.axes(p, order)
 
     def _integer(self, e: Expr, axes: Axes) -> Code:
         """An index or size; quotients of what is never negative need no care about signs."""
@@ -268,6 +272,8 @@ class Tile:
             if e.rank not in self.ranks:
                 self.ranks[e.rank] = self.names.fresh(e.rank)
             return Code(self.ranks[e.rank])
+        if isinstance(e, Call) and e.op == "neg":
+            return Code(f"-{self._integer(e.args[0], axes).within(UNARY)}", UNARY)
         if isinstance(e, Call) and e.op in ("add", "sub", "mul"):
             known = poly(e).constant
             if known is not None:
@@ -288,11 +294,17 @@ class Tile:
         return span is not None and nonnegative(span[0])
 
 
-def conjunction(terms: list[Code]) -> Code | None:
-    """All of the terms; None when there are none."""
+Term = tuple[Code, bool]  # a predicate, and whether it is a scalar
+
+
+def compared(a: Code, sign: str, b: Code) -> Code:
+    return Code(f"{a.within(COMPARISON + 1)} {sign} {b.within(COMPARISON + 1)}", COMPARISON)
+
+
+def conjunction(terms: list[Term]) -> Code | None:
+    """All of the terms; None when there are none. Triton's interpreter widens the `&` of a scalar and a vector."""
     if len(terms) < 2:
-        return terms[0] if terms else None
-    return Code(" & ".join(t.within(BIT_AND + 1) for t in terms), BIT_AND)
-
-
-__all__ = ["ATOM", "Axes", "Register", "Tile", "conjunction"]
+        return terms[0][0] if terms else None
+    joined = Code(" & ".join(t.within(BIT_AND + 1) for t, _ in terms), BIT_AND)
+    mixed = len({scalar for _, scalar in terms}) > 1
+    return compared(joined, "!=", literal(0)) if mixed else joined
