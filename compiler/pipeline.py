@@ -35,6 +35,7 @@ class Pass:
 
     name: str
     run: Callable[[Any, Target], Any]
+    options: MappingABC[str, Any] = field(default_factory=dict)  # `run` has them already
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,8 @@ def passes(names: Sequence[str], options: PassOptions | None = None) -> list[Pas
                 f"the pass `{name}` is missing from this installation of tcc",
                 helps="install tcc again",
             ) from None
-        found.append(
-            Pass(name, partial(function, **_checked(name, function, options.get(name, {}))))
-        )
+        given = _checked(name, function, options.get(name, {}))
+        found.append(Pass(name, partial(function, **given), given))
     return found
 
 
@@ -185,7 +185,7 @@ def run(
         observe(stages[0], left(0))
     for n, step in enumerate(todo):
         before = stages[-1].program
-        failed = partial(_failed, step.name, before, stages[-1].name, left(n), target)
+        failed = partial(_failed, todo[n:], before, stages[-1].name, target)
         try:
             new = step.run(before, target)
         except CompileError:
@@ -233,16 +233,12 @@ def verified(program: Node, failed: Callable[[str, str], CompileError]) -> None:
 
 
 def _failed(
-    name: str,
-    before: Node,
-    after: str,
-    left: tuple[str, ...],
-    target: Target,
-    code: str,
-    message: str,
+    left: Sequence[Pass], before: Node, after: str, target: Target, code: str, message: str
 ) -> CompileError:
     from tcc.reproducer import internal_error
 
     if code == "T0903":
-        message = f"pass `{name}`: {message}"
-    return internal_error(code, message, before, after, left, target)
+        message = f"pass `{left[0].name}`: {message}"
+    names = tuple(p.name for p in left)
+    options = {p.name: p.options for p in left if p.options}
+    return internal_error(code, message, before, after, names, target, options)

@@ -19,10 +19,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXY"
 def einsum(
     subscripts: str, dtype: str = "f32", names: Sequence[str] = (), ranks: Sequence[int] = ()
 ) -> Cascade:
-    """The cascade of an einsum string; without `->` the output has the indices that occur once, sorted.
+    """The cascade of an einsum string; without `->`, indices that occur once are the output's.
 
-    `names` are those of the operands and, last, of the output (A, B, …, Z when not given). `...` stands for leading
-    dimensions; then `ranks` gives the number of dimensions of each operand. Repeated indices take a diagonal.
+    `names` are those of the operands and, last, of the output (A, B, …, Z when not given). `...`
+    stands for dimensions without a name; then `ranks` gives the number of dimensions of each
+    operand. Repeated indices take a diagonal.
 
     >>> print(einsum("ij,jk->ik").definitions[0])
     Z[i, k] = A[i, j] * B[j, k]

@@ -5,9 +5,10 @@
       expressions:
         - Z[m, n] = A[k, m] * B[k, n]
 
-Tensors that are declared but never defined are inputs; those that are defined but never read, and those of an optional
-list `outputs`, are outputs. Other top-level sections (mapping, format, …) are named in `unused`. An input rank that no
-variable walks alone gets its size from its index: `I[e + r]` over H makes H = E + R - 1.
+Tensors that are declared but never defined are inputs; those that are defined but never read, and
+those of an optional list `outputs`, are outputs. Other top-level sections (mapping, format, …) are
+named in `unused`. An input rank that no variable walks alone gets its size from its index:
+`I[e + r]` over H makes H = E + R - 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TeaalProgram:
 
 
 def parse_teaal(text: str, name: str = "<teaal>", dtype: str = "f32") -> TeaalProgram:
-    """The program of a TeAAL YAML text, all tensors of one dtype; errors point into the YAML text."""
+    """The program of a TeAAL YAML text, all tensors of one dtype; errors point into the text."""
     source = Source(name, text)
     top = _mapping(source, _compose(source), "the file")
     if "einsum" not in top:
@@ -47,7 +48,7 @@ def parse_teaal(text: str, name: str = "<teaal>", dtype: str = "f32") -> TeaalPr
             f"{name} has no section `einsum`",
             _first_line(source),
             helps=did_you_mean("einsum", list(top))
-            or "add `einsum:` with `declaration` and `expressions`",
+            or "add `einsum:`, with `declaration` and `expressions`",
         )
     einsum = _mapping(source, top["einsum"][1], "`einsum`")
     for key, (mark, _) in einsum.items():
@@ -87,7 +88,7 @@ def _cascade(
         if t is not None and len(t.shape) != len(d.indices):
             raise CompileError(
                 "T0113",
-                f"`{d.target}` is declared with {len(t.shape)} ranks, but has {len(d.indices)} indices",
+                f"`{d.target}` has {len(t.shape)} ranks, but {len(d.indices)} indices are given",
                 d.span,
                 helps="give one index per rank",
             )
@@ -102,11 +103,11 @@ def _cascade(
         if tensor in declared:
             outputs.append(replace(declared[tensor], dtype=DTYPES[dtype]))
             continue
-        d = next((d for d in definitions if d.target == tensor), None)
+        first = next((d for d in definitions if d.target == tensor), None)
         raise CompileError(
             "T0103",
             f"output `{tensor}` is not declared",
-            d.span if d else None,
+            first.span if first else None,
             helps=did_you_mean(tensor, list(declared)) or f"add `{tensor}: […]` to `declaration`",
         )
     return build(Cascade(name, (), tuple(inputs), tuple(outputs), tuple(definitions)))
@@ -115,7 +116,7 @@ def _cascade(
 def _walked(
     definitions: list[Einsum], tensor: str, axis: int, size: Expr, walked: set[str]
 ) -> Expr:
-    """The size of an input's dimension: its rank, or what its index reaches when no variable walks that rank."""
+    """A dimension's size: its rank, or what its index reaches if no variable walks the rank."""
     if not isinstance(size, Size) or size.rank in walked:
         return size
     for d in definitions:
@@ -230,7 +231,7 @@ def _expressions(source: Source, node: Any, tensors: set[str]) -> list[Einsum]:
 
 
 def _as_text(source: Source, node: Any) -> Any:
-    """An unquoted expression with `:: max(m)`, which YAML takes for a key and its value, as the text that it is."""
+    """The text of an expression with `:: max(m)`, which YAML takes for a key and its value."""
     import yaml
 
     start, end = node.start_mark, node.end_mark

@@ -1,4 +1,4 @@
-"""Cascade text: reads `.tcc` files (and TeAAL's `.yaml`), with an error at its place for everything else."""
+"""Cascade text: the cascades of a `.tcc` file (or a TeAAL `.yaml`), or an error at its place."""
 
 from __future__ import annotations
 

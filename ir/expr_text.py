@@ -89,7 +89,8 @@ def parse_tree(grammar: str, start: str, source: Source) -> Any:
     try:
         tree = _lark(grammar, start).parse(source.text + "\n")
     except lark.exceptions.UnexpectedCharacters as error:
-        char = source.text[error.pos_in_stream] if error.pos_in_stream < len(source.text) else "end"
+        at = error.pos_in_stream or 0
+        char = source.text[at] if at < len(source.text) else "end"
         span = Span(source, error.line, error.column, error.column + 1)
         raise CompileError(
             "T0100", f"unexpected character `{char}`", span, helps="see the grammar in `docs/language.md`"
@@ -130,7 +131,7 @@ def _unexpected(source: Source, error: Any) -> CompileError:
     shown = {"_NL": "end of line", "$END": "end of the text"}.get(token.type, f"`{token}`")
     wanted = sorted(_readable(t) for t in (error.accepts or error.expected or set()))
     wanted = [w for w in wanted if w]
-    helps = (f"expected {', '.join(wanted[:8])}",) if 0 < len(wanted) <= 8 else (
+    helps: tuple[str, ...] = (f"expected {', '.join(wanted[:8])}",) if 0 < len(wanted) <= 8 else (
         "expected an operator, or the end of the statement",)  # fmt: skip
     if token.type in ("$END",):
         return CompileError("T0100", f"unexpected {shown}", _end(source), helps=helps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Step, Stop, Tensor, targets
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Step, Tensor, targets
 from tcc.ir.diagnostics import CompileError, Label, Span, did_you_mean
 from tcc.ir.dtype import BOOL, F32, I64, DType, promote
 from tcc.ir.expr import (
@@ -139,13 +139,14 @@ class _Inference:
                     raise CompileError("T0106", f"input `{name}` is defined again", d.span,
                                        helps="give the definition another name")  # fmt: skip
         known = sorted(written | declared)
-        for d in (*self.c.definitions, *self.c.stops):
-            for a in accesses(d.condition) if isinstance(d, Stop) else d.reads:
-                if a.tensor not in written and a.tensor not in declared:
-                    raise CompileError(
-                        "T0103", f"tensor `{a.tensor}` is neither an input nor defined", a.span or d.span,
-                        helps=did_you_mean(a.tensor, known) or f"declare it: `in {a.tensor}: f32[…]`",
-                    )  # fmt: skip
+        reads = [(a, a.span or d.span) for d in self.c.definitions for a in d.reads]
+        reads += [(a, a.span or s.span) for s in self.c.stops for a in accesses(s.condition)]
+        for a, span in reads:
+            if a.tensor not in written and a.tensor not in declared:
+                raise CompileError(
+                    "T0103", f"tensor `{a.tensor}` is neither an input nor defined", span,
+                    helps=did_you_mean(a.tensor, known) or f"declare it: `in {a.tensor}: f32[…]`",
+                )  # fmt: skip
 
     def _check_overlap(self) -> None:
         """Two definitions of one tensor write different elements, as the start and the steps of a recurrence do."""

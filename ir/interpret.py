@@ -209,13 +209,13 @@ class _Interpreter:
         out = self.storage(self.c.tensors[d.target])
         free = [v for v in d.free if v not in self.fixed]
         reduced = [v for v in d.reduced if v not in self.fixed]
-        extents = {v: evaluate_size(e, self.sizes) for v, e in self.c.extents(d).items()}
-        inner = int(np.prod([extents[v] for v in reduced], dtype=object)) if reduced else 1
+        extents = {v: evaluate_size(size, self.sizes) for v, size in self.c.extents(d).items()}
+        points = int(np.prod([extents[v] for v in reduced], dtype=object)) if reduced else 1
         blocks: list[list[tuple[int, int]]] = []
         for n, v in enumerate(free):
-            rest = int(np.prod([extents[u] for u in free[n + 1 :]], dtype=object)) * inner
-            size = max(1, min(extents[v], CHUNK // max(1, rest)))
-            blocks.append([(b, min(b + size, extents[v])) for b in range(0, extents[v], size)])
+            after = int(np.prod([extents[u] for u in free[n + 1 :]], dtype=object)) * points
+            step = max(1, min(extents[v], CHUNK // max(1, after)))
+            blocks.append([(b, min(b + step, extents[v])) for b in range(0, extents[v], step)])
         for block in itertools.product(*blocks):
             self._block(d, out, dict(zip(free, block, strict=True)), reduced, extents)
 
@@ -247,16 +247,16 @@ class _Interpreter:
         present = True if mask is None else self._exists(d, len(block))
         target = tuple(np.broadcast_arrays(*[np.asarray(self.evaluate(i, order).data).reshape(
             np.shape(self.evaluate(i, order).data)[: len(block)] or ()) for i in d.indices])) if d.indices else ()
-        shape = full[: len(block)]
-        target = tuple(np.broadcast_to(t, shape) for t in target)
+        outer = full[: len(block)]
+        target = tuple(np.broadcast_to(t, outer) for t in target)
         assert out.present is not None
-        chosen = np.broadcast_to(present, shape)
-        _write(out.data, target, chosen, np.broadcast_to(value.data, shape))
+        chosen = np.broadcast_to(present, outer)
+        _write(out.data, target, chosen, np.broadcast_to(value.data, outer))
         _write(out.present, target, chosen, chosen)
         if out.error is not None:
             roundoff = self.c.tensors[d.target].dtype.roundoff
             error = value.error + roundoff * np.abs(np.nan_to_num(value.data, posinf=0, neginf=0))
-            error = np.broadcast_to(error, shape)
+            error = np.broadcast_to(error, outer)
             _write(out.error, target, chosen | np.isinf(error), error)
 
     def _exists(self, d: Einsum, free: int) -> Array:
@@ -332,14 +332,14 @@ class _Interpreter:
         if t.data.size == 0:
             shape = np.broadcast_shapes(*[np.shape(a) for a in clipped])
             return Value(np.full(shape, tensor.fill, t.data.dtype), exists, np.zeros(shape) if self.bounds else None)
-        at = tuple(np.broadcast_arrays(*clipped))
-        data = t.data[at]
+        place = tuple(np.broadcast_arrays(*clipped))
+        data = t.data[place]
         if not np.all(inside):
             data = np.where(inside, data, np.asarray(tensor.fill, data.dtype))
-        error = None if t.error is None else np.where(inside, t.error[at], 0)
+        error = None if t.error is None else np.where(inside, t.error[place], 0)
         present = exists
         if t.present is not None:
-            present = t.present[at] | ~inside if exists is None else (t.present[at] | ~inside) & exists
+            present = t.present[place] | ~inside if exists is None else (t.present[place] | ~inside) & exists
         if present is not None and present.all():
             present = None
         return Value(data, present, error)

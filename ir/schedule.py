@@ -1,15 +1,15 @@
-"""The order of execution: definitions after what they read, cycles along one rank as recurrences."""
+"""The order of execution: definitions after what they read, cycles as recurrences."""
 
 from __future__ import annotations
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Recurrence, Step, targets
+from tcc.ir.cascade import Cascade, Einsum, Recurrence, Step, targets
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Expr, Var, accesses, text, variables
 from tcc.ir.index import poly
 
 
 def schedule(c: Cascade) -> list[Step]:
-    """Definitions in dependence order; cycles along one rank as recurrences. Raises T0108 on other cycles."""
+    """Definitions in dependence order, cycles along one rank as recurrences; T0108 on others."""
     writers: dict[str, list[int]] = {}
     for i, d in enumerate(c.definitions):
         for name in targets(d):

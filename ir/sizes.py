@@ -1,4 +1,4 @@
-"""Sizes of ranks: each is given, or an expression over the others that is computable, not negative, and below 2^63."""
+"""Sizes of ranks: each is given, or an expression over others with a value from 0 to 2^63 - 1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ELEMENTS = 2**63 - 1
 
 
 def check_sizes(ranks: Mapping[str, Rank]) -> None:
-    """Raises T0108 on a cycle among sizes, T0110 on a negative size, T0111 on one that is too large."""
+    """Raises T0108 on a cycle among sizes, T0110 on a negative one, T0111 on a too large one."""
     known: dict[str, int] = {}
     for rank in resolution_order(ranks):
         if rank.size is None or any(
@@ -85,7 +85,7 @@ def solve_sizes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], sizes: dict[s
 
 
 def resolution_order(ranks: Mapping[str, Rank]) -> list[Rank]:
-    """The ranks, each after those that its size mentions; raises T0108 when they depend on each other."""
+    """The ranks, each after those that its size mentions; T0108 when they depend on each other."""
     done: dict[str, Rank] = {}
     open_: list[str] = []
     for name in ranks:

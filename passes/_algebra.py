@@ -137,17 +137,20 @@ def operations(e: Expr) -> float:
     return total
 
 
-def elements(c: Cascade, name: str) -> int:
-    """About how many elements a tensor has; unknown sizes count as typical ones."""
-    sizes: dict[str, int] = {}
-    for r in c.ranks:
-        sizes[r.name] = TYPICAL
+def size_estimate(c: Cascade, size: Expr) -> int:
+    """About how large a size is; unknown ranks count as typical ones."""
+    sizes = {r.name: TYPICAL for r in c.ranks}
     for r in c.ranks:
         if r.size is not None:
             sizes[r.name] = max(1, evaluate_size(r.size, sizes))
+    return max(1, evaluate_size(size, sizes))
+
+
+def elements(c: Cascade, name: str) -> int:
+    """About how many elements a tensor has."""
     total = 1
     for s in c.tensors[name].shape:
-        total *= max(1, evaluate_size(s, sizes))
+        total *= size_estimate(c, s)
     return total
 
 
@@ -195,4 +198,4 @@ def neutral(e: Expr, op: str) -> bool:
 
 
 __all__ = ["MONOIDS", "Contraction", "contraction", "elements", "is_copy", "is_elementwise", "neutral", "operations",
-           "plain_variables", "row_variables", "text", "tile_variable", "walk"]  # fmt: skip
+           "plain_variables", "row_variables", "size_estimate", "text", "tile_variable", "walk"]  # fmt: skip

@@ -97,7 +97,10 @@ class _Mapper:
                 outside = any(
                     a.tensor == t for d in self.c.definitions if not any(d is m for m in members) for a in d.reads
                 )
-                if outside or shared or len(members) == 1:
+                whole = all(
+                    isinstance(i, Var) for d in members if isinstance(d, Einsum) and d.target == t for i in d.indices
+                )
+                if outside or shared or not whole or len(members) == 1:
                     tensor = self.c.tensors[t]
                     self.memory[t] = Buffer(t, tensor.dtype, tensor.shape, "memory", row_major(len(tensor.shape)), tensor.fill)
 

@@ -153,7 +153,7 @@ class _KernelMapper:
         for s in self.states:
             self.extents.setdefault(s.var, self.c.extent(s.var))
         shared = set.intersection(*(set(d.free) for d in every))
-        self.grid = [v for v in self.members[-1].free if v in shared]
+        self.grid = [v for v in every[-1].free if v in shared]
         self._choose_tiles()
         body = self._walks()
         for v in reversed(self.grid):

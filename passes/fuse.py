@@ -8,19 +8,20 @@ from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence
 from tcc.ir.expr import Const, Expr, Size, Var, accesses, substitute, variables
 from tcc.ir.index import same
 from tcc.ir.target import Target
-from tcc.passes._algebra import Contraction, contraction, elements, plain_variables, row_variables, tile_variable
+from tcc.passes._algebra import Contraction, contraction, elements, plain_variables, row_variables, size_estimate, tile_variable
 
 
 def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 16) -> Cascade:
     """Partitions the definitions into kernels; in one kernel, variables of one name are one loop.
 
     A definition joins the kernel of its latest producer when the two still share outer loops, over which every slice
-    is independent. A contraction joins another only when the tensor between them is at least `ratio` times larger than
+    is independent. A contraction joins another only when the tensor between them is more than `ratio` times larger than
     each other operand: then keeping its tiles near beats streaming it.
     """
     if c.groups:
         return c
-    return _Fusion(c, ratio, max_members).run()
+    inner = [level.bytes for level in target.levels[1:] if level.bytes]
+    return _Fusion(c, ratio, max_members, (max(inner[1:], default=1 << 19) // 8)).run()
 
 
 class _Group:
@@ -33,7 +34,8 @@ class _Group:
 
 
 class _Fusion:
-    def __init__(self, c: Cascade, ratio: float, max_members: int) -> None:
+    def __init__(self, c: Cascade, ratio: float, max_members: int, near: int) -> None:
+        self.near = near
         self.c, self.ratio, self.max_members = c, ratio, max_members
         self.groups: list[_Group] = []
         self.where: dict[str, int] = {}  # tensor -> index of the group that makes it
@@ -82,13 +84,15 @@ class _Fusion:
         rows = row_variables([*group.einsums, d])
         if not rows or not self._enough(rows, before):
             return None
+        if len(rows) < len(before) and not self._near([*group.einsums, d], rows):
+            return None
         made = {x.target: x for x in group.einsums}
         splits = [x for x in group.einsums if contraction(x) is not None]
         mine = contraction(d)
         if mine is None and not splits:
             return d
         tile = tile_variable([*group.einsums, d])
-        if tile is None:
+        if tile is None or (splits and tile != tile_variable(group.einsums)):
             return None
         if mine is not None:
             own = contraction(d, tile)
@@ -104,6 +108,14 @@ class _Fusion:
 
         return many(rows) or not many(before)
 
+    def _near(self, members: list[Einsum], rows: list[str]) -> bool:
+        """Whether what the members hand on for one row fits in the cache next to a core."""
+        read = {a.tensor for d in members for a in d.reads}
+        per_row = 1
+        for v in rows:
+            per_row *= size_estimate(self.c, self._extent(v))
+        return all(elements(self.c, d.target) // per_row <= self.near for d in members if d.target in read)
+
     def _extent(self, v: str) -> Expr:
         size = self.ranks[v.upper()].size
         return size if size is not None else Size(v.upper())
@@ -114,7 +126,7 @@ class _Fusion:
             return False
         between = max(elements(self.c, t) for t in inside)
         others = [a.tensor for s in (*split, mine) for a in accesses(s.column_factor)] + [d.target]
-        return bool(split) and all(between >= self.ratio * elements(self.c, t) for t in others)
+        return bool(split) and all(between > self.ratio * elements(self.c, t) for t in others)
 
     # ---- one name for one loop
 

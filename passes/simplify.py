@@ -5,25 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, targets
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, substitute, text, transform, walk
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables, walk
 from tcc.ir.index import Extents, is_size, poly, same, simplify_index, within
 from tcc.ir.infer import build, expression_dtype
 from tcc.ir.ops import OPS
 from tcc.ir.target import Target
+from tcc.passes._ranks import drop_unit_dimensions, split_ranks
 from tcc.passes._algebra import contraction, is_copy, is_elementwise, neutral, operations
 
 
 def simplify(c: Cascade, target: Target, *, recompute: float = 4.0) -> Cascade:
     """Definitions are folded, equal ones shared, cheap ones inlined, unused ones dropped, until nothing changes.
 
-    `recompute` is the number of additions up to which a value that is read more than once is computed again.
+    `recompute` is the number of additions and reads up to which a value that is used more than once is computed again.
     """
     first = c
-    for _ in range(64):
-        before = c
-        c = _drop(_share(_inline(_fold(c), recompute)))
-        if c is before:
-            break
+    for allowed in (-1.0, recompute):  # copies first: what they hide is then seen
+        for _ in range(1000):
+            before = c
+            c = split_ranks(drop_unit_dimensions(_drop(_share(_inline(_fold(c), allowed)))))
+            if c is before:
+                break
     return first if c is first else _drop_ranks(build(c))
 
 
@@ -146,19 +148,19 @@ def _replaced(c: Cascade, new: tuple[Definition, ...]) -> Cascade:
 def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float) -> bool:
     if is_copy(d):
         return True
+    if recompute < 0:
+        return False
+    if is_copy(reader) and is_elementwise(reader) and all(t.name != reader.target for t in c.outputs):
+        return False  # the copy itself goes into its readers
     uses = sum(a.tensor == d.target for a in reader.reads)
-    cheap = operations(d.body) <= recompute
+    cheap = operations(d.body) + len(accesses(d.body)) <= recompute
     old = contraction(reader)
     if old is not None:
         # only what leaves both factors plain reads costs nothing in the inner loop
         merged = _inlined(c, d, reader)
         new = contraction(merged) if merged is not None else None
         return new is not None and readers == 1 and _plain(new.row_factor) and _plain(new.column_factor)
-    if readers == 1 and uses == 1 and not reader.reduced:
-        return True
-    if reader.reduced and not _walks_once(d, reader):
-        return False
-    return (readers == 1 and uses == 1) or cheap
+    return _walks_once(d, reader) and ((readers == 1 and uses == 1) or cheap)
 
 
 def _plain(e: Expr) -> bool:
@@ -169,12 +171,9 @@ def _plain(e: Expr) -> bool:
 
 
 def _walks_once(d: Einsum, reader: Einsum) -> bool:
-    """Whether the reader visits each element once: every variable of the reader occurs in the access."""
-    for a in reader.reads:
-        if a.tensor == d.target:
-            used = {n.name for i in a.indices for n in walk(i) if isinstance(n, Var)}
-            return set(reader.free + reader.reduced) <= used
-    return False
+    """Whether the reader visits each element once: every variable of the reader occurs in each access."""
+    every = set(reader.free + reader.reduced)
+    return all(every <= set(variables(a)) for a in reader.reads if a.tensor == d.target)
 
 
 def _inlined(c: Cascade, d: Einsum, reader: Einsum) -> Einsum | None:

@@ -1,11 +1,12 @@
-"""Random verified cascades with small random inputs, and the comparison that every backend is tested by.
+"""Random verified cascades with small inputs, and the comparison that every backend is tested by.
 
     generate(seed) -> Program               the same program for the same seed, on every machine
     programs(without=("stop",))             a hypothesis strategy of programs
     assert_matches(cascade, outputs, inputs, sizes)
 
-Values stay in sane domains: an interval is kept for every expression, and operands are clipped or scaled
-where a function needs it, so that float programs are continuous almost everywhere and integers do not overflow.
+Values stay in sane domains: an interval is kept for every expression, and operands are clipped or
+scaled where a function needs it, so that float programs are continuous almost everywhere and
+integers do not overflow.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Program:
-    """A verified cascade, inputs for it, its sizes, and the features of the language that it uses."""
+    """A verified cascade, inputs for it, its sizes, and the features that it uses."""
 
     seed: int
     cascade: Cascade
@@ -66,7 +67,7 @@ class Program:
 
 
 def generate(seed: int, without: Iterable[str] = (), points: int = POINTS) -> Program:
-    """The random program of a seed, using no feature of `without`; a definition has at most `points` points."""
+    """The program of a seed, without some features; a definition has at most `points` points."""
     return _Writer(seed, set(without), points).program()
 
 
@@ -82,7 +83,7 @@ def assert_matches(
     inputs: Mapping[str, Any],
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """`outputs` equal the interpreter's: integers exactly, floats within twice the error bound, NaN and inf too."""
+    """`outputs` are the interpreter's: integers exactly, floats within twice the error bound."""
     for name, want in interpret_with_bounds(cascade, inputs, sizes).items():
         assert name in outputs, f"output `{name}` is missing\n{cascade}"
         got, exact = np.asarray(outputs[name]), np.asarray(want.data)
@@ -96,7 +97,8 @@ def assert_matches(
             bound = np.broadcast_to(want.error, exact.shape)[first]
             raise AssertionError(
                 f"`{name}` differs at {int(bad.sum())} of {bad.size} points, first at {first}: "
-                f"got {got[first]!r}, expected {exact[first]!r}, bound {bound:.3g}, sizes {dict(sizes or {})}, "
+                f"got {got[first]!r}, expected {exact[first]!r}, bound {bound:.3g}, "
+                f"sizes {dict(sizes or {})}, "
                 f"shapes { {k: np.shape(v) for k, v in inputs.items()} }\n{cascade}"
             )
 
@@ -214,8 +216,7 @@ class _Writer:
         outputs = []
         for name in made:
             if (
-                f"{name}[" not in read
-                and name not in read.split()
+                (f"{name}[" not in read and name not in read.split())
                 or self.maybe(0.2)
                 or name == made[-1]
             ):
@@ -340,13 +341,13 @@ class _Writer:
         if not self.float and "bitwise" not in self.without:
             monoids.append("xor")
         one = self.one(*monoids)
-        chosen = {v: one for v in reduced}
+        chosen = dict.fromkeys(reduced, one)
         if len(reduced) > 1 and self.maybe(0.2, "mixed_reductions"):
             chosen = {v: self.one("sum", "max", "min") for v in reduced}
         if "xor" in chosen.values():
             self.used.add("bitwise")
         if not body.dtype.bits:
-            chosen = {v: "sum" for v in reduced}
+            chosen = dict.fromkeys(reduced, "sum")
         self.finish(name, box[:cut], body, chosen, scope)
 
     def decide(self, name: str) -> None:
@@ -460,7 +461,9 @@ class _Writer:
         indices = []
         for rank in t.ranks:
             v = rank.lower()
-            if v in scope.vars and self.maybe(0.8) or "affine" in self.without and v in scope.vars:
+            if (v in scope.vars and self.maybe(0.8)) or (
+                "affine" in self.without and v in scope.vars
+            ):
                 index = v
             else:
                 index = self.index(rank, scope)
@@ -483,7 +486,7 @@ class _Writer:
         return value
 
     def index(self, rank: str, scope: _Scope) -> str:
-        """An index into a dimension of size `rank`: shifted, strided, reversed, indirect, or constant."""
+        """An index into a dimension: shifted, strided, reversed, indirect, or constant."""
         n, v = self.sizes[rank], rank.lower()
         options = [str(self.random.randrange(n)), f"{rank} - 1"]
         if v in scope.vars and self.maybe(1, "affine"):

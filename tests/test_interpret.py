@@ -280,7 +280,7 @@ def test_a_size_expression_of_an_input_gives_the_unknown_rank() -> None:
 
 
 class _Declared(_Interpreter):
-    """The interpreter with floats computed in their declared types: one evaluation that a backend may do."""
+    """The interpreter with floats in their declared types: one evaluation that a backend may do."""
 
     def storage(self, t: Any) -> Value:
         value = super().storage(t)

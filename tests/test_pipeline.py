@@ -241,3 +241,16 @@ def test_every_target_that_comes_with_tcc_can_be_read() -> None:
     assert {"cpu", "numpy"} <= set(targets.names())
     for name in targets.names():
         assert targets.find(name).name == name
+
+
+def test_the_command_of_a_reproducer_has_the_options_of_the_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tcc.passes.fuse
+
+    def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 16) -> Cascade:
+        return invalid(c, target)
+
+    monkeypatch.setattr(tcc.passes.fuse, "fuse", fuse)
+    with pytest.raises(tcc.CompileError, match=r"-p 'fuse\{max-members=2\}' --target numpy "):
+        tcc.compile(SOFTMAX, target="numpy", passes={"fuse": {"max_members": 2}})

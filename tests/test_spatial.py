@@ -130,7 +130,7 @@ units:
 
 
 def lowered(program: str, target: Target, fused: bool = False) -> Cascade:
-    c = restrict(simplify(parse_cascade(program), target), target)
+    c = simplify(restrict(parse_cascade(program), target), target)
     return fuse(c, target) if fused else c
 
 

@@ -13,7 +13,9 @@ from functools import cached_property
 
 from tcc.backends.c.emit import Program, emit
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.mapping import Mapping, signature
+from tcc.ir.expr import Size, walk
+from tcc.ir.index import evaluate_size
+from tcc.ir.mapping import Mapping
 from tcc.ir.target import Target
 
 Shapes = MappingABC[str, tuple[int, ...]]
@@ -60,7 +62,7 @@ class CProgram:
             if found != len(t.shape) - 1:
                 unit.append((t.name, found))
         built = self._variant(tuple(unit))
-        numbers = [sizes[r.name] for r in signature(self.mapping).ranks] + flat
+        numbers = list(_every_size(self.mapping, sizes).values()) + flat
         return Call(built, numbers)
 
     def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
@@ -68,6 +70,22 @@ class CProgram:
             program = emit(self.mapping, dict(unit)) if unit else emit(self.mapping)
             self._built[unit] = _Built(program)
         return self._built[unit]
+
+
+def _every_size(m: Mapping, sizes: MappingABC[str, int]) -> dict[str, int]:
+    """The sizes of the mapping's ranks, those that passes have added included."""
+    known = dict(sizes)
+    left = [r for r in m.ranks if r.name not in known]
+    while left:
+        ready = [r for r in left if r.size is not None and {n.rank for n in walk(r.size) if isinstance(n, Size)} <= set(known)]
+        if not ready:
+            raise CompileError("T0126", f"the size of rank `{left[0].name}` is not known", left[0].span,
+                               helps="give it, or pass the input that has it")  # fmt: skip
+        for r in ready:
+            assert r.size is not None
+            known[r.name] = evaluate_size(r.size, known)
+        left = [r for r in left if r.name not in known]
+    return {r.name: known[r.name] for r in m.ranks}
 
 
 def _unit_dimension(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:

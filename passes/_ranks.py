@@ -1,0 +1,184 @@
+"""Ranks that a reshape has flattened are split again, and ranks of one coordinate go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Reduction
+from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables, walk
+from tcc.ir.index import divide, poly, same, simplify_index, within
+
+
+def split_ranks(c: Cascade) -> Cascade:
+    """v // N and v % N vanish: v --> a·N + b, and a tensor with dimension v gets the dimensions a, b instead.
+
+    Y[v] = X[v // N, v % N];  Z[i,j] = f(Y[i·N + j])  -->  Y[a,b] = X[a,b];  Z[i,j] = f(Y[i,j])
+    """
+    fixed = {t.name for t in (*c.inputs, *c.outputs)} | {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
+    for n, d in enumerate(c.definitions):
+        if not isinstance(d, Einsum):
+            continue
+        for v, by in _divided(d):
+            count = divide(poly(c.extent(v)), poly(by))
+            if count is None or len(c.defining(d.target)) > 1:
+                continue
+            free = v in d.free
+            places = [i for i, e in enumerate(d.indices) if v in variables(e)]
+            if free and (d.target in fixed or len(places) != 1 or not isinstance(d.indices[places[0]], Var)):
+                continue
+            ranks, a, b = _two_ranks(c, d, v, count.expr(), by)
+            c = replace(c, ranks=ranks)
+            changed = _split_variable(d, v, a, b, by, free)
+            definitions: list[Definition] = list(c.definitions)
+            definitions[n] = changed
+            c = replace(c, definitions=tuple(definitions))
+            if free:
+                c = _reranked(c, d.target, places[0], by, count.expr())
+            return _folded(c)
+    return c
+
+
+def _divided(d: Einsum) -> list[tuple[str, Expr]]:
+    """Variables that occur divided by a size, with that size."""
+    out: list[tuple[str, Expr]] = []
+    for e in walk(d.body, *d.where):
+        if isinstance(e, Call) and e.op in ("floordiv", "mod") and isinstance(e.args[0], Var):
+            if not accesses(e.args[1]) and not variables(e.args[1]):
+                out.append((e.args[0].name, e.args[1]))
+    return out
+
+
+def _two_ranks(c: Cascade, d: Einsum, v: str, count: Expr, by: Expr) -> tuple[tuple[Rank, ...], str, str]:
+    """Variables for quotient and remainder: of ranks of these sizes where the definition does not use them yet."""
+    ranks = list(c.ranks)
+    used = set(variables(*d.indices, d.body, *d.where))
+
+    def choose(size: Expr, suffix: str) -> str:
+        for r in ranks:
+            name = r.name.lower()
+            if name in used or name.upper() != r.name:
+                continue
+            if same(r.size if r.size is not None else Size(r.name), size):
+                used.add(name)
+                return name
+        name, n = f"{v}_{suffix}", 1
+        while name in used or any(r.name == name.upper() for r in ranks):
+            n += 1
+            name = f"{v}_{suffix}{n}"
+        ranks.append(Rank(name.upper(), size))
+        used.add(name)
+        return name
+
+    a = choose(count, "o")
+    return tuple(ranks), a, choose(by, "i")
+
+
+def _split_variable(d: Einsum, v: str, a: str, b: str, by: Expr, free: bool) -> Einsum:
+    value = {v: call("add", call("mul", Var(a), by), Var(b))}
+    indices: list[Expr] = []
+    for i in d.indices:
+        if free and isinstance(i, Var) and i.name == v:
+            indices += [Var(a), Var(b)]
+        else:
+            indices.append(substitute(i, value))
+    reductions: list[Reduction] = []
+    for r in d.reductions:
+        reductions += [Reduction(a, r.monoid), Reduction(b, r.monoid)] if r.var == v else [r]
+    return Einsum(d.target, tuple(indices), substitute(d.body, value), tuple(reductions),
+                  tuple(substitute(p, value) for p in d.where), d.span)  # fmt: skip
+
+
+def _reranked(c: Cascade, name: str, place: int, by: Expr, count: Expr) -> Cascade:
+    """Every read of dimension `place` at i becomes a read at i // N, i % N."""
+
+    def rule(n: Expr) -> Expr:
+        if isinstance(n, Access) and n.tensor == name:
+            i = n.indices[place]
+            pair = (call("floordiv", i, by), call("mod", i, by))
+            return Access(n.tensor, (*n.indices[:place], *pair, *n.indices[place + 1 :]), n.span)
+        return n
+
+    out = tuple(_mapped(d, rule) if isinstance(d, Einsum) else d for d in c.definitions)
+    stops = tuple(replace(s, condition=transform(s.condition, rule)) for s in c.stops)
+    t = c.tensors[name]
+    shape = (*t.shape[:place], count, by, *t.shape[place + 1 :])
+    return replace(c, definitions=out, stops=stops, tensors={**c.tensors, name: replace(t, shape=shape)})
+
+
+def _mapped(d: Einsum, rule: object) -> Einsum:
+    body = transform(d.body, rule)  # type: ignore[arg-type]
+    where = tuple(transform(p, rule) for p in d.where)  # type: ignore[arg-type]
+    if body is d.body and all(a is b for a, b in zip(where, d.where, strict=True)):
+        return d
+    return replace(d, body=body, where=where)
+
+
+def _folded(c: Cascade) -> Cascade:
+    """Indices simplified again."""
+    out: list[Definition] = []
+    for d in c.definitions:
+        if isinstance(d, Extern):
+            out.append(d)
+            continue
+        extents = c.extents(d)
+
+        def rule(n: Expr, extents: dict[str, Expr] = extents) -> Expr:
+            if not isinstance(n, Access):
+                return n
+            new = tuple(
+                i if isinstance(i, Var | Const) or accesses(i) or not _divides(i) else simplify_index(i, extents)
+                for i in n.indices
+            )
+            return n if all(a is b for a, b in zip(new, n.indices, strict=True)) else Access(n.tensor, new, n.span)
+
+        out.append(_mapped(d, rule))
+    return replace(c, definitions=tuple(out))
+
+
+def _divides(e: Expr) -> bool:
+    return any(isinstance(n, Call) and n.op in ("floordiv", "mod") for n in walk(e))
+
+
+def drop_unit_dimensions(c: Cascade) -> Cascade:
+    """T[i,0] of a tensor with one coordinate there becomes T[i]."""
+    fixed = {t.name for t in (*c.inputs, *c.outputs)} | {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
+    fixed |= {t.name for d in c.definitions if isinstance(d, Extern) for t in d.targets}
+    gone: dict[str, list[int]] = {}
+    for name, t in c.tensors.items():
+        if name in fixed:
+            continue
+        units = [n for n, s in enumerate(t.shape) if poly(s).constant == 1]
+        writers = [d for d in c.defining(name) if isinstance(d, Einsum)]
+        units = [n for n in units if all(isinstance(d.indices[n], Const) for d in writers)]
+        if units:
+            gone[name] = units
+    for d in c.definitions:
+        if not isinstance(d, Einsum):
+            continue
+        extents = c.extents(d)
+        for a in d.reads:
+            shape = c.tensors[a.tensor].shape
+            gone[a.tensor] = [n for n in gone.get(a.tensor, []) if within(a.indices[n], shape[n], extents)]
+    gone = {name: units for name, units in gone.items() if units}
+    if not gone:
+        return c
+
+    def short(name: str, indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        return tuple(i for n, i in enumerate(indices) if n not in gone.get(name, []))
+
+    def rule(n: Expr) -> Expr:
+        return Access(n.tensor, short(n.tensor, n.indices), n.span) if isinstance(n, Access) and n.tensor in gone else n
+
+    out: list[Definition] = []
+    for d in c.definitions:
+        if isinstance(d, Einsum):
+            d = _mapped(d, rule)
+            if d.target in gone:
+                d = replace(d, indices=short(d.target, d.indices))
+        out.append(d)
+    tensors = {n: replace(t, shape=short(n, t.shape)) if n in gone else t for n, t in c.tensors.items()}
+    stops = tuple(replace(s, condition=transform(s.condition, rule)) for s in c.stops)
+    return replace(c, definitions=tuple(out), stops=stops, tensors=tensors)
+
+
+__all__ = ["drop_unit_dimensions", "split_ranks", "text"]
