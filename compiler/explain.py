@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from tcc.ir.cascade import Cascade, Einsum, Extern, targets
+from tcc.ir.diagnostics import Span
 from tcc.ir.expr import Var, text
 from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, Node, leaves
 from tcc.pipeline import Result
@@ -47,6 +48,15 @@ class ExternReport:
 
 
 @dataclass(frozen=True, slots=True)
+class EagerReport:
+    """A graph that PyTorch runs as it is, and why."""
+
+    graph: str
+    reason: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """The report. `str` is for people, `.json()` for programs; both start with the summary."""
 
@@ -57,6 +67,7 @@ class Explanation:
     memory: tuple[BufferReport, ...]
     externs: tuple[ExternReport, ...]
     passes: tuple[tuple[str, bool], ...]
+    eager: tuple[EagerReport, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers."""
@@ -81,6 +92,7 @@ class Explanation:
                 {"function": e.function, "computes": list(e.computes), "place": e.place}
                 for e in self.externs
             ],
+            "eager": [{"graph": g.graph, "reason": g.reason, "place": g.place} for g in self.eager],
         }
 
     def __str__(self) -> str:
@@ -110,6 +122,10 @@ class Explanation:
                 f"  {e.function} -> {', '.join(e.computes)}{f'  at {e.place}' if e.place else ''}"
                 for e in self.externs
             ]
+        for g in self.eager:
+            lines.append(
+                f"runs eagerly: {g.graph}: {g.reason}{f'  at {g.place}' if g.place else ''}"
+            )
         return lines
 
     def _list(self) -> list[str]:
@@ -139,7 +155,7 @@ class Explanation:
 
 def explain(result: Result) -> Explanation:
     """The report on what the passes made."""
-    program, cascade = result.program, result.cascade
+    program, first = result.program, result.stages[0].program
     passes = tuple((s.name, s.changed) for s in result.stages if s.name != "input")
     externs: Iterable[Extern]
     memory: tuple[BufferReport, ...] = ()
@@ -147,50 +163,65 @@ def explain(result: Result) -> Explanation:
         kernels = tuple(_kernel(k) for k in program.kernels if isinstance(k, Kernel))
         externs = (k for k in program.kernels if isinstance(k, Extern))
         memory = tuple(_report(b, {}) for b in program.memory)
-        count = sum(len(k.computes) for k in kernels) if cascade is None else _einsums(cascade)
     else:
         kernels = tuple(_grouped(program))
         externs = (d for d in program.definitions if isinstance(d, Extern))
-        count = _einsums(program)
     calls = tuple(_call(e) for e in externs)
+    if isinstance(first, Cascade):
+        count = sum(isinstance(d, Einsum) for d in first.definitions)
+    else:
+        count = sum(len(k.computes) for k in kernels)
     return Explanation(program.name, result.target.name, count, kernels, memory, calls, passes)
 
 
-def merged(
-    name: str, target: str, reports: Iterable[Explanation], externs: Iterable[Extern]
-) -> Explanation:
-    """The reports on the pieces of one program, and its calls, as one report."""
-    reports = list(reports)
-    kernels = tuple(
-        replace(k, name=_unique(n, k.name, reports))
+class Graph(Protocol):
+    """A graph of `tcc.dynamo`: its compiled programs and calls, or why it runs eagerly."""
+
+    name: str
+    captured: Any
+    reason: str
+    span: Span | None
+    programs: list[Any]
+
+    @property
+    def externs(self) -> list[Extern]: ...
+
+
+def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
+    """One report on all graphs of a function; kernels of different programs get their number."""
+    graphs = list(graphs)
+    reports: list[Explanation] = [p.explain() for g in graphs for p in g.programs]
+    kernels = [
+        replace(k, name=f"{n}.{k.name}") if len(reports) > 1 else k
         for n, r in enumerate(reports)
         for k in r.kernels
-    )
+    ]
     changed: dict[str, bool] = {}
     for r in reports:
         for step, yes in r.passes:
             changed[step] = changed.get(step, False) or yes
     return Explanation(
         name,
-        target,
+        ", ".join(dict.fromkeys(r.target for r in reports)) or "PyTorch",
         sum(r.definitions for r in reports),
-        kernels,
+        tuple(kernels),
         tuple(b for r in reports for b in r.memory),
-        tuple(_call(e) for e in externs),
+        tuple(_call(e) for g in graphs for e in g.externs),
         tuple(changed.items()),
+        tuple(EagerReport(g.name, g.reason, _place(g.span)) for g in graphs if g.captured is None),
     )
 
 
-def _unique(n: int, kernel: str, reports: list[Explanation]) -> str:
-    return f"{n}.{kernel}" if len(reports) > 1 else kernel
+def _place(span: Span | None) -> str:
+    """The source line itself, behind its place."""
+    if span is None:
+        return ""
+    line = span.source.line(span.line).strip()
+    return f"{span.source.name}:{span.line}{f': {line}' if line else ''}"
 
 
 def _call(e: Extern) -> ExternReport:
-    return ExternReport(e.function, targets(e), str(e.span) if e.span else "")
-
-
-def _einsums(c: Cascade) -> int:
-    return sum(isinstance(d, Einsum) for d in c.definitions)
+    return ExternReport(e.function, targets(e), _place(e.span))
 
 
 def _grouped(c: Cascade) -> Iterable[KernelReport]:
@@ -207,7 +238,7 @@ def _grouped(c: Cascade) -> Iterable[KernelReport]:
 def _kernel(k: Kernel) -> KernelReport:
     computes = tuple(dict.fromkeys(n.einsum.target for n in leaves(k.body)))
     tree: list[str] = []
-    parallel: dict[str, None] = {}
+    parallel: dict[str, dict[str, None]] = {}  # resource -> variables
     found: list[BufferReport] = []
 
     def visit(nodes: tuple[Node, ...], depth: int, steps: dict[str, str]) -> None:
@@ -216,7 +247,7 @@ def _kernel(k: Kernel) -> KernelReport:
             if isinstance(n, Loop):
                 tree.append(f"{pad}for {n.var} by {n.step}{f' on {n.on}' if n.on else ''}")
                 if n.on:
-                    parallel[f"{n.on}({n.var})"] = None
+                    parallel.setdefault(n.on, {})[n.var] = None
                 visit(n.body, depth + 1, {**steps, n.var: str(n.step)})
             elif isinstance(n, Alloc):
                 found.append(_report(n.buffer, steps))
@@ -224,10 +255,13 @@ def _kernel(k: Kernel) -> KernelReport:
             else:
                 bound = f"  [{', '.join(f'{v} on {r}' for v, r in n.bind)}]" if n.bind else ""
                 tree.append(f"{pad}{n.einsum}{bound}")
-                parallel.update((f"{r}({v})", None) for v, r in n.bind if r != "unroll")
+                for v, r in n.bind:
+                    if r != "unroll":
+                        parallel.setdefault(r, {})[v] = None
 
     visit(k.body, 0, {v: text(e) for v, e in k.variables})
-    return KernelReport(k.name, computes, tuple(tree), tuple(parallel), tuple(found), k.prepare)
+    shared = tuple(f"{r}({', '.join(names)})" for r, names in parallel.items())
+    return KernelReport(k.name, computes, tuple(tree), shared, tuple(found), k.prepare)
 
 
 def _report(b: Buffer, steps: dict[str, str]) -> BufferReport:

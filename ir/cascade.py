@@ -158,9 +158,15 @@ class Cascade:
     stops: tuple[Stop, ...] = ()
     groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # kernels, once `fuse` has chosen them: name, tensors
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    _by_name: dict[str, dict[str, list[Definition]] | dict[str, Rank]] = field(init=False, default_factory=dict, repr=False)
 
     def rank(self, name: str) -> Rank | None:
-        return next((r for r in self.ranks if r.name == name), None)
+        ranks = self._by_name.get("ranks")
+        if ranks is None:
+            ranks = self._by_name["ranks"] = {r.name: r for r in reversed(self.ranks)}
+        found = ranks.get(name)
+        assert found is None or isinstance(found, Rank)
+        return found
 
     def extents(self, e: Einsum) -> dict[str, Expr]:
         """The extent of each variable of a definition: the size of the rank of its name."""
@@ -175,7 +181,16 @@ class Cascade:
 
     def defining(self, tensor: str) -> list[Definition]:
         """The definitions that write `tensor`."""
-        return [d for d in self.definitions if tensor in targets(d)]
+        writers = self._by_name.get("writers")
+        if writers is None:
+            made: dict[str, list[Definition]] = {}
+            for d in self.definitions:
+                for name in targets(d):
+                    made.setdefault(name, []).append(d)
+            writers = self._by_name["writers"] = made
+        found = writers.get(tensor, [])
+        assert isinstance(found, list)
+        return found
 
     def readers(self, tensor: str) -> list[Definition]:
         """The definitions that read `tensor`."""

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tcc.ir.expr import Call, Const, Expr, Size, Var, call, children, text, transform, variables, walk
+from tcc.ir.expr import (
+    Call,
+    Const,
+    Expr,
+    Size,
+    Var,
+    call,
+    children,
+    text,
+    transform,
+    variables,
+    walk,
+)
 
 Monomial = tuple[str, ...]
 

@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Step, Tensor, targets
+from tcc.ir.cascade import (
+    Cascade,
+    Definition,
+    Einsum,
+    Extern,
+    Rank,
+    Recurrence,
+    Tensor,
+    targets,
+)
 from tcc.ir.diagnostics import CompileError, Label, Span, did_you_mean
 from tcc.ir.dtype import BOOL, F32, I64, DType, promote
 from tcc.ir.expr import (
-    Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, transform, variables, walk,
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    accesses,
+    call,
+    text,
+    transform,
+    variables,
+    walk,
 )  # fmt: skip
 from tcc.ir.index import Poly, bounds, evaluate_size, is_size, nonnegative, poly
 from tcc.ir.ops import MONOIDS

@@ -15,7 +15,8 @@ levels and resources, which come from the target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping as MappingABC
+from collections.abc import Iterator
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Einsum, Extern, Rank, Tensor

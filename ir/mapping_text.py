@@ -61,26 +61,27 @@ def print_mapping(m: Mapping) -> str:
             continue
         over = f" over {', '.join(f'{v}: {text(e)}' for v, e in k.variables)}" if k.variables else ""
         lines.append(f"{'prepare ' if k.prepare else ''}kernel {k.name}{over} {{")
-        lines += _print_nodes(k.body, 1)
+        lines += print_nodes(k.body, 1)
         lines.append("}")
     return "\n".join(lines) + "\n"
 
 
-def _print_nodes(nodes: tuple[Node, ...], depth: int) -> list[str]:
+def print_nodes(nodes: tuple[Node, ...], depth: int) -> list[str]:
+    """The lines of a tree, indented."""
     pad, lines = "  " * depth, []
     for n in nodes:
         if isinstance(n, Do):
             bind = f" with {', '.join(f'{v} on {r}' for v, r in n.bind)}" if n.bind else ""
             lines.append(f"{pad}do {n.einsum}{bind}")
         elif isinstance(n, Alloc):
-            lines += [f"{pad}buffer {n.buffer} {{", *_print_nodes(n.body, depth + 1), f"{pad}}}"]
+            lines += [f"{pad}buffer {n.buffer} {{", *print_nodes(n.body, depth + 1), f"{pad}}}"]
         else:
             head = f"{pad}for {n.var} by {n.step}" + (f" on {n.on}" if n.on else "")
             if n.until is not None:
-                lines += [f"{head} until {text(n.until)} hold {{", *_print_nodes(n.hold, depth + 1), f"{pad}}} {{"]
+                lines += [f"{head} until {text(n.until)} hold {{", *print_nodes(n.hold, depth + 1), f"{pad}}} {{"]
             else:
                 lines.append(f"{head} {{")
-            lines += [*_print_nodes(n.body, depth + 1), f"{pad}}}"]
+            lines += [*print_nodes(n.body, depth + 1), f"{pad}}}"]
     return lines
 
 

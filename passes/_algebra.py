@@ -6,7 +6,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tcc.ir.cascade import Cascade, Definition, Einsum
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, children, text, variables, walk
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    call,
+    children,
+    text,
+    variables,
+    walk,
+)
 from tcc.ir.index import evaluate_size
 from tcc.ir.ops import MONOIDS, OPS
 

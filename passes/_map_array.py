@@ -272,7 +272,25 @@ class _Kernel:
             if walks and not key % 2:
                 key += 1
             keys.append(key)
+        self._check_states(keys)
         return keys
+
+    def _check_states(self, keys: list[int]) -> None:
+        """Only the walk that computes a state sees its steps; later ones see the last."""
+        for d, key in zip(self.p.definitions, keys, strict=True):
+            for a in d.reads:
+                if a.tensor not in self.p.states or self.walked not in variables(*a.indices):
+                    continue
+                made = [
+                    k for e, k in zip(self.p.definitions, keys, strict=True) if e.target == a.tensor
+                ]
+                if key != max(made):
+                    raise CompileError(
+                        "T0241",
+                        f"`{d.target}` reads steps of `{a.tensor}` after its walk of `{self.walked}`",
+                        d.span,
+                        helps="copy the steps that it needs into a tensor of their own",
+                    )
 
     def _walks(self, d: Einsum) -> bool:
         return self.walked is not None and self.walked in (*d.free, *d.reduced)
@@ -280,7 +298,7 @@ class _Kernel:
     def _follows(self, producer: Einsum, a: Access) -> bool:
         """Whether the producer's tile is all that a reader in the same tile needs."""
         if producer.target in self.p.states:
-            return True
+            return self.walked in variables(*a.indices)
         if self.walked in producer.reduced:
             return False
         return all(

@@ -7,14 +7,32 @@ from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Stop, steps, targets
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, accesses, call, text, transform, variables
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Const,
+    Expr,
+    Size,
+    Var,
+    accesses,
+    call,
+    text,
+    transform,
+    variables,
+)
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
-from tcc.passes._algebra import Contraction, contraction, plain_variables, row_variables, tile_variable
+from tcc.passes._algebra import (
+    Contraction,
+    contraction,
+    plain_variables,
+    row_variables,
+    tile_variable,
+)
 
 LANE_CHUNK = 32  # coordinates of the lane variable per iteration of a vector loop
 

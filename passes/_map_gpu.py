@@ -22,6 +22,7 @@ from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
+from tcc.passes._gpu_merge import Launch, merged
 from tcc.passes._gpu_states import State, find_states
 
 
@@ -30,21 +31,22 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
 
     Predicates must say explicitly where a definition exists. Raises T0220 to T0223 for what has no such mapping.
     """
-    launches = _ordered(c, _launches(c))
-    outputs = {t.name for t in c.outputs}
+    launches = _launches(c)
+    if target.parameter("merge", 1):
+        whole = int(target.parameter("whole_extent", 128))
+        launches = merged(c, launches, whole, lambda all_, one: _has_mapping(c, target, all_, one))
+    launches = _ordered(c, launches)
     kernels: list[Kernel | Extern] = []
     crossing: list[str] = []
+    outputs = {t.name for t in c.outputs}
     for name, members in launches:
         first = members[0]
         if isinstance(first, Extern):
             kernels.append(first)
             continue
-        inside = [d for d in members if isinstance(d, Einsum)]
-        written = list(dict.fromkeys(d.target for d in inside))
-        others = {a.tensor for other in c.definitions if other not in members for a in other.reads}
-        stored = [t for t in written if t in outputs or t in others]
+        stored = _stored(c, members)
         crossing += [t for t in stored if t not in outputs]
-        kernels.append(_KernelMapper(c, target, name, inside, frozenset(stored)).kernel())
+        kernels.append(_kernel(c, target, name, members, stored))
     memory = tuple(
         Buffer(t, c.tensors[t].dtype, c.tensors[t].shape, "memory", row_major(len(c.tensors[t].shape)))
         for t in dict.fromkeys(crossing)
@@ -52,8 +54,30 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
     return verify(Mapping(c.name, target.name, c.ranks, c.inputs, c.outputs, memory, tuple(kernels)))
 
 
-Launch = tuple[str, list[Definition]]
 Leaf = Callable[[Einsum, tuple[str, ...], frozenset[str]], tuple[Node, ...]]
+
+
+def _stored(c: Cascade, members: list[Definition]) -> list[str]:
+    """What of a kernel's results other launches read, or the caller."""
+    written = list(dict.fromkeys(d.target for d in members if isinstance(d, Einsum)))
+    wanted = {a.tensor for other in c.definitions if other not in members for a in other.reads}
+    wanted |= {t.name for t in c.outputs}
+    return [t for t in written if t in wanted]
+
+
+def _kernel(c: Cascade, target: Target, name: str, members: list[Definition], stored: list[str]) -> Kernel:
+    inside = [d for d in members if isinstance(d, Einsum)]
+    return _KernelMapper(c, target, name, inside, frozenset(stored)).kernel()
+
+
+def _has_mapping(c: Cascade, target: Target, launches: list[Launch], joined: Launch) -> bool:
+    """Whether a joined kernel can be mapped, and the launches still have an order."""
+    try:
+        _ordered(c, launches)
+        _kernel(c, target, *joined, _stored(c, joined[1]))
+    except CompileError:
+        return False
+    return True
 
 
 def _launches(c: Cascade) -> list[Launch]:

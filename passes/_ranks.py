@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Reduction
-from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables, walk
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Const,
+    Expr,
+    Size,
+    Var,
+    accesses,
+    call,
+    substitute,
+    text,
+    transform,
+    variables,
+    walk,
+)
 from tcc.ir.index import divide, poly, same, simplify_index, within
 
 
@@ -15,27 +29,47 @@ def split_ranks(c: Cascade) -> Cascade:
     Y[v] = X[v // N, v % N];  Z[i,j] = f(Y[i·N + j])  -->  Y[a,b] = X[a,b];  Z[i,j] = f(Y[i,j])
     """
     fixed = {t.name for t in (*c.inputs, *c.outputs)} | {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
-    for n, d in enumerate(c.definitions):
-        if not isinstance(d, Einsum):
+    pending = list(range(len(c.definitions)))
+    while pending:
+        n = pending.pop(0)
+        d = c.definitions[n]
+        found = _split_at(c, d, fixed) if isinstance(d, Einsum) else None
+        if found is None:
             continue
-        for v, by in _divided(d):
-            count = divide(poly(c.extent(v)), poly(by))
-            if count is None or len(c.defining(d.target)) > 1:
-                continue
-            free = v in d.free
-            places = [i for i, e in enumerate(d.indices) if v in variables(e)]
-            if free and (d.target in fixed or len(places) != 1 or not isinstance(d.indices[places[0]], Var)):
-                continue
-            ranks, a, b = _two_ranks(c, d, v, count.expr(), by)
-            c = replace(c, ranks=ranks)
-            changed = _split_variable(d, v, a, b, by, free)
-            definitions: list[Definition] = list(c.definitions)
-            definitions[n] = changed
-            c = replace(c, definitions=tuple(definitions))
-            if free:
-                c = _reranked(c, d.target, places[0], by, count.expr())
-            return _folded(c)
+        c, changed = _split(c, n, *found)
+        pending += sorted(changed - set(pending))
     return c
+
+
+def _split_at(c: Cascade, d: Einsum, fixed: set[str]) -> tuple[str, Expr, Expr, int | None] | None:
+    """A variable that can be split: its name, N, the extent over N, and the target's dimension that it walks."""
+    if len(c.defining(d.target)) > 1:
+        return None
+    for v, by in _divided(d):
+        count = divide(poly(c.extent(v)), poly(by))
+        if count is None:
+            continue
+        if v not in d.free:
+            return v, by, count.expr(), None
+        places = [i for i, e in enumerate(d.indices) if v in variables(e)]
+        if d.target not in fixed and len(places) == 1 and isinstance(d.indices[places[0]], Var):
+            return v, by, count.expr(), places[0]
+    return None
+
+
+def _split(c: Cascade, n: int, v: str, by: Expr, count: Expr, place: int | None) -> tuple[Cascade, set[int]]:
+    """The cascade with definition n split, and the positions of the definitions that this changed."""
+    d = c.definitions[n]
+    assert isinstance(d, Einsum)
+    ranks, a, b = _two_ranks(c, d, v, count, by)
+    definitions: list[Definition] = list(c.definitions)
+    definitions[n] = _split_variable(d, v, a, b, by, place is not None)
+    new = replace(c, ranks=ranks, definitions=tuple(definitions))
+    if place is not None:
+        new = _reranked(new, d.target, place, by, count)
+    changed = {i for i, (x, y) in enumerate(zip(c.definitions, new.definitions, strict=True)) if x is not y}
+    folded = tuple(_folded(new, x) if i in changed else x for i, x in enumerate(new.definitions))
+    return replace(new, definitions=folded), changed
 
 
 def _divided(d: Einsum) -> list[tuple[str, Expr]]:
@@ -98,7 +132,9 @@ def _reranked(c: Cascade, name: str, place: int, by: Expr, count: Expr) -> Casca
             return Access(n.tensor, (*n.indices[:place], *pair, *n.indices[place + 1 :]), n.span)
         return n
 
-    out = tuple(_mapped(d, rule) if isinstance(d, Einsum) else d for d in c.definitions)
+    out = tuple(
+        _mapped(d, rule) if isinstance(d, Einsum) and any(a.tensor == name for a in d.reads) else d for d in c.definitions
+    )
     stops = tuple(replace(s, condition=transform(s.condition, rule)) for s in c.stops)
     t = c.tensors[name]
     shape = (*t.shape[:place], count, by, *t.shape[place + 1 :])
@@ -113,26 +149,19 @@ def _mapped(d: Einsum, rule: object) -> Einsum:
     return replace(d, body=body, where=where)
 
 
-def _folded(c: Cascade) -> Cascade:
+def _folded(c: Cascade, d: Definition) -> Definition:
     """Indices simplified again."""
-    out: list[Definition] = []
-    for d in c.definitions:
-        if isinstance(d, Extern):
-            out.append(d)
-            continue
-        extents = c.extents(d)
+    if isinstance(d, Extern):
+        return d
+    extents = c.extents(d)
 
-        def rule(n: Expr, extents: dict[str, Expr] = extents) -> Expr:
-            if not isinstance(n, Access):
-                return n
-            new = tuple(
-                i if isinstance(i, Var | Const) or accesses(i) or not _divides(i) else simplify_index(i, extents)
-                for i in n.indices
-            )
-            return n if all(a is b for a, b in zip(new, n.indices, strict=True)) else Access(n.tensor, new, n.span)
+    def rule(n: Expr) -> Expr:
+        if not isinstance(n, Access):
+            return n
+        new = tuple(simplify_index(i, extents) if _divides(i) and not accesses(i) else i for i in n.indices)
+        return n if all(a is b for a, b in zip(new, n.indices, strict=True)) else Access(n.tensor, new, n.span)
 
-        out.append(_mapped(d, rule))
-    return replace(c, definitions=tuple(out))
+    return _mapped(d, rule)
 
 
 def _divides(e: Expr) -> bool:

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Reduction, steps, targets
+from tcc.ir.cascade import (
+    Cascade,
+    Definition,
+    Einsum,
+    Extern,
+    Rank,
+    Recurrence,
+    Reduction,
+    steps,
+    targets,
+)
 from tcc.ir.expr import Const, Expr, Size, Var, accesses, substitute, variables
 from tcc.ir.index import same
 from tcc.ir.target import Target
-from tcc.passes._algebra import Contraction, contraction, elements, plain_variables, row_variables, size_estimate, tile_variable
+from tcc.passes._algebra import (
+    Contraction,
+    contraction,
+    elements,
+    plain_variables,
+    row_variables,
+    size_estimate,
+    tile_variable,
+)
 
 
 def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 16) -> Cascade:

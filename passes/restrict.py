@@ -6,7 +6,20 @@ from collections.abc import Iterator
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, nested
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Const,
+    Expr,
+    Size,
+    Var,
+    accesses,
+    call,
+    substitute,
+    text,
+    transform,
+    variables,
+)
 from tcc.ir.index import same, within
 from tcc.ir.target import Target
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, targets
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, substitute, text, transform, variables, walk
-from tcc.ir.index import Extents, is_size, poly, same, simplify_index, within
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    accesses,
+    call,
+    text,
+    transform,
+    walk,
+)
+from tcc.ir.index import Extents, is_size, poly, same, simplify_index
 from tcc.ir.infer import build, expression_dtype
 from tcc.ir.ops import OPS
 from tcc.ir.target import Target
+from tcc.passes._algebra import neutral
+from tcc.passes._inline import inline, replaced
 from tcc.passes._ranks import drop_unit_dimensions, split_ranks
-from tcc.passes._algebra import contraction, is_copy, is_elementwise, neutral, operations
 
 
 def simplify(c: Cascade, target: Target, *, recompute: float = 4.0) -> Cascade:
@@ -20,10 +34,11 @@ def simplify(c: Cascade, target: Target, *, recompute: float = 4.0) -> Cascade:
     `recompute` is the number of additions and reads up to which a value that is used more than once is computed again.
     """
     first = c
+    settled: dict[int, Definition] = {}
     for allowed in (-1.0, recompute):  # copies first: what they hide is then seen
         for _ in range(1000):
             before = c
-            c = split_ranks(drop_unit_dimensions(_drop(_share(_inline(_fold(c), allowed)))))
+            c = split_ranks(drop_unit_dimensions(_drop(_share(inline(_fold(c, settled), allowed)))))
             if c is before:
                 break
     return first if c is first else _drop_ranks(build(c))
@@ -32,10 +47,18 @@ def simplify(c: Cascade, target: Target, *, recompute: float = 4.0) -> Cascade:
 # ---- fold
 
 
-def _fold(c: Cascade) -> Cascade:
+def _fold(c: Cascade, settled: dict[int, Definition]) -> Cascade:
+    """Each definition folded; `settled` remembers those in which nothing is left to fold."""
+
     def fold(d: Definition) -> Definition:
-        if isinstance(d, Extern):
+        if isinstance(d, Extern) or id(d) in settled:
             return d
+        new = fold_once(d)
+        if new is d:
+            settled[id(d)] = d
+        return new
+
+    def fold_once(d: Einsum) -> Einsum:
         extents = c.extents(d)
 
         def rule(n: Expr) -> Expr:
@@ -54,7 +77,7 @@ def _fold(c: Cascade) -> Cascade:
             return d  # a variable would vanish, and with it the number of times that a value is combined
         return replace(d, body=body, where=where)
 
-    return _replaced(c, tuple(fold(d) for d in c.definitions))
+    return replaced(c, tuple(fold(d) for d in c.definitions))
 
 
 def _index(i: Expr, size: Expr, extents: Extents) -> Expr:
@@ -105,109 +128,6 @@ def _keeps_type(c: Cascade, part: Expr, whole: Expr) -> bool:
     return expression_dtype(c, part) == expression_dtype(c, whole)
 
 
-# ---- inline
-
-
-def _inline(c: Cascade, recompute: float) -> Cascade:
-    """One sweep in program order; a definition that was inlined everywhere is dropped later."""
-    kept = {t.name for t in c.outputs} | {a.tensor for s in c.stops for a in accesses(s.condition)}
-    writers: dict[str, int] = {}
-    for d in c.definitions:
-        for name in targets(d):
-            writers[name] = writers.get(name, 0) + 1
-            kept |= set(d.operands) if isinstance(d, Extern) else set()
-    current: dict[int, Definition] = dict(enumerate(c.definitions))
-    readers: dict[str, set[int]] = {}
-    for n, d in current.items():
-        for x in d.reads:
-            readers.setdefault(x.tensor, set()).add(n)
-    for n in range(len(c.definitions)):
-        d = current[n]
-        if not isinstance(d, Einsum) or d.target in kept or writers[d.target] != 1 or not is_elementwise(d):
-            continue
-        mine = sorted(readers.get(d.target, ()))
-        for m in mine:
-            r = current[m]
-            if not isinstance(r, Einsum) or writers[r.target] != 1 or not _worth(c, d, r, len(mine), recompute):
-                continue
-            merged = _inlined(c, d, r)
-            if merged is not None:
-                current[m] = merged
-                readers[d.target].discard(m)
-                for x in merged.reads:
-                    readers.setdefault(x.tensor, set()).add(m)
-    return _replaced(c, tuple(current.values()))
-
-
-def _replaced(c: Cascade, new: tuple[Definition, ...]) -> Cascade:
-    """Other definitions of the same targets and types; verified at the end of the pass."""
-    same_ones = len(new) == len(c.definitions) and all(a is b for a, b in zip(new, c.definitions, strict=True))
-    return c if same_ones else replace(c, definitions=new)
-
-
-def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float) -> bool:
-    if is_copy(d):
-        return True
-    if recompute < 0:
-        return False
-    if is_copy(reader) and is_elementwise(reader) and all(t.name != reader.target for t in c.outputs):
-        return False  # the copy itself goes into its readers
-    uses = sum(a.tensor == d.target for a in reader.reads)
-    cheap = operations(d.body) + len(accesses(d.body)) <= recompute
-    old = contraction(reader)
-    if old is not None:
-        # only what leaves both factors plain reads costs nothing in the inner loop
-        merged = _inlined(c, d, reader)
-        new = contraction(merged) if merged is not None else None
-        return new is not None and readers == 1 and _plain(new.row_factor) and _plain(new.column_factor)
-    return _walks_once(d, reader) and ((readers == 1 and uses == 1) or cheap)
-
-
-def _plain(e: Expr) -> bool:
-    """Whether a factor is one read, perhaps under a guard of its definition's predicates."""
-    while isinstance(e, Call) and e.op == "select":
-        e = e.args[1]
-    return isinstance(e, Access)
-
-
-def _walks_once(d: Einsum, reader: Einsum) -> bool:
-    """Whether the reader visits each element once: every variable of the reader occurs in each access."""
-    every = set(reader.free + reader.reduced)
-    return all(every <= set(variables(a)) for a in reader.reads if a.tensor == d.target)
-
-
-def _inlined(c: Cascade, d: Einsum, reader: Einsum) -> Einsum | None:
-    """`reader` with d's body in place of reads of d, or None when a read may lie outside."""
-    names = [i.name for i in d.indices if isinstance(i, Var)]
-    extents = c.extents(reader)
-    shape = c.tensors[d.target].shape
-    for a in reader.reads:
-        if a.tensor == d.target:
-            for i, s in zip(a.indices, shape, strict=True):
-                if not (isinstance(i, Var) and same(extents[i.name], s)) and not within(i, s, extents):
-                    return None
-
-    def rule(n: Expr) -> Expr:
-        if isinstance(n, Access) and n.tensor == d.target:
-            value = substitute(d.body, dict(zip(names, n.indices, strict=True)))
-            t = c.tensors[d.target].dtype
-            return value if expression_dtype(c, d.body) == t and not _literal(value) else Cast(t, value)
-        return n
-
-    body = transform(reader.body, rule)
-    lost = [v for v in reader.reduced if v not in _variables(body, reader.where)]
-    if lost:
-        return None
-    where = tuple(transform(p, rule) for p in reader.where)
-    indices = tuple(transform(i, rule) for i in reader.indices)
-    return replace(reader, indices=indices, body=body, where=where)
-
-
-def _literal(e: Expr) -> bool:
-    """Whether the type of an expression would adapt to its neighbours."""
-    return not any(isinstance(n, Access | Var | Size | Cast) for n in walk(e))
-
-
 # ---- share and drop
 
 
@@ -237,7 +157,7 @@ def _share(c: Cascade) -> Cascade:
         if isinstance(d, Extern) and not set(d.operands).isdisjoint(other):
             return c
         kept.append(d if isinstance(d, Extern) else _map(d, rule))
-    return _replaced(c, tuple(kept))
+    return replaced(c, tuple(kept))
 
 
 def _map(d: Einsum, rule: object) -> Einsum:
@@ -264,7 +184,7 @@ def _drop(c: Cascade) -> Cascade:
     if len(kept) == len(c.definitions):
         return c
     order = {id(d): i for i, d in enumerate(c.definitions)}
-    return _replaced(c, tuple(sorted(kept, key=lambda d: order[id(d)])))
+    return replaced(c, tuple(sorted(kept, key=lambda d: order[id(d)])))
 
 
 def _drop_ranks(c: Cascade) -> Cascade:

@@ -366,3 +366,23 @@ def test_constant_inputs_may_still_change() -> None:
         weights += 1
         assert torch.equal(program(x, weights.detach()), x @ weights)
         weights = weights.clone()
+
+
+def test_the_report_on_a_function_lists_kernels_calls_and_fallbacks() -> None:
+    torch = pytest.importorskip("torch")
+    from tcc.explain import explain_graphs
+
+    def function(x: Any) -> Any:
+        values, _ = torch.sort(torch.relu(x) * 2)
+        return values + 1
+
+    compiled = tcc.compile(function, target="numpy")
+    compiled(torch.randn(3, 4))
+    (graph,) = compiled.records.graphs
+    found = explain_graphs("function", [graph])
+    assert [e.function for e in found.externs] == ["aten.sort.default"]
+    assert "torch.sort(torch.relu(x) * 2)" in found.externs[0].place
+    assert len(found.kernels) == 2 and "left to PyTorch: 1 call" in str(found)
+    graph.captured, graph.reason, graph.programs = None, "it is too long", []
+    assert "runs eagerly: " in str(explain_graphs("function", [graph]))
+    assert explain_graphs("function", [graph]).json()["eager"][0]["reason"] == "it is too long"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_programs import assert_matches, generate
 
 from tcc.backends.spatial import build
 from tcc.backends.spatial.report import Report
@@ -20,6 +21,7 @@ from tcc.ir.interpret import interpret
 from tcc.ir.mapping import Mapping
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.mapping_text import parse_mapping
+from tcc.ir.ops import OPS
 from tcc.ir.target import Target, parse_target
 from tcc.ir.work import point_operations
 from tcc.passes._map_array import DATAFLOWS, map_array
@@ -194,6 +196,35 @@ def test_cut_reductions_and_streams_are_counted_exactly(
     c, target = parse_cascade(MATMUL), array(rows, columns)
     m = map_array(c, target, dataflow, tile_reduction=tile_k, tile_stream=tile_s)
     check(c, m, target, dict(zip("MNK", mnk, strict=True)))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(DATAFLOWS), st.booleans(), st.integers(1, 8))
+def test_any_program_is_mapped_right_or_refused(
+    seed: int, dataflow: str, fused: bool, side: int
+) -> None:
+    program = generate(seed, points=300)
+    target = array(side, side, operators=f"mul_add {' '.join(OPS)}")
+    c = simplify(restrict(program.cascade, target), target)
+    c = fuse(c, target) if fused else c
+    try:
+        m = map_array(c, target, dataflow)
+    except CompileError as error:
+        if error.diagnostic.code not in ("T0241", "T0243", "T0244"):
+            raise
+        return
+    sizes = {name: n for name, n in program.sizes.items() if c.rank(name) is not None}
+    got, counts = interpret_mapping(m, program.inputs, sizes)
+    assert_matches(c, got, program.inputs, sizes)
+    assert str(parse_mapping(str(m))) == str(m)
+    try:
+        report = build(m, target, sizes)
+    except CompileError as error:
+        if error.diagnostic.code != "T0340":
+            raise
+        return
+    assert (report.reads, report.writes) == (counts.reads, counts.writes)
+    assert report.points == counts.points
 
 
 # ---- cycles

@@ -110,6 +110,14 @@ RNV[m1+1,f,p] = SLNV[m1,f,p] + RNV[m1,f,p] * PRM[m1,p]
 AV[f,p]       = RNV[M1,f,p] / RD[M1,p]
 kernel one_pass: BQK, LM, RM, SLN, SLD, SLNV, PRM, RD, RNV, AV
 """
+SCAN = """cascade scan
+in X: f32[M,N], D: f32[N]
+out S: f32[M+1,N], Last: f32[N]
+S[0,n]   = D[n]
+S[m+1,n] = S[m,n] * 0.5 + X[m,n]
+Last[n]  = S[M,n]
+kernel scan: S, Last
+"""
 WINDOW = "where m <= p, m > p - 20"
 
 
@@ -129,6 +137,7 @@ PROGRAMS = {
     "attention strictly causal": attention("where m < p", 7, 37),
     "attention window": attention(WINDOW, 16, 129),
     "attention in one pass": ONE_PASS,
+    "scan": SCAN,
     "two kernels": TWO_KERNELS,
     "odd names": ODD,
 }
@@ -247,8 +256,9 @@ def test_the_running_form_of_attention_becomes_one_loop(h100: Target) -> None:
     assert source.count("tl.dot(") == 2
 
 
-def test_a_recurrence_whose_steps_are_kept_is_refused(h100: Target) -> None:
-    text = "ranks T\nin X: f32[T]\nout S: f32[T+1]\nS[0] = 0.0\nS[t+1] = S[t] + X[t]\nkernel k: S\n"
+def test_a_recurrence_that_stops_is_refused(h100: Target) -> None:
+    text = "ranks T=9\nin X: f32[N]\nout Z: f32[N]\nS[0,n] = X[n]\nS[t+1,n] = S[t,n] * 0.5\n"
+    text += "C[t] = S[t,n] :: max(n)\nZ[n] = S[T,n]\nstop t when C[t] < 0.1\nkernel k: S, C, Z\n"
     assert rejected(text, h100).diagnostic.code == "T0223"
 
 

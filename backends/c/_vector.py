@@ -8,7 +8,20 @@ from tcc.backends.c._scalar import inside, literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, accesses, call, text, variables, walk
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    accesses,
+    call,
+    text,
+    variables,
+    walk,
+)
 from tcc.ir.index import Poly, poly
 
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "bit_and": "&", "bit_or": "|", "bit_xor": "^", "and": "&", "or": "|"}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tcc.backends.c._canonical import canonical_key, touched
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
@@ -25,7 +26,17 @@ from tcc.ir.cascade import Extern, Tensor
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Const, Expr, Size, Var, call
 from tcc.ir.index import poly, same
-from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node, leaves, signature, walk_nodes
+from tcc.ir.mapping import (
+    Alloc,
+    Buffer,
+    Do,
+    Kernel,
+    Loop,
+    Mapping,
+    Node,
+    leaves,
+    signature,
+)
 
 PARALLEL_POINTS = 1 << 15  # below about 20 us of work, threads cost more than they save
 LINE = 64  # bytes; every buffer starts on a cache line
@@ -55,7 +66,9 @@ class _Emitter:
         self.signature = signature(m)
         self.functions: set[str] = set()
         self.tensors: tuple[Tensor, ...] = (*m.inputs, *(t for t in m.outputs if t.name not in {i.name for i in m.inputs}))
-        self.scratch: list[str] = []
+        self._arguments: dict[str, list[str]] = {}  # kernel -> its outer tensors
+        self._function: dict[str, str] = {}  # kernel -> its C function
+        self._functions: dict[str, str] = {}  # canonical text -> C function
         for t in (*self.signature.tensors.values(),):
             if t.dtype.name not in C_TYPES:
                 raise CompileError("T0302", f"the C backend has no {t.dtype} tensors yet: `{t.name}`", t.span,
@@ -63,7 +76,7 @@ class _Emitter:
 
     def program(self) -> Program:
         kernels = [k for k in self.m.kernels if isinstance(k, Kernel)]
-        bodies = [self._kernel(k) for k in kernels]
+        bodies = [b for b in (self._kernel(k) for k in kernels) if b]
         micro = sorted(f for f in self.functions if f.startswith("micro:"))
         for key in micro:
             _, _, _, width, _, t = key.split(":")
@@ -106,7 +119,7 @@ class _Emitter:
                 out.append(stride.name if isinstance(stride, Var) else "")
         return out
 
-    def _unpack(self, used: str) -> list[str]:
+    def _unpack(self, used: str, strides: bool = True) -> list[str]:
         """Declarations of the sizes and strides that occur in a text."""
         import re
 
@@ -120,51 +133,62 @@ class _Emitter:
         lines += [
             f"const int64_t {name} = n[{start + i}];"
             for i, name in enumerate(self._strides())
-            if name and name in words
+            if strides and name and name in words
         ]
         return lines
 
     # ---- kernels
 
     def _kernel(self, k: Kernel) -> str:
+        """The C function of a kernel; empty when an earlier one is the same but for the names of its tensors."""
+        names = touched(k)
+        outer = [name for name in names if self._outer_storage(name) is not None]
+        self._arguments[k.name] = outer
+        key = canonical_key(k, {name: self._described(name) for name in outer}, dict(self.signature.tensors))
+        if key in self._functions:
+            self._function[k.name] = self._functions[key]
+            return ""
         lines = Lines()
         scope = Scope(self.signature, self.names, lines, self.functions)
         for v, e in k.variables:
             scope.extents[v] = e
             scope.intervals[v] = Interval(Const(0), integer_text(scope, e), None)
-        touched: list[str] = []
-        for leaf in leaves(k.body):
-            for name in (leaf.einsum.target, *(a.tensor for a in leaf.einsum.reads)):
-                if name not in touched:
-                    touched.append(name)
-        for n in walk_nodes(k.body):
-            if isinstance(n, Loop) and n.until is not None:
-                from tcc.ir.expr import accesses
-
-                touched += [a.tensor for a in accesses(n.until) if a.tensor not in touched]
         written = {leaf.einsum.target for leaf in leaves(k.body)}
         args = []
-        for name in touched:
+        for name in outer:
             storage = self._outer_storage(name)
-            if storage is None:
-                continue
+            assert storage is not None
             scope.storage[name] = storage
             const = "" if name in written else "const "
             args.append(f"{const}{C_TYPES[storage.dtype.name]} *restrict {storage.pointer}")
+            args += [f"int64_t {stride}" for stride in self._own_strides(name)]
         lines.depth = 1
         tree = _Tree(self, scope, k)
         tree.nodes(k.body, ())
         body = "\n".join(lines.out)
-        name = self.names.of("kernel", k.name)
-        self.scratch.append(tree.scratch_function(name))
-        head = [f"/* {d}" for d in _comment(k)]
+        function = self.names.of("kernel", k.name)
+        self._functions[key] = self._function[k.name] = function
+        head = [f"/* {_comment(k)[0]}", *(f"   {line}" for line in _comment(k)[1:])]
         head[-1] += " */"
         signature_text = ", ".join([*args, "const int64_t *n", "char *scratch"])
-        declared = "\n".join("  " + line for line in self._unpack(body))
-        parts = ["\n".join(head), self.scratch[-1], f"static void {name}({signature_text}) {{", declared, body, "}"]
-        self._arguments = getattr(self, "_arguments", {})
-        self._arguments[k.name] = [t for t in touched if self._outer_storage(t) is not None]
-        return "\n".join(p for p in parts if p)
+        declared = "\n".join("  " + line for line in self._unpack(body, strides=False))
+        parts = ["\n".join(head), f"static void {function}({signature_text}) {{", declared, body, "}"]
+        return tree.scratch_function(function) + "\n\n" + "\n".join(p for p in parts if p)
+
+    def _own_strides(self, name: str) -> list[str]:
+        t = next((t for t in self.tensors if t.name == name), None)
+        if t is None:
+            return []
+        strides = (self._stride(t, d) for d in range(len(t.shape)))
+        return [stride.name for stride in strides if isinstance(stride, Var)]
+
+    def _described(self, name: str) -> str:
+        """How an outer tensor is stored, without its name."""
+        t = next((t for t in self.tensors if t.name == name), None)
+        if t is not None:
+            return f"strided, unit {self.unit.get(name, len(t.shape) - 1)}"
+        b = next(b for b in self.m.memory if b.name == name)
+        return f"{b.layout}"
 
     def _outer_storage(self, name: str) -> Storage | None:
         t = next((t for t in self.tensors if t.name == name), None)
@@ -220,8 +244,8 @@ class _Emitter:
         for name, constant in (("tcc_arena", False), ("tcc_constants", True)):
             lines = [f"  total += ({size} + {LINE - 1}) / {LINE} * {LINE};" for size, _ in self._slots(constant)]
             out.append(self._size_function(name, lines))
-        calls = [f"  {{ const int64_t b = {self.names.of('kernel', k.name)}_scratch(n); if (b > total) total = b; }}"
-                 for k in self.m.kernels if isinstance(k, Kernel)]  # fmt: skip
+        calls = [f"  {{ const int64_t b = {function}_scratch(n); if (b > total) total = b; }}"
+                 for function in dict.fromkeys(self._function.values())]  # fmt: skip
         out.append(self._size_function("tcc_scratch", calls))
         return "\n\n".join(out)
 
@@ -245,18 +269,16 @@ class _Emitter:
                     body.append(f"  {c} *{self.names.of('tensor', b.name)} = ({c} *)at{index};")
                 body.append(f"  at{index} += ({size} + {LINE - 1}) / {LINE} * {LINE};")
         for k in kernels:
-            args = [self.names.of("tensor", t) for t in self._arguments[k.name]]
-            body.append(f"  {self.names.of('kernel', k.name)}({', '.join([*args, 'n', f'p[{at + 2}]'])});")
-        used = "\n".join(body)
-        kept = [line for line in body if not line.endswith(f"= p[{0}];") or True]
-        declared = ["  " + line for line in self._unpack(used)]
-        return "\n".join([f"void {name}(void *const *p, const int64_t *n) {{", *declared, *kept,
+            args = [x for t in self._arguments[k.name] for x in (self.names.of("tensor", t), *self._own_strides(t))]
+            body.append(f"  {self._function[k.name]}({', '.join([*args, 'n', f'p[{at + 2}]'])});")
+        declared = ["  " + line for line in self._unpack("\n".join(body))]
+        return "\n".join([f"void {name}(void *const *p, const int64_t *n) {{", *declared, *body,
                           "  (void)p, (void)n;", "}"])  # fmt: skip
 
 
 def _comment(k: Kernel) -> list[str]:
     """The definitions that a kernel implements, one per line."""
-    return [str(leaf.einsum).replace("*/", "* /") for leaf in leaves(k.body)] or ["nothing"]
+    return [str(leaf.einsum).replace("*/", "* /").replace("/*", "/ *") for leaf in leaves(k.body)] or ["nothing"]
 
 
 class _Tree:

@@ -1,0 +1,64 @@
+"""Joins kernels whose results the next kernel can read from registers: attention becomes one launch.
+
+    kernel a: QK, GM, SN, SD;  kernel b: AV  -->  kernel b: QK, GM, SN, SD, AV
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Recurrence, steps, targets
+from tcc.ir.index import poly
+
+Launch = tuple[str, list[Definition]]
+
+
+def merged(c: Cascade, launches: list[Launch], whole: int, possible: Callable[[list[Launch], Launch], bool]) -> list[Launch]:
+    """The launches, a kernel joined with one that it reads wherever that takes no parallelism away.
+
+    A variable may leave the grid when it is short (at most `whole` coordinates, so it stays in one tile), when it is that of
+    a recurrence, whose steps follow each other anyway, or when the reader walks it and what it reads is cheap to compute
+    again in each walk: every reduction of the first kernel is short. `possible` tells whether a joined kernel has a mapping.
+    """
+    sequential = {s.var for s in steps(c) if isinstance(s, Recurrence)}
+    position = {id(d): n for n, d in enumerate(c.definitions)}
+    changed = True
+    while changed:
+        changed = False
+        for a, b in _pairs(launches):
+            both = sorted([*a[1], *b[1]], key=lambda d: position[id(d)])
+            lost = (_grid(a[1]) | _grid(b[1])) - _grid(both)
+            cheap = all(_short(c, v, whole) for d in a[1] if isinstance(d, Einsum) for v in d.reduced)
+            walked = _grid(a[1]) - _grid(b[1]) if cheap else set()
+            if any(v not in sequential and v not in walked and not _short(c, v, whole) for v in lost):
+                continue
+            if _grid(a[1]) and _grid(b[1]) and not _grid(both):
+                continue
+            joined = (b[0], both)
+            rest = [joined if x is b else x for x in launches if x is not a]
+            if possible(rest, joined):
+                launches, changed = rest, True
+                break
+    return launches
+
+
+def _pairs(launches: list[Launch]) -> list[tuple[Launch, Launch]]:
+    """Kernels and those that read their results."""
+    writer: Mapping[str, Launch] = {t: x for x in launches for d in x[1] for t in targets(d)}
+    found = []
+    for b in launches:
+        for a in {id(w): w for d in b[1] for r in d.reads if (w := writer.get(r.tensor)) is not None}.values():
+            if a is not b and all(isinstance(d, Einsum) for d in (*a[1], *b[1])):
+                found.append((a, b))
+    return found
+
+
+def _grid(members: list[Definition]) -> set[str]:
+    return set.intersection(*(set(d.free) for d in members if isinstance(d, Einsum)))
+
+
+def _short(c: Cascade, v: str, whole: int) -> bool:
+    extent = poly(c.extent(v)).constant
+    return extent is not None and extent <= whole
+
+
