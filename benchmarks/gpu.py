@@ -101,19 +101,68 @@ def cases() -> list[Case]:
         for n in (1024, 4096):
             shapes = ((n, n), (n, n), (n,), (n, n))
             found.append(Case(f"linear {n}", LINEAR, shapes, linear, 2 * n**3 / 1e9, tf32))
-        found.append(Case("linear 1000 x 777 x 333", LINEAR, ((1000, 333), (333, 777), (777,), (1000, 777)), linear,
-                          2 * 1000 * 777 * 333 / 1e9, tf32))  # fmt: skip
+        found.append(
+            Case(
+                "linear 1000 x 777 x 333",
+                LINEAR,
+                ((1000, 333), (333, 777), (777,), (1000, 777)),
+                linear,
+                2 * 1000 * 777 * 333 / 1e9,
+                tf32,
+            )
+        )
     for rows, columns in ((4096, 1024), (4096, 4099), (128, 32768)):
-        found.append(Case(f"softmax {rows} x {columns}, any size", SOFTMAX.format(ranks="R"), ((rows, columns),), softmax))
-    found.append(Case("softmax 4096 x 1024, fixed", SOFTMAX.format(ranks="R, C=1024"), ((4096, 1024),), softmax))
+        found.append(
+            Case(
+                f"softmax {rows} x {columns}, any size",
+                SOFTMAX.format(ranks="R"),
+                ((rows, columns),),
+                softmax,
+            )
+        )
+    found.append(
+        Case(
+            "softmax 4096 x 1024, fixed",
+            SOFTMAX.format(ranks="R, C=1024"),
+            ((4096, 1024),),
+            softmax,
+        )
+    )
     for tf32 in (False, True):
         for p in (1024, 4096):
             shape = (16, p, 64)
             gflop = 4 * 16 * p * p * 64 / 1e9
-            found.append(Case(f"attention {p}", ATTENTION.format(where=""), (shape,) * 3, attention, gflop, tf32))
-            found.append(Case(f"causal {p}", ATTENTION.format(where="where m <= p"), (shape,) * 3, causal, gflop / 2, tf32))
+            found.append(
+                Case(
+                    f"attention {p}",
+                    ATTENTION.format(where=""),
+                    (shape,) * 3,
+                    attention,
+                    gflop,
+                    tf32,
+                )
+            )
+            found.append(
+                Case(
+                    f"causal {p}",
+                    ATTENTION.format(where="where m <= p"),
+                    (shape,) * 3,
+                    causal,
+                    gflop / 2,
+                    tf32,
+                )
+            )
             tiles = (16, p // 64, 64, 64)
-            found.append(Case(f"attention in one pass {p}", ONE_PASS, (shape, tiles, tiles), tiled, gflop, tf32))
+            found.append(
+                Case(
+                    f"attention in one pass {p}",
+                    ONE_PASS,
+                    (shape, tiles, tiles),
+                    tiled,
+                    gflop,
+                    tf32,
+                )
+            )
     return found
 
 
@@ -136,14 +185,26 @@ def measure(case: Case) -> list[str]:
     inputs = [torch.randn(s, generator=generator, device="cuda") for s in case.shapes]
     exact = case.torch(*[x.double() for x in inputs])
     scale = exact.abs().max().item()
-    mine, theirs = ((f(*inputs).double() - exact).abs().max().item() / scale for f in (ours, case.torch))
+    mine, theirs = (
+        (f(*inputs).double() - exact).abs().max().item() / scale for f in (ours, case.torch)
+    )
     limit = 2e-2 if case.tf32 else 1e-4
     wrong = "" if mine <= limit else f" **wrong**: above {limit:g}"
-    times = [triton.testing.do_bench(lambda f=f: f(*inputs), warmup=50, rep=200, return_mode="median")
-             for f in (ours, case.torch)]  # fmt: skip
+    times = [
+        triton.testing.do_bench(lambda f=f: f(*inputs), warmup=50, rep=200, return_mode="median")
+        for f in (ours, case.torch)
+    ]
     rate = f"{case.gflop / times[0]:.1f}" if case.gflop else ""
-    return [case.name, "tf32" if case.tf32 else "f32", f"{mine:.1e}{wrong}", f"{theirs:.1e}", f"{times[0] * 1000:.1f}",
-            f"{times[1] * 1000:.1f}", f"{times[1] / times[0]:.2f}", rate]  # fmt: skip
+    return [
+        case.name,
+        "tf32" if case.tf32 else "f32",
+        f"{mine:.1e}{wrong}",
+        f"{theirs:.1e}",
+        f"{times[0] * 1000:.1f}",
+        f"{times[1] * 1000:.1f}",
+        f"{times[1] / times[0]:.2f}",
+        rate,
+    ]
 
 
 def main() -> int:
@@ -162,9 +223,13 @@ def main() -> int:
         print("this machine has no CUDA device; nothing was measured", file=sys.stderr)
         return 3
     head = ["case", "type", "error", "torch's error", "us", "torch's us", "torch / ours", "TFLOP/s"]
-    lines = [f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}. Errors are the largest "
-             "difference from float64 over the largest value; times are medians.", "",
-             f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]  # fmt: skip
+    lines = [
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}. Errors are the largest "
+        "difference from float64 over the largest value; times are medians.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
     failed = False
     for case in cases():
         if options.only not in case.name:
@@ -172,7 +237,12 @@ def main() -> int:
         try:
             row = measure(case)
         except Exception as error:
-            row = [case.name, "tf32" if case.tf32 else "f32", f"**failed**: {str(error).splitlines()[0][:120]}", *[""] * 5]
+            row = [
+                case.name,
+                "tf32" if case.tf32 else "f32",
+                f"**failed**: {str(error).splitlines()[0][:120]}",
+                *[""] * 5,
+            ]
         failed |= "**" in row[2]
         lines.append(f"| {' | '.join(row)} |")
         print(lines[-1], flush=True)

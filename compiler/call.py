@@ -25,7 +25,7 @@ from tcc.ir.target import Target
 from tcc.samples import Shaped
 
 Array = Any
-_MOST_PLANS = 4096
+_MOST_PLANS = 256  # each may hold scratch memory
 _DATA_OFFSET = (
     object.__basicsize__
 )  # of the data pointer in NumPy's array object, the first field of its own
@@ -130,7 +130,7 @@ class Caller:
         if plan is None:
             plan = self._bind(values, sizes)
             if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
+                self._plans = {}  # a new one: other threads may be reading the old
             self._plans[known] = plan
         if plan.copies:
             for i in plan.copies:

@@ -141,7 +141,7 @@ def exit_code(error: CompileError) -> int:
 
 
 # cache, compiler, loader, a function of PyTorch, a backend
-_MISSING_CODES = ("T0301", "T0311", "T301", "T302", "T303", "T304", "T305", "T306")
+_MISSING_CODES = ("T0301", "T0311", "T0320", "T0321", "T0322", "T0323", "T0324", "T0325", "T0326")
 # unknown file, target, pass, option of a pass, value of a variable
 _USAGE_CODES = ("T0143", "T0132", "T0213", "T0215", "T0216", "T0219")
 
@@ -240,6 +240,10 @@ def _program(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the interpreters before and after every pass",
     )
+    p.add_argument(
+        "--dump-dir", metavar="DIR", help="a folder that gets the program after every pass"
+    )
+    p.add_argument("--time", action="store_true", help="the time of every pass, on stderr")
 
 
 def _sizes(p: argparse.ArgumentParser) -> None:
@@ -291,9 +295,6 @@ def _add_build(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--from", dest="from_pass", metavar="PASS", help="FILE is the program after that pass"
-    )
-    p.add_argument(
-        "--dump-dir", metavar="DIR", help="a folder that gets the program after every pass"
     )
 
 

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tcc import files, options, pipeline, targets
+from tcc.build import Observer
 from tcc.cli import UsageError
 from tcc.dump import Header, level_of, write
 from tcc.ir.cascade import Cascade
@@ -39,7 +41,7 @@ def do_build(o: argparse.Namespace) -> int:
     for unit in _units(o):
         one = _resumed(unit, o.from_pass)
         target = o.target or _target_for(wanted, one)
-        result = _lower(one, target, o, dump=o.dump_dir)
+        result = _lower(one, target, o)
         own = {"c": "c", "triton": "triton", "spatial": "spatial"}.get(
             result.target.backend, "cascade"
         )
@@ -241,7 +243,10 @@ def _units(o: argparse.Namespace) -> list[files.Unit]:
 
 
 def _lower(
-    unit: files.Unit, target: str | None, o: argparse.Namespace, **more: Any
+    unit: files.Unit,
+    target: str | None,
+    o: argparse.Namespace,
+    observe: Observer | None = None,
 ) -> pipeline.Result:
     from tcc.build import lower
 
@@ -249,8 +254,25 @@ def _lower(
     for word in o.pass_option:
         name, values = parse_pass_option(word)
         chosen.setdefault(name, {}).update(values)
+    start, first = time.perf_counter(), True
+
+    def each(stage: pipeline.Stage, left: tuple[str, ...]) -> None:
+        nonlocal start, first
+        now = time.perf_counter()
+        if o.time and not first:
+            print(f"{unit.program.name}: {stage.name} {now - start:.3f} s", file=sys.stderr)
+        if observe is not None:
+            observe(stage, left)
+        start, first = time.perf_counter(), False
+
     return lower(
-        unit.program, target, unit.header, passes=chosen, verify_each=o.verify_each or None, **more
+        unit.program,
+        target,
+        unit.header,
+        passes=chosen,
+        verify_each=o.verify_each or None,
+        dump=o.dump_dir,
+        observe=each,
     )
 
 

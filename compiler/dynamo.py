@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tcc.frontends._pytorch_sizes import is_one, product
@@ -272,7 +272,7 @@ class Backend:
         record = Graph(f"{self.name}_{len(self.records.graphs)}", kind)
         self.records.graphs.append(record)
         try:
-            captured = capture(gm, record.name, names)
+            captured = _with_constants(capture(gm, record.name, names))
             aliases = not _plain(torch._guards.TracingContext.try_get())
             run = compile_graph(captured, self.factory, aliases)
         except Exception as error:
@@ -284,6 +284,21 @@ class Backend:
             return eager
         record.captured, record.programs = captured, run.programs  # type: ignore[attr-defined]
         return run
+
+
+def _with_constants(captured: Captured) -> Captured:
+    """Parameters and buffers of modules are constant inputs: what is packed from them is kept between calls."""
+    import torch
+
+    meta = getattr(torch._guards.TracingContext.try_get(), "fw_metadata", None)
+    static = set(getattr(meta, "static_input_indices", None) or ())
+    names = {i.tensor for n, i in enumerate(captured.inputs) if n in static}
+    c = captured.cascade
+    if not names:
+        return captured
+    inputs = tuple(replace(t, constant=t.name in names) for t in c.inputs)
+    tensors = {**c.tensors, **{t.name: t for t in inputs}}
+    return replace(captured, cascade=replace(c, inputs=inputs, tensors=tensors))
 
 
 def _reason(error: Exception) -> str:

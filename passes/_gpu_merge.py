@@ -1,6 +1,6 @@
 """Joins kernels whose results the next kernel can read from registers: attention becomes one launch.
 
-    kernel a: QK, GM, SN, SD;  kernel b: AV  -->  kernel b: QK, GM, SN, SD, AV
+kernel a: QK, GM, SN, SD;  kernel b: AV  -->  kernel b: QK, GM, SN, SD, AV
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from tcc.ir.index import poly
 Launch = tuple[str, list[Definition]]
 
 
-def merged(c: Cascade, launches: list[Launch], whole: int, possible: Callable[[list[Launch], Launch], bool]) -> list[Launch]:
+def merged(
+    c: Cascade, launches: list[Launch], whole: int, possible: Callable[[list[Launch], Launch], bool]
+) -> list[Launch]:
     """The launches, a kernel joined with one that it reads wherever that takes no parallelism away.
 
     A variable may leave the grid when it is short (at most `whole` coordinates, so it stays in one tile), when it is that of
@@ -28,9 +30,13 @@ def merged(c: Cascade, launches: list[Launch], whole: int, possible: Callable[[l
         for a, b in _pairs(launches):
             both = sorted([*a[1], *b[1]], key=lambda d: position[id(d)])
             lost = (_grid(a[1]) | _grid(b[1])) - _grid(both)
-            cheap = all(_short(c, v, whole) for d in a[1] if isinstance(d, Einsum) for v in d.reduced)
+            cheap = all(
+                _short(c, v, whole) for d in a[1] if isinstance(d, Einsum) for v in d.reduced
+            )
             walked = _grid(a[1]) - _grid(b[1]) if cheap else set()
-            if any(v not in sequential and v not in walked and not _short(c, v, whole) for v in lost):
+            if any(
+                v not in sequential and v not in walked and not _short(c, v, whole) for v in lost
+            ):
                 continue
             if _grid(a[1]) and _grid(b[1]) and not _grid(both):
                 continue
@@ -47,7 +53,9 @@ def _pairs(launches: list[Launch]) -> list[tuple[Launch, Launch]]:
     writer: Mapping[str, Launch] = {t: x for x in launches for d in x[1] for t in targets(d)}
     found = []
     for b in launches:
-        for a in {id(w): w for d in b[1] for r in d.reads if (w := writer.get(r.tensor)) is not None}.values():
+        for a in {
+            id(w): w for d in b[1] for r in d.reads if (w := writer.get(r.tensor)) is not None
+        }.values():
             if a is not b and all(isinstance(d, Einsum) for d in (*a[1], *b[1])):
                 found.append((a, b))
     return found
@@ -60,5 +68,3 @@ def _grid(members: list[Definition]) -> set[str]:
 def _short(c: Cascade, v: str, whole: int) -> bool:
     extent = poly(c.extent(v)).constant
     return extent is not None and extent <= whole
-
-

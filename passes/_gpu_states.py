@@ -1,7 +1,7 @@
 """Recurrences as running state: a buffer that holds two steps, the last one and the one being computed.
 
-    S[0, p] = a;  S[t+1, p] = g(S[t, p], …);  Z[p] = S[T, p]
-    -->  S[0, p] = a;  for t by 1 { S[(t+1) % 2, p] = g(S[t % 2, p], …) };  Z[p] = S[T % 2, p]
+S[0, p] = a;  S[t+1, p] = g(S[t, p], …);  Z[p] = S[T, p]
+-->  S[0, p] = a;  for t by 1 { S[(t+1) % 2, p] = g(S[t % 2, p], …) };  Z[p] = S[T % 2, p]
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ class State:
 
 
 def _refused(d: Einsum, why: str) -> CompileError:
-    return CompileError("T0223", f"the recurrence of `{d.target}` has no mapping onto blocks: {why}", d.span,
-                        helps="keep only the last step: `Z[…] = S[T, …]`, or choose the cpu target")  # fmt: skip
+    return CompileError(
+        "T0223",
+        f"the recurrence of `{d.target}` has no mapping onto blocks: {why}",
+        d.span,
+        helps="keep only the last step: `Z[…] = S[T, …]`, or choose the cpu target",
+    )
 
 
-def find_states(c: Cascade, members: list[Einsum], stored: frozenset[str]) -> tuple[list[State], list[Einsum]]:
+def find_states(
+    c: Cascade, members: list[Einsum], stored: frozenset[str]
+) -> tuple[list[State], list[Einsum]]:
     """The states of a kernel, and its other definitions, both rewritten to read the states' buffers."""
     own = {id(d) for d in members}
     found: dict[str, tuple[Einsum, str, int]] = {}
@@ -56,7 +62,9 @@ def find_states(c: Cascade, members: list[Einsum], stored: frozenset[str]) -> tu
     if not found:
         return [], members
     if len({var for _, var, _ in found.values()}) > 1:
-        raise _refused(next(iter(found.values()))[0], "the kernel has another along another variable")
+        raise _refused(
+            next(iter(found.values()))[0], "the kernel has another along another variable"
+        )
     buffer = {name: _fresh(c, name) if name in stored else name for name in found}
     rewrite = _Rewrite(c, found, buffer)
     states = []
@@ -121,6 +129,8 @@ class _Rewrite:
         index = a.indices[at]
         ahead = (poly(index) - poly(Var(var))).constant if inside else None
         final = not inside and same(index, self.c.extent(var))
-        if _without(a.indices, at) != _without(step.indices, at) or (ahead not in (0, 1) and not final):
+        if _without(a.indices, at) != _without(step.indices, at) or (
+            ahead not in (0, 1) and not final
+        ):
             raise _refused(step, f"`{reader.target}` reads `{text(a)}`")
         return replace(a, tensor=self.buffer[a.tensor], indices=_folded(a.indices, at))

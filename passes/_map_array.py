@@ -287,7 +287,7 @@ class _Kernel:
                 if key != max(made):
                     raise CompileError(
                         "T0241",
-                        f"`{d.target}` reads steps of `{a.tensor}` after its walk of `{self.walked}`",
+                        f"`{d.target}` reads steps of `{a.tensor}` after its walk ended",
                         d.span,
                         helps="copy the steps that it needs into a tensor of their own",
                     )

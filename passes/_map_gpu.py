@@ -31,7 +31,7 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
 
     Predicates must say explicitly where a definition exists. Raises T0220 to T0223 for what has no such mapping.
     """
-    launches = _launches(c)
+    launches = _ordered(c, _launches(c))
     if target.parameter("merge", 1):
         whole = int(target.parameter("whole_extent", 128))
         launches = merged(c, launches, whole, lambda all_, one: _has_mapping(c, target, all_, one))
@@ -48,10 +48,14 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
         crossing += [t for t in stored if t not in outputs]
         kernels.append(_kernel(c, target, name, members, stored))
     memory = tuple(
-        Buffer(t, c.tensors[t].dtype, c.tensors[t].shape, "memory", row_major(len(c.tensors[t].shape)))
+        Buffer(
+            t, c.tensors[t].dtype, c.tensors[t].shape, "memory", row_major(len(c.tensors[t].shape))
+        )
         for t in dict.fromkeys(crossing)
     )
-    return verify(Mapping(c.name, target.name, c.ranks, c.inputs, c.outputs, memory, tuple(kernels)))
+    return verify(
+        Mapping(c.name, target.name, c.ranks, c.inputs, c.outputs, memory, tuple(kernels))
+    )
 
 
 Leaf = Callable[[Einsum, tuple[str, ...], frozenset[str]], tuple[Node, ...]]
@@ -65,7 +69,9 @@ def _stored(c: Cascade, members: list[Definition]) -> list[str]:
     return [t for t in written if t in wanted]
 
 
-def _kernel(c: Cascade, target: Target, name: str, members: list[Definition], stored: list[str]) -> Kernel:
+def _kernel(
+    c: Cascade, target: Target, name: str, members: list[Definition], stored: list[str]
+) -> Kernel:
     inside = [d for d in members if isinstance(d, Einsum)]
     return _KernelMapper(c, target, name, inside, frozenset(stored)).kernel()
 
@@ -90,8 +96,12 @@ def _launches(c: Cascade) -> list[Launch]:
     for name, members in found.items():
         for d in members:
             if isinstance(d, Extern) and len(members) > 1:
-                raise CompileError("T0220", f"kernel `{name}` holds the call `{d.function}`", d.span,
-                                   helps="a call of an outside function is a launch of its own")  # fmt: skip
+                raise CompileError(
+                    "T0220",
+                    f"kernel `{name}` holds the call `{d.function}`",
+                    d.span,
+                    helps="a call of an outside function is a launch of its own",
+                )
     return list(found.items())
 
 
@@ -107,8 +117,12 @@ def _ordered(c: Cascade, launches: list[Launch]) -> list[Launch]:
                 break
         else:
             name, members = pending[0]
-            raise CompileError("T0220", f"kernel `{name}` and another kernel need each other's results", members[0].span,
-                               helps="put their definitions into one kernel, or split one of them")  # fmt: skip
+            raise CompileError(
+                "T0220",
+                f"kernel `{name}` and another kernel need each other's results",
+                members[0].span,
+                helps="put their definitions into one kernel, or split one of them",
+            )
         pending.remove(launch)
         done |= own
         out.append(launch)
@@ -165,7 +179,9 @@ class _KernelMapper:
     extents: dict[str, Expr] = field(default_factory=dict)
     grid: list[str] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
-    tile: dict[str, int] = field(default_factory=dict)  # of grid and walked variables; whole variables are absent
+    tile: dict[str, int] = field(
+        default_factory=dict
+    )  # of grid and walked variables; whole variables are absent
 
     def kernel(self) -> Kernel:
         self.states, self.members = find_states(self.c, self.members, self.stored)
@@ -193,9 +209,15 @@ class _KernelMapper:
             for a in d.reads:
                 if a.tensor in written:
                     self._same_point(a, written[a.tensor], d)
-            if d.target in written and any(a.tensor == d.target for m in self.members for a in m.reads):
-                raise CompileError("T0221", f"`{d.target}` is defined in parts and read inside kernel `{self.name}`",
-                                   d.span, helps="put the definitions that read it into another kernel")  # fmt: skip
+            if d.target in written and any(
+                a.tensor == d.target for m in self.members for a in m.reads
+            ):
+                raise CompileError(
+                    "T0221",
+                    f"`{d.target}` is defined in parts and read inside kernel `{self.name}`",
+                    d.span,
+                    helps="put the definitions that read it into another kernel",
+                )
             written[d.target] = d
 
     def _same_point(self, a: Access, writer: Einsum, reader: Einsum) -> None:
@@ -203,10 +225,12 @@ class _KernelMapper:
         plain = len(names) == len(writer.indices) and len(set(names)) == len(names)
         if not plain or [text(i) for i in a.indices] != names:
             raise CompileError(
-                "T0222", f"`{reader.target}` reads `{text(a)}`, but kernel `{self.name}` computes "
-                f"`{text(Access(writer.target, writer.indices))}`", a.span or reader.span,
+                "T0222",
+                f"`{reader.target}` reads `{text(a)}`, but kernel `{self.name}` computes "
+                f"`{text(Access(writer.target, writer.indices))}`",
+                a.span or reader.span,
                 helps="in one kernel a tensor is read with the variables that it is written with; use two kernels",
-            )  # fmt: skip
+            )
 
     # ---- tiles
 
@@ -232,7 +256,9 @@ class _KernelMapper:
 
     def _contraction_tiles(self, found: list[Contraction]) -> None:
         """Rows, columns and depth by parameters; other grid and reduced variables one coordinate at a time."""
-        rows, columns, depths = ({getattr(f, role) for f in found} for role in ("row", "column", "depth"))
+        rows, columns, depths = (
+            {getattr(f, role) for f in found} for role in ("row", "column", "depth")
+        )
         sides = {v: "tile_rows" if v in rows else "tile_columns" for v in [*rows, *columns]}
         limit = int(self.target.parameter("whole_extent", 128))
         exact_chain = len(found) > 1 and not self.target.parameter("tf32", 0)
@@ -243,19 +269,32 @@ class _KernelMapper:
                 wanted = 1
             if any(v == s.var for s in self.states):
                 wanted = 1
-            if v in self.grid and v in sides and exact_chain:  # exact products use many more registers
+            if (
+                v in self.grid and v in sides and exact_chain
+            ):  # exact products use many more registers
                 wanted = int(self.target.parameter("chain_rows", 32))
             if v in self.grid:
-                self.tile[v] = wanted if size is None else min(wanted, power_of_two(max(size, 16 if wanted > 1 else 1)))
+                self.tile[v] = (
+                    wanted
+                    if size is None
+                    else min(wanted, power_of_two(max(size, 16 if wanted > 1 else 1)))
+                )
             elif size is None or size > limit or wanted == 1:
                 self.tile[v] = wanted
 
     def _row_tiles(self) -> None:
         """The variable along which memory is contiguous gets the most elements; what is left goes to the next ones."""
         inner = [v for v in self.extents if v not in self.grid]
-        last = [i.name for d in self.members for a in (*d.reads, Access(d.target, d.indices))
-                if a.indices and isinstance(i := a.indices[-1], Var)]  # fmt: skip
-        order = sorted(self.extents, key=lambda v: (-last.count(v), v in self.grid, -list(self.extents).index(v)))
+        last = [
+            i.name
+            for d in self.members
+            for a in (*d.reads, Access(d.target, d.indices))
+            if a.indices and isinstance(i := a.indices[-1], Var)
+        ]
+        order = sorted(
+            self.extents,
+            key=lambda v: (-last.count(v), v in self.grid, -list(self.extents).index(v)),
+        )
         budget = int(self.target.parameter("block_elements", 4096)) // (1 if inner else 4)
         row, walk = (int(self.target.parameter(p, 1024)) for p in ("row_elements", "walk_elements"))
         for n, v in enumerate(order):
@@ -297,7 +336,10 @@ class _KernelMapper:
     def _buffer(self, d: Einsum) -> Buffer:
         """The register tile of a definition; the grid's variables come first in its layout."""
         names = d.free
-        order = sorted(range(len(names)), key=lambda i: (self.grid.index(names[i]) if names[i] in self.grid else 99, i))
+        order = sorted(
+            range(len(names)),
+            key=lambda i: (self.grid.index(names[i]) if names[i] in self.grid else 99, i),
+        )
         layout = Layout(tuple(Digit(i) for i in order))
         dims = tuple(Var(v) for v in names)
         return Buffer(self._local(d.target), self.c.tensors[d.target].dtype, dims, "reg", layout)
@@ -306,7 +348,11 @@ class _KernelMapper:
         own = {m.target for m in self.members}
 
         def rule(n: Expr) -> Expr:
-            return replace(n, tensor=self._local(n.tensor)) if isinstance(n, Access) and n.tensor in own else n
+            return (
+                replace(n, tensor=self._local(n.tensor))
+                if isinstance(n, Access) and n.tensor in own
+                else n
+            )
 
         where = tuple(transform(p, rule) for p in d.where)
         return Do(replace(d, target=target, body=transform(d.body, rule), where=where))
@@ -314,7 +360,9 @@ class _KernelMapper:
     def _store(self, d: Einsum) -> Do:
         """The copy of a finished register tile to memory."""
         outer = tuple(p for p in d.where if not set(variables(p)) & set(d.reduced))
-        return Do(Einsum(d.target, d.indices, Access(self._local(d.target), d.indices), (), outer, d.span))
+        return Do(
+            Einsum(d.target, d.indices, Access(self._local(d.target), d.indices), (), outer, d.span)
+        )
 
     def _read_inside(self, tensor: str) -> bool:
         return any(a.tensor == tensor for m in self.members for a in m.reads)
@@ -328,12 +376,20 @@ class _KernelMapper:
         names = {s.name for s in self.states}
         for d in sinks:
             if var in d.free:
-                raise CompileError("T0223", f"`{d.target}` keeps every step of a recurrence", d.span,
-                                   helps="put it into another kernel, or choose the cpu target")  # fmt: skip
-            if any(a.tensor in names for a in d.reads) or any(self._needs(d, other) for other in late):
+                raise CompileError(
+                    "T0223",
+                    f"`{d.target}` keeps every step of a recurrence",
+                    d.span,
+                    helps="put it into another kernel, or choose the cpu target",
+                )
+            if any(a.tensor in names for a in d.reads) or any(
+                self._needs(d, other) for other in late
+            ):
                 late.append(d)
         early = [d for d in sinks if d not in late]
-        states: tuple[Node, ...] = tuple(Do(e) for s in self.states for e in (s.first, *s.stores[:1]))
+        states: tuple[Node, ...] = tuple(
+            Do(e) for s in self.states for e in (s.first, *s.stores[:1])
+        )
         states += self._emit([], (var,), (), frozenset(), self._local_do, self.states)
         nodes: tuple[Node, ...] = (*states, *self._sequence(late, ()))
         for s in reversed(self.states):
@@ -346,7 +402,11 @@ class _KernelMapper:
         for d in sinks:
             streamed = bool(self._walked(d.free))
             loops = self._walked(d.free) if streamed else self._walked(d.reduced)
-            if walks and walks[-1][:2] == (loops, streamed) and not any(self._needs(d, other) for other in walks[-1][2]):
+            if (
+                walks
+                and walks[-1][:2] == (loops, streamed)
+                and not any(self._needs(d, other) for other in walks[-1][2])
+            ):
                 walks[-1][2].append(d)
             else:
                 walks.append((loops, streamed, [d]))
@@ -364,7 +424,11 @@ class _KernelMapper:
 
     def _direct(self, d: Einsum) -> bool:
         """Whether a tensor needs no register copy: it is written once and only to memory."""
-        return d.target in self.stored and not self._walked(d.reduced) and not self._read_inside(d.target)
+        return (
+            d.target in self.stored
+            and not self._walked(d.reduced)
+            and not self._read_inside(d.target)
+        )
 
     def _keep(self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]) -> tuple[Node, ...]:
         return (self._rewritten(d, d.target if self._direct(d) else self._local(d.target)),)
@@ -376,11 +440,18 @@ class _KernelMapper:
         reduce = self._emit([d], self._walked(d.reduced), open_, ready, self._local_do)
         return (Alloc(self._buffer(d), (*reduce, self._store(d))),)
 
-    def _local_do(self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]) -> tuple[Node, ...]:
+    def _local_do(
+        self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]
+    ) -> tuple[Node, ...]:
         return (self._rewritten(d, self._local(d.target)),)
 
     def _emit(
-        self, ds: list[Einsum], loops: tuple[str, ...], open_: tuple[str, ...], ready: frozenset[str], leaf: Leaf,
+        self,
+        ds: list[Einsum],
+        loops: tuple[str, ...],
+        open_: tuple[str, ...],
+        ready: frozenset[str],
+        leaf: Leaf,
         states: Sequence[State] = (),
     ) -> tuple[Node, ...]:
         """Loops over `loops`, at each depth first the streamed tensors that are complete there, innermost the leaves.
@@ -397,7 +468,11 @@ class _KernelMapper:
             if loops:
                 inner = self._emit(ds, loops[1:], (*open_, loops[0]), ready, leaf, states)
                 return (Loop(loops[0], self.tile[loops[0]], inner),)
-            return self._steps(0, open_, ready) if states else tuple(x for d in ds for x in leaf(d, open_, ready))
+            return (
+                self._steps(0, open_, ready)
+                if states
+                else tuple(x for d in ds for x in leaf(d, open_, ready))
+            )
 
         return nest(0, ready)
 
@@ -419,10 +494,14 @@ class _KernelMapper:
 
         return nest(0, ready)
 
-    def _step_do(self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]) -> tuple[Node, ...]:
+    def _step_do(
+        self, d: Einsum, open_: tuple[str, ...], ready: frozenset[str]
+    ) -> tuple[Node, ...]:
         return (self._rewritten(d, d.target),)
 
-    def _producers(self, ds: list[Einsum], open_: tuple[str, ...], ready: frozenset[str]) -> list[Einsum]:
+    def _producers(
+        self, ds: list[Einsum], open_: tuple[str, ...], ready: frozenset[str]
+    ) -> list[Einsum]:
         """The streamed tensors below `ds` that can be computed now: all their walked variables have a tile."""
         wanted: set[str] = set()
         pending = [a.tensor for d in ds for a in d.reads]
@@ -430,7 +509,13 @@ class _KernelMapper:
         while pending:
             name = pending.pop()
             d = next((m for m in self.members if m.target == name), None)
-            if d is None or name in ready or name in wanted or not self._walked(d.free) or name in mine:
+            if (
+                d is None
+                or name in ready
+                or name in wanted
+                or not self._walked(d.free)
+                or name in mine
+            ):
                 continue
             if set(self._walked(d.free)) <= set(open_):
                 wanted.add(name)

@@ -161,6 +161,14 @@ def test_options_of_passes_reach_them(add: str, shell: Shell) -> None:
         assert code == 2 and "help:" in err
 
 
+def test_time_and_dumps_of_every_pass(add: str, shell: Shell) -> None:
+    code, out, err = shell("explain", add, "--time", "--dump-dir", "dumps")
+    assert code == 0 and out.startswith("add for cpu")
+    timed = [line.split()[1] for line in err.strip().split("\n")]
+    assert timed == list(pipeline.PASSES)
+    assert len(list(Path("dumps").iterdir())) == 1 + len(timed)
+
+
 def test_verify_each_runs_the_interpreters(add: str, shell: Shell) -> None:
     assert shell("build", add, "--verify-each", "--emit", "mapping")[0] == 0
 

@@ -157,12 +157,17 @@ def h100() -> Target:
 def inputs_of(c: Cascade, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Random inputs of the given sizes; integer inputs are coordinates, some of them outside."""
     rng = np.random.default_rng(zlib.crc32(f"{c.name} {sizes}".encode()))
-    known = {**sizes, **{r.name: evaluate_size(r.size, sizes) for r in c.ranks if r.size is not None}}
+    known = {
+        **sizes,
+        **{r.name: evaluate_size(r.size, sizes) for r in c.ranks if r.size is not None},
+    }
     out = {}
     for t in c.inputs:
         shape = [evaluate_size(s, known) for s in t.shape]
         integers = rng.integers(-1, 5, shape).astype(t.dtype.numpy) if t.dtype.is_integer else None
-        out[t.name] = integers if integers is not None else rng.standard_normal(shape).astype(np.float32)
+        out[t.name] = (
+            integers if integers is not None else rng.standard_normal(shape).astype(np.float32)
+        )
     return out
 
 
@@ -170,14 +175,21 @@ def dots(source: str) -> int:
     return source.count("tl.dot(")
 
 
-def check(c: Cascade, inputs: dict[str, np.ndarray], got: dict[str, np.ndarray], factor: float = 4) -> None:
+def check(
+    c: Cascade, inputs: dict[str, np.ndarray], got: dict[str, np.ndarray], factor: float = 4
+) -> None:
     """Integers exactly, floats within the interpreter's bound."""
     for name, value in interpret_with_bounds(c, inputs).items():
         assert got[name].shape == value.data.shape
         assert got[name].dtype == value.data.dtype
         bound = np.zeros(1) if value.error is None else factor * value.error + 1e-30
         wrong = np.abs(got[name].astype(np.float64) - value.data.astype(np.float64)) > bound
-        assert not wrong.any(), (name, np.argwhere(wrong)[:4], got[name][wrong][:4], value.data[wrong][:4])
+        assert not wrong.any(), (
+            name,
+            np.argwhere(wrong)[:4],
+            got[name][wrong][:4],
+            value.data[wrong][:4],
+        )
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -221,6 +233,16 @@ def test_no_buffer_grows_with_a_walked_rank(h100: Target) -> None:
     assert len(leaves(k.body)) == 10  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", ["attention causal", "attention in one pass"])
+def test_kernels_join_where_registers_can_hold_what_crosses(name: str, h100: Target) -> None:
+    alone = re.sub(r"kernel .*\n", "", PROGRAMS[name])
+    m = map_gpu(parse_cascade(alone), h100)
+    assert len(m.kernels) == 1
+    assert not m.memory
+    text = (ROOT / "backends/targets/h100.yaml").read_text().replace("merge: 1", "merge: 0")
+    assert len(map_gpu(parse_cascade(alone), parse_target(text, "h100")).kernels) > 5
+
+
 def test_independent_reductions_share_a_walk(h100: Target) -> None:
     c = parse_cascade("""cascade moments
 in X: f32[R,C]
@@ -238,7 +260,9 @@ def test_user_names_never_become_python_of_their_own() -> None:
     assert triton_backend.mangled("tl") == "tl_"
     assert triton_backend.mangled('"; rm').isidentifier()
     assert triton_backend.mangled("_tanh") == "u_tanh"
-    assert triton_backend.mangled("ﬁ") != triton_backend.mangled("fi")  # Python would take them for the same name
+    assert triton_backend.mangled("ﬁ") != triton_backend.mangled(
+        "fi"
+    )  # Python would take them for the same name
 
 
 def test_source_opens_with_the_cascade_and_keeps_names(h100: Target) -> None:
@@ -262,7 +286,14 @@ def test_a_recurrence_that_stops_is_refused(h100: Target) -> None:
     assert rejected(text, h100).diagnostic.code == "T0223"
 
 
-RESOURCES = {"one pass": ONE_PASS, "linear": LINEAR, "softmax": PROGRAMS["softmax walked"], "causal": attention("where m <= p")}
+RESOURCES = {
+    "one pass": ONE_PASS,
+    "odd names": ODD,
+    "scan": SCAN,
+    "linear": LINEAR,
+    "softmax": PROGRAMS["softmax walked"],
+    "causal": attention("where m <= p"),
+}
 
 
 @pytest.mark.parametrize("name", RESOURCES)

@@ -63,7 +63,8 @@ class CProgram:
                 unit.append((t.name, found))
         built = self._variant(tuple(unit))
         numbers = list(_every_size(self.mapping, sizes).values()) + flat
-        return Call(built, numbers)
+        constant = tuple((t.name, shapes[t.name], strides[t.name]) for t in self.mapping.inputs if t.constant)
+        return Call(built, numbers, constant)
 
     def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
         if unit not in self._built:
@@ -111,6 +112,7 @@ class _Built:
 
         self.program = program
         self.library = load(compile_source(program.source, find_toolchain()))
+        self.kept: dict[object, _Constants] = {}
         self.measure = {}
         for name in ("tcc_arena", "tcc_constants", "tcc_scratch"):
             function = getattr(self.library, name)
@@ -118,10 +120,23 @@ class _Built:
             self.measure[name] = function
 
 
+class _Constants:
+    """The memory of constant buffers, shared by all calls whose constant inputs are stored alike."""
+
+    def __init__(self, size: int) -> None:
+        import threading
+
+        from tcc.backends.c.launch import Arena
+
+        self.block = Arena().take(size)
+        self.lock = threading.Lock()
+        self.content: object = None  # of what the buffers were prepared
+
+
 class Call:
     """A program bound to shapes, strides and sizes. Calling it writes the outputs; it is safe to call from many threads."""
 
-    def __init__(self, built: _Built, numbers: Sequence[int]) -> None:
+    def __init__(self, built: _Built, numbers: Sequence[int], constant: object = None) -> None:
         from tcc.backends.c.launch import Arena, Launcher, sizes_array
 
         tensors = len(built.program.tensors)
@@ -137,13 +152,14 @@ class Call:
             Launcher(built.library, "tcc_prepare", tensors + 3, len(self.sizes)) if built.program.prepared else None
         )
         self._memory = Arena()
-        self._constants = Arena().take(self.constant_bytes) if self.constant_bytes else None
-        self._prepared: object = None
+        self._constants: _Constants | None = None
+        if self.constant_bytes:
+            self._constants = built.kept.setdefault((self.constant_bytes, constant), _Constants(self.constant_bytes))
         self.total = self.arena_bytes + self.scratch_bytes
 
     def __call__(self, pointers: Sequence[int], constants: object = 0) -> None:
         """`pointers`: inputs, then outputs. `constants` is a key that changes when a constant input's content does."""
-        kept = self._constants.address if self._constants is not None else 0
+        kept = self._constants.block.address if self._constants is not None else 0
         if not self.total:
             self._run(pointers, (0, kept, 0), constants)
             return
@@ -155,9 +171,10 @@ class Call:
 
     def _run(self, pointers: Sequence[int], memory: tuple[int, int, int], constants: object) -> None:
         every = (*pointers, *memory)
-        if self._prepare is not None and self._prepared != constants:
-            self._prepare(every, self.sizes)
-            self._prepared = constants
+        if self._constants is not None and self._prepare is not None and self._constants.content != constants:
+            with self._constants.lock:
+                self._prepare(every, self.sizes)
+                self._constants.content = constants
         self._main(every, self.sizes)
 
 

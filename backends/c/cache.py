@@ -165,7 +165,7 @@ def _configured() -> Path:
 def _refuse_shared(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise CompileError(
-            "T301",
+            "T0321",
             f"the cache folder `{path}` is not a folder",
             helps="set `TCC_CACHE_DIR` to a folder of your own",
         )
@@ -173,14 +173,14 @@ def _refuse_shared(path: Path, status: os.stat_result) -> None:
         return
     if status.st_uid != os.getuid():
         raise CompileError(
-            "T301",
+            "T0321",
             f"the cache folder `{path}` belongs to user {status.st_uid}, not to you"
             f" (user {os.getuid()})",
             helps="tcc loads code from its cache: set `TCC_CACHE_DIR` to a folder of your own",
         )
     if status.st_mode & 0o022:
         raise CompileError(
-            "T301",
+            "T0321",
             f"the cache folder `{path}` can be written by others"
             f" (mode {stat.S_IMODE(status.st_mode):04o})",
             helps=f"tcc loads code from its cache: run `chmod go-w {path}`, or set `TCC_CACHE_DIR`"
@@ -218,7 +218,7 @@ def _remove_if_ours(process: int, path: Path) -> None:
 
 def _nowhere(error: OSError) -> CompileError:
     return CompileError(
-        "T302",
+        "T0322",
         f"no folder to build code in ({error.strerror or error})",
         helps="set `TCC_CACHE_DIR` or `TMPDIR` to a folder with free space that you may write to",
     )

@@ -30,7 +30,7 @@ def load(path: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise CompileError(
-            "T306",
+            "T0326",
             f"the built object `{path}` cannot be loaded: {error}",
             helps="delete it, or set `TCC_CACHE_DIR` to a folder on a file system that allows"
             " execution (not `noexec`)",
@@ -52,7 +52,7 @@ class Launcher:
             function = library[name]
         except AttributeError:
             raise CompileError(
-                "T306",
+                "T0326",
                 f"the built object exports no function `{name}`",
                 helps="this is a bug in tcc: the object and the kernel do not belong together;"
                 " delete the cache folder",
@@ -82,7 +82,7 @@ class Block:
             self._memory = mmap.mmap(-1, self.size + (alignment if huge else 0))
         except (OSError, OverflowError, ValueError):
             raise CompileError(
-                "T307",
+                "T0327",
                 f"no memory for {size} bytes of scratch space",
                 helps="choose smaller shapes or tiles, or raise the memory limit (`ulimit -v`)",
             ) from None

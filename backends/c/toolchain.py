@@ -121,7 +121,7 @@ def _compile(source: str, key: str, toolchain: Toolchain, extra: tuple[str, ...]
             return result.read_bytes()
     kept = cache.put(key, ".c", source.encode())
     raise CompileError(
-        "T304",
+        "T0324",
         f"the C compiler `{toolchain.command[0]}` refused generated code"
         f" (exit code {done.returncode}):\n{_first_errors(done.stderr)}",
         helps=(
@@ -148,7 +148,7 @@ def _run(command: list[str], work: Path) -> subprocess.CompletedProcess[str]:
         )  # fmt: skip
     except OSError as error:
         raise CompileError(
-            "T303",
+            "T0323",
             f"the C compiler `{command[0]}` cannot be started ({error.strerror or error})",
             helps="set `TCC_CC` to a working gcc or clang",
         ) from None
@@ -162,7 +162,7 @@ def _find_command() -> tuple[str, ...]:
         path = shutil.which(words[0])
         if path is None:
             raise CompileError(
-                "T303",
+                "T0323",
                 f"the C compiler `{words[0]}`, named by `{variable}`, is not there",
                 helps=f"set `{variable}` to a gcc or clang, or unset it to let tcc look for one",
             )
@@ -174,7 +174,7 @@ def _find_command() -> tuple[str, ...]:
     if importlib.util.find_spec("ziglang") is not None:
         return (sys.executable, "-m", "ziglang", "cc")
     raise CompileError(
-        "T303",
+        "T0323",
         "there is no C compiler: looked for `cc`, `gcc`, `clang` and the Python package `ziglang`",
         helps=(
             "install one (`apt install gcc`, `dnf install gcc`, `xcode-select --install`), or run"
@@ -215,7 +215,7 @@ def _query(command: tuple[str, ...], processor: str) -> Toolchain:
         version = _run([*command, "--version"], work)
         if version.returncode != 0:
             raise CompileError(
-                "T303",
+                "T0323",
                 f"the C compiler `{shlex.join(command)}` does not work:"
                 f" `--version` ends with exit code {version.returncode}",
                 helps="set `TCC_CC` to a working gcc or clang",
@@ -238,7 +238,7 @@ def _macros(command: tuple[str, ...], work: Path) -> tuple[tuple[str, ...], froz
             words = (line.split() for line in done.stdout.splitlines())
             return flags, frozenset(word[1] for word in words if len(word) > 1)
     raise CompileError(
-        "T303",
+        "T0323",
         f"the C compiler `{shlex.join(command)}` cannot preprocess an empty file:\n"
         f"{_first_errors(done.stderr)}",
         helps="set `TCC_CC` to a working gcc or clang",

@@ -68,7 +68,7 @@ def preamble(names: Iterable[str], lanes32: int) -> str:
     """C text with the functions `names` and what they need, in one fixed order."""
     if lanes32 not in (4, 8, 16):
         raise CompileError(
-            "T305",
+            "T0325",
             f"vectors of {lanes32} 32-bit lanes are not known",
             helps="choose 4, 8 or 16 lanes",
         )
@@ -97,7 +97,7 @@ def _expand(name: str, lanes32: int, library: dict[str, str]) -> list[str]:
     if found:
         return found
     raise CompileError(
-        "T305",
+        "T0325",
         f"there is no vector function `{name}`",
         helps=did_you_mean(name, list(library)) or "see the list in `backends/c/vector_math.py`",
     )

@@ -33,7 +33,9 @@ class Program:
     kernels: tuple[KernelText, ...]
     _module: list[ModuleType] = field(default_factory=list, repr=False)
 
-    def run(self, inputs: MappingABC[str, Any], sizes: MappingABC[str, int] | None = None) -> dict[str, Any]:
+    def run(
+        self, inputs: MappingABC[str, Any], sizes: MappingABC[str, int] | None = None
+    ) -> dict[str, Any]:
         """The outputs by name, as torch tensors on the device where there is one, else as NumPy arrays.
 
         `inputs` are torch tensors or arrays; without CUDA Triton's interpreter computes, slowly.
@@ -69,13 +71,19 @@ class Program:
             found.append(value.astype(t.dtype.numpy, copy=False))
         return found
 
-    def _sizes(self, inputs: MappingABC[str, Any], sizes: MappingABC[str, int] | None) -> dict[str, int]:
+    def _sizes(
+        self, inputs: MappingABC[str, Any], sizes: MappingABC[str, int] | None
+    ) -> dict[str, int]:
         """The sizes that the launcher takes: those that no input has. Checks shapes (T0125 to T0127)."""
         bound = bind(signature(self.mapping), inputs, sizes)
         from tcc.ir.expr import Size
 
         seen = {s.rank for t in self.mapping.inputs for s in t.shape if isinstance(s, Size)}
-        return {r.name: bound[r.name] for r in self.mapping.ranks if r.size is None and r.name not in seen}
+        return {
+            r.name: bound[r.name]
+            for r in self.mapping.ranks
+            if r.size is None and r.name not in seen
+        }
 
 
 def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
@@ -85,20 +93,31 @@ def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
     """
     precision = precision or ("tf32" if target.parameter("tf32", 0) else "ieee")
     if precision not in PRECISIONS:
-        raise CompileError("T0327", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}")
+        raise CompileError(
+            "T0327", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}"
+        )
     module = Names({"_check"})
     helpers: dict[str, str] = {}
     kernels: list[KernelText] = []
     launcher = module.fresh(mapping.name)
     for k in mapping.kernels:
         if isinstance(k, Extern):
-            raise CompileError("T0327", f"the Triton backend can not call `{k.function}`", k.span,
-                               helps="compile this program for the cpu target")  # fmt: skip
+            raise CompileError(
+                "T0327",
+                f"the Triton backend can not call `{k.function}`",
+                k.span,
+                helps="compile this program for the cpu target",
+            )
         name = module.fresh(f"{k.name}_kernel")
         kernels.append(emit_kernel(mapping, k, target, name, helpers, precision))
     wrapper = emit_launcher(mapping, kernels, launcher, module)
-    parts = ["import torch\nimport triton\nimport triton.language as tl", *helpers.values(),
-             *(k.source for k in kernels), CHECK, wrapper]  # fmt: skip
+    parts = [
+        "import torch\nimport triton\nimport triton.language as tl",
+        *helpers.values(),
+        *(k.source for k in kernels),
+        CHECK,
+        wrapper,
+    ]
     return Program(mapping, "\n\n\n".join(parts) + "\n", launcher, tuple(kernels))
 
 
@@ -107,7 +126,9 @@ def emit(mapping: Mapping, target: Target, *, precision: str = "") -> str:
     return build(mapping, target, precision=precision).source
 
 
-def compile_ahead(mapping: Mapping, target: Target, capability: int = 90, *, precision: str = "") -> list[dict[str, Any]]:
+def compile_ahead(
+    mapping: Mapping, target: Target, capability: int = 90, *, precision: str = ""
+) -> list[dict[str, Any]]:
     """Of each kernel `ptx`, `cubin`, `registers`, `spills` and `shared_bytes` for `sm_<capability>`; needs no device."""
     from tcc.backends.triton._toolchain import compile_kernel
 

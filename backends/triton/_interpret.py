@@ -44,16 +44,24 @@ def interpret_all(jobs: Sequence[Job], timeout_s: float = 600) -> list[list[Any]
         (folder / "jobs.json").write_text(json.dumps(table), encoding="utf-8")
         command = [sys.executable, "-m", "tcc.backends.triton._interpret", str(folder)]
         environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
         if done.returncode:
-            raise CompileError("T0326", f"Triton's interpreter ended with {done.returncode}: {done.stderr[-2000:]}",
-                               helps="check that torch and triton are installed together")  # fmt: skip
+            raise CompileError(
+                "T0326",
+                f"Triton's interpreter ended with {done.returncode}: {done.stderr[-2000:]}",
+                helps="check that torch and triton are installed together",
+            )
         results: list[list[Any]] = []
         for n in range(len(jobs)):
             error = folder / f"{n}.error"
             if error.exists():
-                raise CompileError("T0326", f"the kernels of `{jobs[n].launcher}` failed:\n{error.read_text()}",
-                                   helps="this is a bug in tcc: please report it with the source")  # fmt: skip
+                raise CompileError(
+                    "T0326",
+                    f"the kernels of `{jobs[n].launcher}` failed:\n{error.read_text()}",
+                    helps="this is a bug in tcc: please report it with the source",
+                )
             with np.load(folder / f"{n}.out.npz") as data:
                 results.append([data[f"arr_{i}"] for i in range(len(data.files))])
         return results
@@ -70,7 +78,10 @@ def _main(folder: Path) -> None:
             with np.load(folder / f"{n}.npz") as data:
                 inputs = [torch.from_numpy(data[f"arr_{i}"]) for i in range(len(data.files))]
             out = getattr(module, job["launcher"])(*inputs, **job["sizes"])
-            np.savez(folder / f"{n}.out.npz", *[t.numpy() for t in (out if isinstance(out, tuple) else (out,))])
+            np.savez(
+                folder / f"{n}.out.npz",
+                *[t.numpy() for t in (out if isinstance(out, tuple) else (out,))],
+            )
         except Exception:
             (folder / f"{n}.error").write_text(traceback.format_exc(), encoding="utf-8")
 

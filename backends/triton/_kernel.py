@@ -41,14 +41,17 @@ class KernelText:
     stages: int
 
 
-def emit_kernel(m: Mapping, k: Kernel, target: Target, name: str, helpers: dict[str, str],
-                precision: str) -> KernelText:  # fmt: skip
+def emit_kernel(
+    m: Mapping, k: Kernel, target: Target, name: str, helpers: dict[str, str], precision: str
+) -> KernelText:
     """The text of kernel `k`; raises T0322 for loops and buffers that have no form in Triton."""
     return _Emitter(m, k, target, helpers, precision).emit(name)
 
 
 class _Emitter:
-    def __init__(self, m: Mapping, k: Kernel, target: Target, helpers: dict[str, str], precision: str) -> None:
+    def __init__(
+        self, m: Mapping, k: Kernel, target: Target, helpers: dict[str, str], precision: str
+    ) -> None:
         self.m, self.k, self.target, self.precision = m, k, target, precision
         self.t = Tile(signature(m), dict(k.variables), {}, Lines(), Names(set(helpers)), helpers)
         self.grid, self.body = self._grid()
@@ -65,14 +68,26 @@ class _Emitter:
             body = body[0].body
         for n in walk_nodes(body):
             if isinstance(n, Loop) and n.on is not None:
-                raise CompileError("T0322", f"kernel `{self.k.name}` has a loop on `{n.on}` inside a block", n.span,
-                                   helps="only the outermost loops may run on `block`")  # fmt: skip
+                raise CompileError(
+                    "T0322",
+                    f"kernel `{self.k.name}` has a loop on `{n.on}` inside a block",
+                    n.span,
+                    helps="only the outermost loops may run on `block`",
+                )
             if isinstance(n, Loop) and n.until is not None:
-                raise CompileError("T0322", f"the loop over `{n.var}` has a stopping condition", n.span,
-                                   helps="run it on the cpu target")  # fmt: skip
+                raise CompileError(
+                    "T0322",
+                    f"the loop over `{n.var}` has a stopping condition",
+                    n.span,
+                    helps="run it on the cpu target",
+                )
             if isinstance(n, Do) and n.bind:
-                raise CompileError("T0322", f"`{n.einsum.target}` binds variables to `{n.bind[0][1]}`", n.span,
-                                   helps="Triton spreads the elements of a tile over threads itself")  # fmt: skip
+                raise CompileError(
+                    "T0322",
+                    f"`{n.einsum.target}` binds variables to `{n.bind[0][1]}`",
+                    n.span,
+                    helps="Triton spreads the elements of a tile over threads itself",
+                )
         return grid, body
 
     def _check_memory(self) -> None:
@@ -81,24 +96,40 @@ class _Emitter:
         for d in leaves(self.k.body):
             for a in d.einsum.reads:
                 if a.tensor in written:
-                    raise CompileError("T0322", f"kernel `{self.k.name}` writes `{a.tensor}` in memory and reads it",
-                                       d.span, helps="keep it in a buffer at level `reg`, or use two kernels")  # fmt: skip
+                    raise CompileError(
+                        "T0322",
+                        f"kernel `{self.k.name}` writes `{a.tensor}` in memory and reads it",
+                        d.span,
+                        helps="keep it in a buffer at level `reg`, or use two kernels",
+                    )
 
     def _block(self, v: str) -> int:
         """Coordinates of one tile: the step of its loop, or the power of two that holds its whole extent."""
         steps = {n.step: n for n in walk_nodes(self.k.body) if isinstance(n, Loop) and n.var == v}
         if len(steps) > 1:
-            raise CompileError("T0322", f"`{v}` is cut into tiles of {' and of '.join(map(str, steps))}", self.k.span,
-                               helps="use one step for all loops over a variable")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"`{v}` is cut into tiles of {' and of '.join(map(str, steps))}",
+                self.k.span,
+                helps="use one step for all loops over a variable",
+            )
         for step, loop in steps.items():
             if step & (step - 1):
-                raise CompileError("T0322", f"the step {step} of `{v}` is no power of two", loop.span,
-                                   helps="tiles in Triton have powers of two as extents")  # fmt: skip
+                raise CompileError(
+                    "T0322",
+                    f"the step {step} of `{v}` is no power of two",
+                    loop.span,
+                    helps="tiles in Triton have powers of two as extents",
+                )
             return step
         extent = poly(self.t.unfold(dict(self.k.variables)[v])).constant
         if extent is None:
-            raise CompileError("T0322", f"`{v}` has no loop and no fixed extent", self.k.span,
-                               helps=f"add a loop over `{v}`, or fix the size of its rank")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"`{v}` has no loop and no fixed extent",
+                self.k.span,
+                helps=f"add a loop over `{v}`, or fix the size of its rank",
+            )
         return 1 if extent == 1 else max(16, 1 << max(0, extent - 1).bit_length())
 
     # ---- the kernel's text
@@ -122,12 +153,17 @@ class _Emitter:
         parameters = self._parameters()
         head = [f"@triton.jit\ndef {name}(", *_signature(parameters), "):", *self._docstring()]
         grid = tuple((self.t.unfold(dict(self.k.variables)[v]), step, v) for v, step in extents)
-        return KernelText(name, "\n".join([*head, *t.lines.text]), parameters, grid, self._warps(), self._stages())
+        return KernelText(
+            name, "\n".join([*head, *t.lines.text]), parameters, grid, self._warps(), self._stages()
+        )
 
     def _docstring(self) -> list[str]:
         shown = list(dict.fromkeys(str(d.einsum) for d in leaves(self.k.body)))
-        return [f'    """{quoted(shown[0])}' + ('"""' if len(shown) == 1 else ""),
-                *(f"    {quoted(s)}" for s in shown[1:]), *(['    """'] if len(shown) > 1 else [])]  # fmt: skip
+        return [
+            f'    """{quoted(shown[0])}' + ('"""' if len(shown) == 1 else ""),
+            *(f"    {quoted(s)}" for s in shown[1:]),
+            *(['    """'] if len(shown) > 1 else []),
+        ]
 
     def _parameters(self) -> tuple[Parameter, ...]:
         t = self.t
@@ -140,15 +176,15 @@ class _Emitter:
         return tuple(out)
 
     def _warps(self) -> int:
-        """Four warps; eight where a tile, or exact products that feed each other, need more registers than those have."""
+        """Four warps; eight where a tile, or an exact product of computed operands, needs more registers."""
         largest = 1
         for d in leaves(self.k.body):
             elements = 1
             for v in d.einsum.free:
                 elements *= self.t.block[v]
             largest = max(largest, elements)
-        chained = self.precision == "ieee" and len(self.t.products) > 1
-        return 8 if largest >= 128 * 128 or chained else 4
+        exact = self.precision == "ieee" and (len(self.t.products) > 1 or self.t.computed)
+        return 8 if largest >= 128 * 128 or exact else 4
 
     def _stages(self) -> int:
         return int(self.target.parameter("stages", 3))
@@ -158,7 +194,9 @@ class _Emitter:
         t = self.t
         if not self.grid:
             return
-        t.lines.add(f"{'pid' if len(self.grid) > 1 else self._block_of(self.grid[0])} = tl.program_id(0)")
+        t.lines.add(
+            f"{'pid' if len(self.grid) > 1 else self._block_of(self.grid[0])} = tl.program_id(0)"
+        )
         for i, n in enumerate(reversed(self.grid)):
             count, last = self._count(n), i == len(self.grid) - 1
             if len(self.grid) > 1:
@@ -171,14 +209,22 @@ class _Emitter:
             sizes = ", ".join(self._count(n) for n in wide)
             t.lines.add(f"{a}, {b} = tl.swizzle2d({a}, {b}, {sizes}, {GROUP})")
         for n in self.grid:
-            self._coordinates(n, f"{self._block_of(n)} * {t.block_name(n.var)}" if t.block[n.var] > 1 else "")
+            self._coordinates(
+                n, f"{self._block_of(n)} * {t.block_name(n.var)}" if t.block[n.var] > 1 else ""
+            )
 
     def _block_of(self, n: Loop) -> str:
-        return f"{self.t.coordinate[n.var]}_block" if self.t.block[n.var] > 1 else self.t.coordinate[n.var]
+        return (
+            f"{self.t.coordinate[n.var]}_block"
+            if self.t.block[n.var] > 1
+            else self.t.coordinate[n.var]
+        )
 
     def _count(self, n: Loop) -> str:
         size = self.t.size(self.t.extents[n.var])
-        return f"tl.cdiv({size.text}, {self.t.block_name(n.var)})" if n.step > 1 else size.within(12)
+        return (
+            f"tl.cdiv({size.text}, {self.t.block_name(n.var)})" if n.step > 1 else size.within(12)
+        )
 
     def _coordinates(self, n: Loop, start: str) -> None:
         t, v = self.t, n.var
@@ -215,12 +261,20 @@ class _Emitter:
         dims = [d.name if isinstance(d, Var) else "" for d in b.dims]
         rings = [i for i, d in enumerate(b.dims) if not isinstance(d, Var)]
         if b.level != "reg" or len(rings) > 1 or any(poly(b.dims[i]).constant != 2 for i in rings):
-            raise CompileError("T0322", f"buffer `{b}` is no tile in registers", n.span,
-                               helps="give it level `reg` and a variable for each dimension")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"buffer `{b}` is no tile in registers",
+                n.span,
+                helps="give it level `reg` and a variable for each dimension",
+            )
         order = [dims[d.dimension] for d in b.layout.digits]
         if len(order) != len(dims):
-            raise CompileError("T0322", f"the layout of `{b.name}` splits a dimension", n.span,
-                               helps="permute its dimensions only")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"the layout of `{b.name}` splits a dimension",
+                n.span,
+                helps="permute its dimensions only",
+            )
         axes = tuple(v for v in order if v and t.block[v] > 1)
         name, place = t.names.fresh(b.name), tuple(t.place.get(v) for v in dims if v)
         following = t.names.fresh(f"{b.name}_next") if rings else ""
@@ -268,7 +322,11 @@ class _Emitter:
     def _range(self, n: Loop, outside: set[str]) -> tuple[str, str]:
         """First and last coordinate to visit: predicates `v <= w + c` and `v >= w + c` of all sinks cut the range."""
         high = self.t.size(self.t.extents[n.var]).text
-        sinks = [d.einsum for d in leaves(n.body) if d.einsum.target in outside or d.einsum.target not in self._locals(n)]
+        sinks = [
+            d.einsum
+            for d in leaves(n.body)
+            if d.einsum.target in outside or d.einsum.target not in self._locals(n)
+        ]
         if not sinks or any(n.var not in e.reduced for e in sinks):
             return "0", high
         ends = [self._bounds(n.var, e) for e in sinks]
@@ -277,7 +335,11 @@ class _Emitter:
         first = "0"
         if low is not None:
             block = self.t.block_name(n.var) if self.t.block[n.var] > 1 else "1"
-            first = f"tl.maximum({low}, 0) // {block} * {block}" if block != "1" else f"tl.maximum({low}, 0)"
+            first = (
+                f"tl.maximum({low}, 0) // {block} * {block}"
+                if block != "1"
+                else f"tl.maximum({low}, 0)"
+            )
         return first, high if limit is None else f"tl.minimum({high}, {limit})"
 
     def _locals(self, n: Loop) -> set[str]:
@@ -291,7 +353,9 @@ class _Emitter:
             if not (isinstance(p, Call) and p.op in ("le", "lt", "ge", "gt")):
                 continue
             a, b = p.args if p.op in ("le", "lt") else (p.args[1], p.args[0])
-            slack = poly(self.t.unfold(b)) - poly(self.t.unfold(a))  # >= 0, or > 0, where the predicate holds
+            slack = poly(self.t.unfold(b)) - poly(
+                self.t.unfold(a)
+            )  # >= 0, or > 0, where the predicate holds
             sign = slack.terms.get((v,), 0)
             if abs(sign) != 1 or slack.coefficient(v) is None:
                 continue
@@ -324,5 +388,7 @@ def _signature(parameters: tuple[Parameter, ...]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for p in parameters:
         group = p.of if p.kind == "stride" else p.kind
-        groups.setdefault(f"{p.kind} {group}", []).append(f"{p.name}: tl.constexpr" if p.kind == "block" else p.name)
+        groups.setdefault(f"{p.kind} {group}", []).append(
+            f"{p.name}: tl.constexpr" if p.kind == "block" else p.name
+        )
     return [f"    {', '.join(names)}," for names in groups.values()]

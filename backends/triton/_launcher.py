@@ -19,9 +19,19 @@ CHECK = '''def _check(name, tensor, dtype, shape, device):
     if tensor.numel() >= 2**31:
         raise ValueError(f"{name} has {tensor.numel()} elements; offsets are 32 bits wide")'''
 _TORCH = {
-    "f64": "float64", "f32": "float32", "f16": "float16", "bool": "bool", "i64": "int64", "i32": "int32",
-    "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8",
-}  # fmt: skip
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "bool": "bool",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "u64": "uint64",
+    "u32": "uint32",
+    "u16": "uint16",
+    "u8": "uint8",
+}
 
 
 def emit_launcher(m: Mapping, kernels: list[KernelText], name: str, module: Names) -> str:
@@ -51,7 +61,9 @@ class _Launcher:
         inputs = list(self.tensor.values())
         add(f"{device} = {inputs[0]}.device" if inputs else f'{device} = torch.device("cuda")')
         for t in self.m.inputs:
-            add(f"_check({t.name!r}, {self.tensor[t.name]}, torch.{_TORCH[t.dtype.name]}, {self._shape(t.shape)}, {device})")
+            add(
+                f"_check({t.name!r}, {self.tensor[t.name]}, torch.{_TORCH[t.dtype.name]}, {self._shape(t.shape)}, {device})"
+            )
         for t in self.m.outputs:
             if t.name not in self.tensor:
                 self._allocate(t.name, t.dtype.name, t.shape, device)
@@ -61,8 +73,12 @@ class _Launcher:
             self._launch(k)
         add(f"return {', '.join(self.tensor[t.name] for t in self.m.outputs)}")
         parameters = inputs + (["*"] if free else []) + [self.size[r] for r in free]
-        doc = quoted(", ".join(map(str, self.m.inputs)) + " -> " + ", ".join(map(str, self.m.outputs)))
-        return "\n".join([f"def {self.name}({', '.join(parameters)}):", f'    """{doc}"""', *self.lines.text])
+        doc = quoted(
+            ", ".join(map(str, self.m.inputs)) + " -> " + ", ".join(map(str, self.m.outputs))
+        )
+        return "\n".join(
+            [f"def {self.name}({', '.join(parameters)}):", f'    """{doc}"""', *self.lines.text]
+        )
 
     def _from_shapes(self) -> dict[str, str]:
         """Where the size of each rank is read from."""
@@ -81,9 +97,10 @@ class _Launcher:
         while pending:
             names = {name for name, _ in pending}
             ready = [
-                (name, size) for name, size in pending
+                (name, size)
+                for name, size in pending
                 if not any(isinstance(n, Size) and n.rank in names for n in walk(size))
-            ]  # fmt: skip
+            ]
             if not ready:
                 raise CompileError("T0110", f"the size of rank `{pending[0][0]}` depends on itself")
             out += ready
@@ -109,8 +126,10 @@ class _Launcher:
 
     def _allocate(self, name: str, dtype: str, shape: tuple[Expr, ...], device: str) -> None:
         self.tensor[name] = self.names.fresh(name)
-        self.lines.add(f"{self.tensor[name]} = torch.empty({self._shape(shape)}, dtype=torch.{_TORCH[dtype]}, "
-                       f"device={device})")  # fmt: skip
+        self.lines.add(
+            f"{self.tensor[name]} = torch.empty({self._shape(shape)}, dtype=torch.{_TORCH[dtype]}, "
+            f"device={device})"
+        )
 
     def _launch(self, k: KernelText) -> None:
         add = self.lines.add

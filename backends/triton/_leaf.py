@@ -8,14 +8,21 @@ from tcc.backends.triton._scalar import PRODUCT, SUM, Code, literal, type_name
 from tcc.backends.triton._tile import Axes, Tile, conjunction
 from tcc.ir.cascade import Einsum
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Const, Expr, accesses, call, text, variables
+from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, children, text, variables
 from tcc.ir.infer import expression_dtype
 from tcc.ir.ops import MONOIDS, identity_of
 
 _MAX_ELEMENTS = 1 << 20  # Triton's limit for one tile
 _FOLDS = {"sum": "tl.sum", "max": "tl.max", "min": "tl.min", "xor": "tl.xor_sum"}
-_JOINS = {"sum": "{0} + {1}", "max": "tl.maximum({0}, {1})", "min": "tl.minimum({0}, {1})", "xor": "{0} ^ {1}",
-          "prod": "{0} * {1}", "any": "{0} | {1}", "all": "{0} & {1}"}  # fmt: skip
+_JOINS = {
+    "sum": "{0} + {1}",
+    "max": "tl.maximum({0}, {1})",
+    "min": "tl.minimum({0}, {1})",
+    "xor": "{0} ^ {1}",
+    "prod": "{0} * {1}",
+    "any": "{0} | {1}",
+    "all": "{0} & {1}",
+}
 _PRODUCT = "@triton.jit\ndef _multiply(a, b):\n    return a * b"
 
 
@@ -37,12 +44,20 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
     else:
         axes = _orientation(t, e)
         if combine:
-            raise CompileError("T0322", f"`{e.target}` in memory is reduced tile by tile", e.span,
-                               helps="reduce into a buffer at level `reg`, and copy it")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"`{e.target}` in memory is reduced tile by tile",
+                e.span,
+                helps="reduce into a buffer at level `reg`, and copy it",
+            )
     old = target if held is not None and combine else None
     new = _dot(t, e, axes, inner, old, precision) if e.reduced else None
     if new is None:
-        new, present = (_reduced(t, e, axes, inner) if e.reduced else (t.value(e.body, axes), t.axes(e.body, axes)))
+        new, present = (
+            _reduced(t, e, axes, inner)
+            if e.reduced
+            else (t.value(e.body, axes), t.axes(e.body, axes))
+        )
         if old is not None and not outer and e.monoid(e.reduced[0]) == "sum":
             t.lines.add(f"{old} += {new.text}")
             return
@@ -94,20 +109,31 @@ def _reduced(t: Tile, e: Einsum, axes: Axes, inner: list[Expr]) -> tuple[Code, A
     for v in order:
         elements *= t.block[v]
     if elements > _MAX_ELEMENTS:
-        raise CompileError("T0323", f"the tile of `{text(e.body)}` has {elements} elements, more than {_MAX_ELEMENTS}",
-                           e.span, helps="choose smaller tiles")  # fmt: skip
+        raise CompileError(
+            "T0323",
+            f"the tile of `{text(e.body)}` has {elements} elements, more than {_MAX_ELEMENTS}",
+            e.span,
+            helps="choose smaller tiles",
+        )
     monoids = [e.monoid(v) for v in e.reduced]
     if len(set(monoids)) > 1:
-        raise CompileError("T0323", f"`{e.target}` mixes reductions: {', '.join(dict.fromkeys(monoids))}", e.span,
-                           helps="reduce one variable after the other, in two definitions")  # fmt: skip
+        raise CompileError(
+            "T0323",
+            f"`{e.target}` mixes reductions: {', '.join(dict.fromkeys(monoids))}",
+            e.span,
+            helps="reduce one variable after the other, in two definitions",
+        )
     value, name = t.value(e.body, order), monoids[0]
     if MONOIDS[name].result == "bool" and expression_dtype(t.signature, e.body).kind != "b":
         value = Code(f"({value.text}) != 0", 5)
     elif expression_dtype(t.signature, e.body).kind == "b":
         value = Code(f"tl.cast({value.text}, {type_name(t.signature.tensors[e.target].dtype)})")
     if t.axes(e.body, order) != order:
-        value = Code(f"tl.broadcast_to({value.text}, {t.shape(order)})" if t.axes(e.body, order)
-                     else f"tl.full({t.shape(order)}, {value.text}, {_type(t, e)})")  # fmt: skip
+        value = Code(
+            f"tl.broadcast_to({value.text}, {t.shape(order)})"
+            if t.axes(e.body, order)
+            else f"tl.full({t.shape(order)}, {value.text}, {_type(t, e)})"
+        )
     padding = [(t.inside(v, order), False) for v in folded if t.ragged(v)]
     mask = conjunction(padding + [t.predicate(p, order) for p in inner])
     if mask is not None:
@@ -123,7 +149,10 @@ def _type(t: Tile, e: Einsum) -> str:
 
 def _fold(t: Tile, monoid: str, value: Code, axis: int) -> Code:
     if monoid in ("any", "all"):
-        return Code(f"tl.{'max' if monoid == 'any' else 'min'}(tl.cast({value.text}, tl.int32), {axis}) != 0", 5)
+        return Code(
+            f"tl.{'max' if monoid == 'any' else 'min'}(tl.cast({value.text}, tl.int32), {axis}) != 0",
+            5,
+        )
     if monoid == "prod":
         t.helpers["multiply"] = _PRODUCT
         return Code(f"tl.reduce({value.text}, {axis}, _multiply)")
@@ -171,12 +200,17 @@ def _split(t: Tile, e: Einsum, axes: Axes, depth: str) -> _Sides | None:
     return sides if t.axes(sides.column, (depth, column)) == (depth, column) else None  # type: ignore[arg-type]
 
 
-def _dot(t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, precision: str) -> Code | None:
+def _dot(
+    t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, precision: str
+) -> Code | None:
     """The contraction of a tile as one matrix product, or None where it is none."""
     folded = [v for v in e.reduced if t.block[v] > 1]
     if len(folded) != 1 or len(axes) != 2 or any(e.monoid(v) != "sum" for v in e.reduced):
         return None
-    if min(t.block[v] for v in (*axes, *folded)) < 16 or t.signature.tensors[e.target].dtype.name != "f32":
+    if (
+        min(t.block[v] for v in (*axes, *folded)) < 16
+        or t.signature.tensors[e.target].dtype.name != "f32"
+    ):
         return None
     (depth,), (row, column) = folded, axes
     sides = _split(t, e, axes, depth)
@@ -194,6 +228,7 @@ def _dot(t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, pre
     a = _operand(t, sides.row, (row, depth), depth, left)
     b = _operand(t, sides.column, (depth, column), depth, right)
     t.products.add(e.target)
+    t.computed |= bool(inner) or not all(_plain(t, side) for side in (sides.row, sides.column))
     rest = t.value(sides.rest, axes) if sides.rest is not None else None
     if old is not None and rest is None:
         return Code(f'tl.dot({a}, {b}, {old}, input_precision="{precision}")')
@@ -202,6 +237,12 @@ def _dot(t: Tile, e: Einsum, axes: Axes, inner: list[Expr], old: str | None, pre
         return Code(product)
     scaled = f"{product} * {rest.within(PRODUCT + 1)}"
     return Code(f"{old} + {scaled}", SUM) if old is not None else Code(scaled, PRODUCT)
+
+
+def _plain(t: Tile, e: Expr) -> bool:
+    """Whether a side of a product comes from memory as it is."""
+    loaded = isinstance(e, Access) and e.tensor not in t.registers
+    return loaded and all(isinstance(i, Var) for i in children(e))
 
 
 def _operand(t: Tile, e: Expr, order: Axes, depth: str, predicates: list[Expr]) -> str:

@@ -9,7 +9,16 @@ from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Call, Const, Expr
 
-ATOM, UNARY, PRODUCT, SUM, BIT_AND, BIT_XOR, BIT_OR, COMPARISON = 20, 12, 11, 10, 8, 7, 6, 5  # Python's precedences
+ATOM, UNARY, PRODUCT, SUM, BIT_AND, BIT_XOR, BIT_OR, COMPARISON = (
+    20,
+    12,
+    11,
+    10,
+    8,
+    7,
+    6,
+    5,
+)  # Python's precedences
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +34,40 @@ class Code:
 
 
 _INFIX = {
-    "add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT), "bit_or": ("|", BIT_OR),
-    "bit_xor": ("^", BIT_XOR), "bit_and": ("&", BIT_AND), "or": ("|", BIT_OR), "and": ("&", BIT_AND),
-    "eq": ("==", COMPARISON), "ne": ("!=", COMPARISON), "lt": ("<", COMPARISON), "le": ("<=", COMPARISON),
-    "gt": (">", COMPARISON), "ge": (">=", COMPARISON),
-}  # fmt: skip
+    "add": ("+", SUM),
+    "sub": ("-", SUM),
+    "mul": ("*", PRODUCT),
+    "div": ("/", PRODUCT),
+    "bit_or": ("|", BIT_OR),
+    "bit_xor": ("^", BIT_XOR),
+    "bit_and": ("&", BIT_AND),
+    "or": ("|", BIT_OR),
+    "and": ("&", BIT_AND),
+    "eq": ("==", COMPARISON),
+    "ne": ("!=", COMPARISON),
+    "lt": ("<", COMPARISON),
+    "le": ("<=", COMPARISON),
+    "gt": (">", COMPARISON),
+    "ge": (">=", COMPARISON),
+}
 _FUNCTIONS = {
-    "max": "tl.maximum", "min": "tl.minimum", "select": "tl.where", "exp": "tl.exp", "exp2": "tl.exp2", "log": "tl.log",
-    "log2": "tl.log2", "sigmoid": "tl.sigmoid", "erf": "tl.erf", "sin": "tl.sin", "cos": "tl.cos", "sqrt": "tl.sqrt_rn",
-    "rsqrt": "tl.rsqrt", "abs": "tl.abs", "floor": "tl.floor", "ceil": "tl.ceil",
-}  # fmt: skip
+    "max": "tl.maximum",
+    "min": "tl.minimum",
+    "select": "tl.where",
+    "exp": "tl.exp",
+    "exp2": "tl.exp2",
+    "log": "tl.log",
+    "log2": "tl.log2",
+    "sigmoid": "tl.sigmoid",
+    "erf": "tl.erf",
+    "sin": "tl.sin",
+    "cos": "tl.cos",
+    "sqrt": "tl.sqrt_rn",
+    "rsqrt": "tl.rsqrt",
+    "abs": "tl.abs",
+    "floor": "tl.floor",
+    "ceil": "tl.ceil",
+}
 # functions that Triton's language lacks, emitted into the source where they are used: formula, with its reason
 HELPERS = {
     "tanh": '''"""tanh: its odd series near 0, where 1 - 2 / (exp(2x) + 1) would cancel."""
@@ -59,10 +92,19 @@ HELPERS = {
     return tl.where((rest > 0.5) | ((rest == 0.5) & (odd == 1)), low + 1, low)''',
 }
 _TYPES = {
-    "f64": "tl.float64", "f32": "tl.float32", "f16": "tl.float16", "bool": "tl.int1", "i64": "tl.int64",
-    "i32": "tl.int32", "i16": "tl.int16", "i8": "tl.int8", "u64": "tl.uint64", "u32": "tl.uint32",
-    "u16": "tl.uint16", "u8": "tl.uint8",
-}  # fmt: skip
+    "f64": "tl.float64",
+    "f32": "tl.float32",
+    "f16": "tl.float16",
+    "bool": "tl.int1",
+    "i64": "tl.int64",
+    "i32": "tl.int32",
+    "i16": "tl.int16",
+    "i8": "tl.int8",
+    "u64": "tl.uint64",
+    "u32": "tl.uint32",
+    "u16": "tl.uint16",
+    "u8": "tl.uint8",
+}
 
 
 def type_name(dtype: DType) -> str:
@@ -82,7 +124,9 @@ def literal(value: int | float | bool) -> Code:
 def apply(e: Call, args: list[Code], dtype: DType, operand: DType, helpers: dict[str, str]) -> Code:
     """The operator applied to printed operands of type `operand`; `helpers` collects the functions that it needs."""
     name = e.op
-    if (name == "div" and not operand.is_float) or (e.spec.result == "float" and not operand.is_float):
+    if (name == "div" and not operand.is_float) or (
+        e.spec.result == "float" and not operand.is_float
+    ):
         args = [Code(f"tl.cast({a.text}, tl.float32)") for a in args]
     if name in _INFIX:
         sign, level = _INFIX[name]
@@ -108,16 +152,26 @@ def apply(e: Call, args: list[Code], dtype: DType, operand: DType, helpers: dict
     if name in HELPERS:
         helpers[name] = f"@triton.jit\ndef _{name}(x):\n    {HELPERS[name]}"
         return Code(f"_{name}({args[0].text})")
-    raise CompileError("T0321", f"the Triton backend has no `{name}`", e.span,
-                       helps="rewrite it with other functions, or choose the cpu target")  # fmt: skip
+    raise CompileError(
+        "T0321",
+        f"the Triton backend has no `{name}`",
+        e.span,
+        helps="rewrite it with other functions, or choose the cpu target",
+    )
 
 
 _DIVISIONS = {
     ("floordiv", True): "@triton.jit\ndef _floordiv(a, b):\n    return tl.floor(a / b)",
     ("mod", True): "@triton.jit\ndef _mod(a, b):\n    return a - tl.floor(a / b) * b",
-    ("floordiv", False): '@triton.jit\ndef _int_floordiv(a, b):\n    """a // b rounded down."""\n    rest = a % b\n'
+    (
+        "floordiv",
+        False,
+    ): '@triton.jit\ndef _int_floordiv(a, b):\n    """a // b rounded down."""\n    rest = a % b\n'
     "    return a // b - tl.where((rest != 0) & ((rest < 0) != (b < 0)), 1, 0)",
-    ("mod", False): '@triton.jit\ndef _int_mod(a, b):\n    """a - b * floor(a / b)."""\n    rest = a % b\n'
+    (
+        "mod",
+        False,
+    ): '@triton.jit\ndef _int_mod(a, b):\n    """a - b * floor(a / b)."""\n    rest = a % b\n'
     "    return rest + tl.where((rest != 0) & ((rest < 0) != (b < 0)), b, 0)",
 }
 
@@ -128,14 +182,25 @@ def _power(e: Call, args: list[Code], operand: DType, helpers: dict[str, str]) -
         return Code(f"tl.sqrt({args[0].text})")
     if exponent == -0.5 and operand.is_float:
         return Code(f"tl.rsqrt({args[0].text})")
-    if exponent is None or exponent != int(exponent) or not 1 <= abs(exponent) <= 16 or (
-        exponent < 0 and not operand.is_float
+    if (
+        exponent is None
+        or exponent != int(exponent)
+        or not 1 <= abs(exponent) <= 16
+        or (exponent < 0 and not operand.is_float)
     ):
-        raise CompileError("T0321", "the Triton backend has powers with constant exponents up to 16 only", e.span,
-                           helps="write `exp(b * log(a))` where `a` is positive")  # fmt: skip
+        raise CompileError(
+            "T0321",
+            "the Triton backend has powers with constant exponents up to 16 only",
+            e.span,
+            helps="write `exp(b * log(a))` where `a` is positive",
+        )
     name = f"_power_{abs(int(exponent))}"
     helpers[name] = f"@triton.jit\ndef {name}(x):\n    return {_product(abs(int(exponent)))}"
-    return Code(f"{name}({args[0].text})") if exponent > 0 else Code(f"1 / {name}({args[0].text})", PRODUCT)
+    return (
+        Code(f"{name}({args[0].text})")
+        if exponent > 0
+        else Code(f"1 / {name}({args[0].text})", PRODUCT)
+    )
 
 
 def _product(n: int) -> str:

@@ -76,9 +76,15 @@ class Tile:
     lines: Lines
     names: Names
     helpers: dict[str, str]
-    coordinate: dict[str, str] = field(default_factory=dict)  # variable -> Python name of its coordinates
-    start: dict[str, str] = field(default_factory=dict)  # variable -> first coordinate of the current tile
-    place: dict[str, object] = field(default_factory=dict)  # variable -> the loop that is cutting it
+    coordinate: dict[str, str] = field(
+        default_factory=dict
+    )  # variable -> Python name of its coordinates
+    start: dict[str, str] = field(
+        default_factory=dict
+    )  # variable -> first coordinate of the current tile
+    place: dict[str, object] = field(
+        default_factory=dict
+    )  # variable -> the loop that is cutting it
     registers: dict[str, Register] = field(default_factory=dict)
     pointers: dict[str, str] = field(default_factory=dict)
     strides: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -87,7 +93,10 @@ class Tile:
     loaded: list[dict[tuple[str, Axes], str]] = field(default_factory=lambda: [{}])
     scopes: list[Scope] = field(default_factory=list)
     products: set[str] = field(default_factory=set)  # tensors that a `tl.dot` computes
-    ignored: dict[str, frozenset[str]] = field(default_factory=dict)  # tensor -> predicates that all its readers repeat
+    computed: bool = False  # whether an operand of a `tl.dot` is more than a loaded tile
+    ignored: dict[str, frozenset[str]] = field(
+        default_factory=dict
+    )  # tensor -> predicates that all its readers repeat
 
     # ---- scopes: what a loop's body defines is gone after it
 
@@ -100,7 +109,12 @@ class Tile:
     def close(self) -> None:
         self.loaded.pop()
         keep = self.scopes.pop().taken
-        keep |= {*self.pointers.values(), *self.strides.values(), *self.ranks.values(), *self.block_names.values()}
+        keep |= {
+            *self.pointers.values(),
+            *self.strides.values(),
+            *self.ranks.values(),
+            *self.block_names.values(),
+        }
         self.names.taken = keep
         self.lines.depth -= 1
 
@@ -150,7 +164,11 @@ class Tile:
         """A value with the given axes as one that broadcasts over `order`."""
         wanted = tuple(v for v in order if v in axes)
         if wanted != axes:
-            code = f"tl.permute({code}, {[axes.index(v) for v in wanted]})" if len(axes) > 2 else f"tl.trans({code})"
+            code = (
+                f"tl.permute({code}, {[axes.index(v) for v in wanted]})"
+                if len(axes) > 2
+                else f"tl.trans({code})"
+            )
         if wanted == order or not wanted:
             return code
         return f"{code}[{', '.join(':' if v in wanted else 'None' for v in order)}]"
@@ -184,7 +202,11 @@ class Tile:
             return self.access(e, order)
         if isinstance(e, Cast):
             inner = self.value(e.arg, order).text
-            return Code(f"({inner} != 0)" if e.dtype.kind == "b" else f"tl.cast({inner}, {type_name(e.dtype)})")
+            return Code(
+                f"({inner} != 0)"
+                if e.dtype.kind == "b"
+                else f"tl.cast({inner}, {type_name(e.dtype)})"
+            )
         assert isinstance(e, Call)
         args = [self.value(a, order) for a in e.args]
         operands = [expression_dtype(self.signature, a) for a in e.args]
@@ -206,11 +228,19 @@ class Tile:
         found = held.at(a.indices, [s.var for s in self.scopes])
         names = [i.name for i in found[1] if isinstance(i, Var)] if found else []
         if found is None or len(names) != len(found[1]):
-            raise CompileError("T0322", f"the register tile `{a.tensor}` is accessed as `{text(a)}`", a.span,
-                               helps="access a register tile with the variables of its dimensions")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"the register tile `{a.tensor}` is accessed as `{text(a)}`",
+                a.span,
+                helps="access a register tile with the variables of its dimensions",
+            )
         if tuple(self.place.get(v) for v in names) != held.place:
-            raise CompileError("T0322", f"`{text(a)}` is one piece of a larger register tile", a.span,
-                               helps=f"allocate `{a.tensor}` inside the loops that cut its variables")  # fmt: skip
+            raise CompileError(
+                "T0322",
+                f"`{text(a)}` is one piece of a larger register tile",
+                a.span,
+                helps=f"allocate `{a.tensor}` inside the loops that cut its variables",
+            )
         return found[0]
 
     def load(self, a: Access, axes: Axes) -> str:
@@ -223,7 +253,10 @@ class Tile:
         level = max((n + 1 for n, scope in enumerate(self.scopes) if scope.var in used), default=0)
         arguments = [self.address(a, axes)]
         if (mask := self.guard(a, axes)) is not None:
-            arguments += [f"mask={mask.text}", f"other={literal(self.signature.tensors[a.tensor].fill).text}"]
+            arguments += [
+                f"mask={mask.text}",
+                f"other={literal(self.signature.tensors[a.tensor].fill).text}",
+            ]
         indirect = any(isinstance(n, Access) for i in a.indices for n in walk(i))
         level = len(self.scopes) if indirect else level
         name = self.define(a.tensor, "tl.load", arguments, level)
@@ -281,7 +314,12 @@ class Tile:
             level = PRODUCT if e.op == "mul" else SUM
             a, b = (self._integer(x, axes) for x in e.args)
             return Code(f"{a.within(level)} {e.spec.infix} {b.within(level + 1)}", level)
-        if isinstance(e, Call) and e.op in ("floordiv", "mod") and self._natural(e.args[0]) and self._natural(e.args[1]):
+        if (
+            isinstance(e, Call)
+            and e.op in ("floordiv", "mod")
+            and self._natural(e.args[0])
+            and self._natural(e.args[1])
+        ):
             a, b = (self._integer(x, axes) for x in e.args)
             return Code(f"{a.within(PRODUCT)} {e.spec.infix} {b.within(PRODUCT + 1)}", PRODUCT)
         return self.value(e, axes)

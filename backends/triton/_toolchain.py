@@ -25,7 +25,9 @@ def require() -> Any:
     try:
         import triton
     except ImportError:
-        raise CompileError("T0324", "Triton is not installed", helps="`pip install triton torch`") from None
+        raise CompileError(
+            "T0324", "Triton is not installed", helps="`pip install triton torch`"
+        ) from None
     return triton
 
 
@@ -62,8 +64,11 @@ def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> d
     from triton.compiler import ASTSource
 
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise CompileError("T0324", "Triton's interpreter is on, so nothing can be built ahead of time",
-                           helps="unset `TRITON_INTERPRET`")  # fmt: skip
+        raise CompileError(
+            "T0324",
+            "Triton's interpreter is on, so nothing can be built ahead of time",
+            helps="unset `TRITON_INTERPRET`",
+        )
     types = {name: t.dtype for name, t in tensors(m).items()}
     ranks = {name: len(t.shape) for name, t in tensors(m).items()}
     signature: dict[str, str] = {}
@@ -83,8 +88,14 @@ def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> d
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": k.warps, "num_stages": k.stages, "enable_fp_fusion": True},
     )
-    out = {"name": k.name, "ptx": built.asm["ptx"], "cubin": built.asm["cubin"], "ttgir": built.asm["ttgir"],
-           "shared_bytes": int(built.metadata.shared), "warps": k.warps}  # fmt: skip
+    out = {
+        "name": k.name,
+        "ptx": built.asm["ptx"],
+        "cubin": built.asm["cubin"],
+        "ttgir": built.asm["ttgir"],
+        "shared_bytes": int(built.metadata.shared),
+        "warps": k.warps,
+    }
     return out | _resources(out["ptx"], capability)
 
 
@@ -97,15 +108,20 @@ def _resources(ptx: str, capability: int) -> dict[str, int]:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
         arch = f"sm_{capability}{'a' if capability >= 90 else ''}"
-        done = subprocess.run([str(assembler), "-v", f"--gpu-name={arch}", str(path), "-o", f"{path}.cubin"],
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [str(assembler), "-v", f"--gpu-name={arch}", str(path), "-o", f"{path}.cubin"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
-        raise CompileError("T0325", f"the assembler refused the kernel: {done.stderr.strip()[:400]}",
-                           helps="this is a bug in tcc or Triton")  # fmt: skip
+        raise CompileError(
+            "T0325",
+            f"the assembler refused the kernel: {done.stderr.strip()[:400]}",
+            helps="this is a bug in tcc or Triton",
+        )
     return {
         "registers": sum(map(int, re.findall(r"Used (\d+) registers", done.stderr))),
         "spills": sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr))),
         "stack_bytes": sum(map(int, re.findall(r"(\d+) bytes stack frame", done.stderr))),
     }
-
-
