@@ -1,7 +1,8 @@
-"""Builds, checks and times the Triton kernels on a CUDA machine, against torch: `python benchmarks/gpu.py TABLE.md`.
+"""Builds, checks and times the Triton kernels on a CUDA machine, against torch: `python
+benchmarks/gpu.py TABLE.md`.
 
-One call does everything and writes a Markdown table. Without CUDA it says so and exits with 3. A case that fails is a row
-with its error; the others still run.
+One call does everything and writes a Markdown table. Without CUDA it says so and exits with 3. A
+case that fails is a row with its error; the others still run.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ kernel one_pass: BQK, LM, RM, SLN, SLD, SLNV, PRM, RD, RNV, AV
 
 @dataclass(frozen=True)
 class Case:
-    """A program, the shapes of its inputs, what torch computes from them, and its work in floating-point operations."""
+    """A program, the shapes of its inputs, what torch computes from them, and its work in
+    floating-point operations.
+    """
 
     name: str
     text: str
@@ -167,7 +170,9 @@ def cases() -> list[Case]:
 
 
 def measure(case: Case) -> list[str]:
-    """One row of the table: the largest error of ours and of torch against float64, both times, and their ratio."""
+    """One row of the table: the largest error of ours and of torch against float64, both times,
+    and their ratio.
+    """
     import torch
     import triton
 
@@ -224,8 +229,8 @@ def main() -> int:
         return 3
     head = ["case", "type", "error", "torch's error", "us", "torch's us", "torch / ours", "TFLOP/s"]
     lines = [
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}. Errors are the largest "
-        "difference from float64 over the largest value; times are medians.",
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}. "
+        "Errors are the largest difference from float64 over the largest value; times are medians.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

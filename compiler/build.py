@@ -3,9 +3,10 @@ name."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Mapping as MappingABC
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,24 @@ def emit(result: pipeline.Result, sizes: MappingABC[str, int] | None = None) -> 
     module = backend(result.target)
     takes_sizes = "sizes" in inspect.signature(module.build).parameters
     more = {"sizes": dict(sizes or {})} if takes_sizes else {}
-    try:
+    with guarded(result):
         return module.build(result.program, result.target, **more)
+
+
+@contextlib.contextmanager
+def guarded(result: pipeline.Result) -> Iterator[None]:
+    """What breaks down in a backend becomes T0905, with a file that repeats it."""
+    try:
+        yield
     except CompileError:
         raise
     except Exception as error:
         from tcc.reproducer import internal_error
 
+        name = result.target.backend
         raise internal_error(
             "T0905",
-            f"the backend `{result.target.backend}` broke down: {type(error).__name__}: {error}",
+            f"the backend `{name}` broke down: {type(error).__name__}: {error}",
             result.program,
             result.stages[-1].name,
             (),

@@ -8,6 +8,7 @@ element size, misaligned data, and torch's lazily negated tensors. Nothing is ev
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import DType, from_numpy
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
-from tcc.ir.target import Target
+from tcc.pipeline import Result
 from tcc.samples import Shaped
 
 Array = Any
@@ -75,12 +76,10 @@ class Plan:
 class Caller:
     """Runs a built program on arrays: `caller(args, kwargs, sizes)`."""
 
-    def __init__(self, cascade: Cascade, kernel: Any, target: Target | None = None) -> None:
-        self._cascade, self._kernel, self._target = (
-            cascade,
-            kernel,
-            target.name if target else "numpy",
-        )
+    def __init__(self, cascade: Cascade, kernel: Any, result: Result | None = None) -> None:
+        target = result.target if result else None
+        self._cascade, self._kernel, self._result = cascade, kernel, result
+        self._target = target.name if target else "numpy"
         self._on_gpu = target is not None and target.kind == "gpu"
         self._names = [t.name for t in cascade.inputs]
         self._count = len(self._names)
@@ -299,7 +298,14 @@ class Caller:
             strides[t.name] = contiguous(every[t.name])
             dtype = t.dtype.numpy if torch is None else torch_dtype(torch, t.dtype)
             outputs.append((every[t.name], strides[t.name], dtype))
-        return Plan(sizes, self._kernel.bind(every, strides, sizes), outputs, torch)
+        return Plan(sizes, self._bound_kernel(every, strides, sizes), outputs, torch)
+
+    def _bound_kernel(self, *arguments: Any) -> Callable[..., None]:
+        from tcc.build import guarded
+
+        with guarded(self._result) if self._result else contextlib.nullcontext():
+            call: Callable[..., None] = self._kernel.bind(*arguments)
+        return call
 
 
 def _interpret(c: Cascade, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tcc import files, options, pipeline, targets
-from tcc.build import Observer
+from tcc.build import Observer, guarded
 from tcc.cli import UsageError
 from tcc.dump import Header, level_of, write
 from tcc.ir.cascade import Cascade
@@ -21,6 +21,7 @@ from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.mapping import Mapping
 
 DEFAULT_SIZE = 64
+MOST_POINTS = 1 << 26
 
 # what can be emitted: the suffix of its file, and the backend that makes it ("": any)
 EMITS = {
@@ -53,7 +54,9 @@ def do_build(o: argparse.Namespace) -> int:
                     result, _sized(one.program, o.size) if modelled else parse_sizes(o.size)
                 )
             suffix = EMITS[what][0]
-            several.append((f"{one.program.name}{suffix}", what, _text_of(what, result, kernel)))
+            with guarded(result):
+                text = _text_of(what, result, kernel)
+            several.append((f"{one.program.name}{suffix}", what, text))
     if o.output == "-":
         for n, (_, what, text) in enumerate(several):
             mark = "//" if what in ("c",) else "#"
@@ -170,15 +173,17 @@ def _explain_code(code: str) -> int:
 
     if not re.fullmatch(r"T\d{3,4}", code):
         raise UsageError(f"`{code}` is no code of an error", "codes look like T0114")
-    folder = Path(next(iter(tcc.__path__))).parent / "docs" / "errors"
-    page = folder / f"{code}.md"
-    if not page.is_file():
-        known = sorted(p.stem for p in folder.glob("T*.md"))
+    page = Path(next(iter(tcc.__path__))).parent / "docs" / "errors.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    sections = re.split(r"^## (?=T\d)", text, flags=re.MULTILINE)[1:]
+    found = [s for s in sections if s.startswith(f"{code}:")]
+    if not found:
+        known = [s.split(":")[0] for s in sections]
         raise UsageError(
             f"there is no page about {code}",
-            did_you_mean(code, known) or "the message itself says all",
+            did_you_mean(code, known) or "the message itself says all that there is",
         )
-    print(page.read_text(encoding="utf-8"), end="")
+    print(found[0].rstrip())
     return 0
 
 
@@ -283,21 +288,23 @@ def _emit(result: pipeline.Result, sizes: dict[str, int]) -> Any:
 
 
 def _sized(program: Cascade | Mapping, words: list[str]) -> dict[str, int]:
-    """A size for every rank that has none: those of the command line, else the default, with a
-    note."""
+    """A size for every rank that has none: those of the command line, else a default, with a note.
+
+    The default is `DEFAULT_SIZE`, or the next smaller power of two at which no definition has more
+    than `MOST_POINTS` points.
+    """
     from tcc.ir.mapping import signature
-    from tcc.samples import all_sizes
+    from tcc.samples import all_sizes, most_points
 
     face = program if isinstance(program, Cascade) else signature(program)
-    sizes, guessed = all_sizes(face, parse_sizes(words), DEFAULT_SIZE)
-    note_defaults(guessed)
+    given, default = parse_sizes(words), DEFAULT_SIZE
+    sizes, guessed = all_sizes(face, given, default)
+    while guessed and default > 2 and most_points(face, sizes) > MOST_POINTS:
+        default //= 2
+        sizes, guessed = all_sizes(face, given, default)
+    if guessed:
+        print(f"note: no size given for {', '.join(guessed)}: {default} each", file=sys.stderr)
     return sizes
-
-
-def note_defaults(ranks: list[str]) -> None:
-    """Says on stderr which ranks got the default size."""
-    if ranks:
-        print(f"note: no size given for {', '.join(ranks)}: {DEFAULT_SIZE} each", file=sys.stderr)
 
 
 def _resumed(unit: files.Unit, after: str | None) -> files.Unit:

@@ -106,7 +106,7 @@ class CompiledProgram(Program):
         self._result, self._kernel = result, kernel
         from tcc.call import Caller
 
-        self._call = Caller(self._face, kernel, result.target)
+        self._call = Caller(self._face, kernel, result)
 
     def __call__(self, *args: Any, sizes: MappingABC[str, int] | None = None, **inputs: Any) -> Any:
         return self._call(args, inputs, sizes)
@@ -119,7 +119,10 @@ class CompiledProgram(Program):
     @property
     def source(self) -> str:
         """The generated source text."""
-        source: str = self._kernel.source
+        from tcc.build import guarded
+
+        with guarded(self._result):
+            source: str = self._kernel.source
         return source
 
     @property

@@ -86,7 +86,7 @@ def run_program(
     face = program if isinstance(program, Cascade) else signature(program)
     _check_memory(face, sizes, interpreted=check or result.target.backend == "numpy")
     inputs = samples.random_inputs(face, sizes, np.random.default_rng(seed))
-    call = Caller(face, emit(result, sizes), result.target)
+    call = Caller(face, emit(result, sizes), result)
     outputs = face.outputs
 
     def once() -> list[Any]:

@@ -116,6 +116,13 @@ def every_size(c: Cascade, sizes: MappingABC[str, int]) -> dict[str, int]:
     return known
 
 
+def most_points(c: Cascade, sizes: MappingABC[str, int]) -> int:
+    """The number of points of the largest iteration space."""
+    known = every_size(c, sizes)
+    boxes = (c.extents(d).values() for d in c.definitions if isinstance(d, Einsum))
+    return max((math.prod(evaluate_size(e, known) for e in box) for box in boxes), default=0)
+
+
 def shape_of(c: Cascade, t: Tensor, sizes: MappingABC[str, int]) -> tuple[int, ...]:
     """The shape of a tensor when the ranks without size have the given ones."""
     known = every_size(c, sizes)

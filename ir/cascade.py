@@ -42,7 +42,9 @@ class Tensor:
     shape: tuple[Expr, ...]
     fill: float = 0
     span: Span | None = field(default=None, repr=False)
-    constant: bool = False  # an input whose content rarely changes: what is derived from it is kept between runs
+    constant: bool = (
+        False  # an input whose content rarely changes: what is derived from it is kept between runs
+    )
 
     def __str__(self) -> str:
         constant = " constant" if self.constant else ""
@@ -97,7 +99,9 @@ class Einsum:
         head = text(Access(self.target, self.indices))
         line = f"{head} = {text(self.body)}"
         groups = [(m, list(vs)) for m, vs in groupby(self.reduced, self.monoid)]
-        if groups and groups[-1][0] == "sum":  # the innermost sum is what is meant when nothing is said
+        if (
+            groups and groups[-1][0] == "sum"
+        ):  # the innermost sum is what is meant when nothing is said
             groups.pop()
         if groups:
             line += " :: " + ", ".join(f"{m}({', '.join(vs)})" for m, vs in groups)
@@ -156,9 +160,13 @@ class Cascade:
     outputs: tuple[Tensor, ...]
     definitions: tuple[Definition, ...]
     stops: tuple[Stop, ...] = ()
-    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()  # kernels, once `fuse` has chosen them: name, tensors
+    groups: tuple[
+        tuple[str, tuple[str, ...]], ...
+    ] = ()  # kernels, once `fuse` has chosen them: name, tensors
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    _by_name: dict[str, dict[str, list[Definition]] | dict[str, Rank]] = field(init=False, default_factory=dict, repr=False)
+    _by_name: dict[str, dict[str, list[Definition]] | dict[str, Rank]] = field(
+        init=False, default_factory=dict, repr=False
+    )
 
     def rank(self, name: str) -> Rank | None:
         ranks = self._by_name.get("ranks")

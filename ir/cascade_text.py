@@ -119,7 +119,15 @@ def _cascade(source: Source, block: Any) -> Cascade:
             var, condition = s.children
             stops.append(Stop(str(var), b.expr.build(condition), b.span(s)))
     return build(
-        Cascade(name, tuple(ranks), tuple(inputs), tuple(outputs), tuple(definitions), tuple(stops), tuple(groups))
+        Cascade(
+            name,
+            tuple(ranks),
+            tuple(inputs),
+            tuple(outputs),
+            tuple(definitions),
+            tuple(stops),
+            tuple(groups),
+        )
     )
 
 
@@ -181,7 +189,10 @@ class Block:
         if mark is None:
             return [self.expr.build(value)]
         v = self.expr.build(value)
-        return [self.expr.call("le", node, self.expr.build(low), v), self.expr.call("lt", node, v, self.expr.build(high))]
+        return [
+            self.expr.call("le", node, self.expr.build(low), v),
+            self.expr.call("lt", node, v, self.expr.build(high)),
+        ]
 
     def _reduction(self, node: Any) -> list[Reduction]:
         monoid, *names = node.children
@@ -210,7 +221,9 @@ def make_extern(
     def collect(value: Any) -> None:
         if isinstance(value, str) and value.startswith("%"):
             operands.append(value[1:])
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        for item in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        ):
             collect(item)
 
     try:

@@ -108,7 +108,11 @@ def _window(span: Span, widest: int = 160) -> tuple[str, int, int]:
     start = max(0, min(span.column - 60, len(code) - widest))
     before, after = "…" * (start > 0), "…" * (start + widest < len(code))
     shift = start - len(before)
-    return f"{before}{code[start : start + widest]}{after}", span.column - shift, span.end_column - shift
+    return (
+        f"{before}{code[start : start + widest]}{after}",
+        span.column - shift,
+        span.end_column - shift,
+    )
 
 
 class CompileError(Exception):
@@ -134,9 +138,7 @@ class CompileError(Exception):
 
 
 def _rebuild(d: Diagnostic) -> CompileError:
-    return CompileError(
-        d.code, d.message, d.span, labels=d.labels, helps=d.helps, note=d.note
-    )
+    return CompileError(d.code, d.message, d.span, labels=d.labels, helps=d.helps, note=d.note)
 
 
 def did_you_mean(name: str, known: list[str]) -> tuple[str, ...]:

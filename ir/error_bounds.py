@@ -22,7 +22,9 @@ def propagate(op: Op, x: list[Array], errors: list[Array | None], result: Array,
     least, largest = (2.0**-126, 2.0**127 * 1.99) if u > 2.0**-50 else (2.0**-1022, np.inf)
     if u == 2.0**-11:  # f16
         least, largest = 2.0**-14, 65504.0
-    own = u * op.ulp * magnitude + np.where((magnitude > 0) & (u > 0), least, 0.0)  # small results may become 0
+    own = u * op.ulp * magnitude + np.where(
+        (magnitude > 0) & (u > 0), least, 0.0
+    )  # small results may become 0
     own = np.where((magnitude > largest) & (u > 0), np.inf, own)
     kind = op.name
     if kind in ("add", "sub"):
@@ -57,7 +59,9 @@ def propagate(op: Op, x: list[Array], errors: list[Array | None], result: Array,
         # the derivative's largest value over the interval: at its ends, its middle, or where functions peak
         low, high = x[0] - e[0], x[0] + e[0]
         points = [low, high, np.asarray(x[0]), np.clip(0.0, low, high), np.clip(-1.0, low, high)]
-        slope = np.max(np.stack(np.broadcast_arrays(*[np.abs(op.derivative(p)) for p in points])), axis=0)
+        slope = np.max(
+            np.stack(np.broadcast_arrays(*[np.abs(op.derivative(p)) for p in points])), axis=0
+        )
         spread = np.where(e[0] > 0, slope * e[0], 0.0)
         return np.where(np.isnan(spread), np.inf, spread) + own
     return sum(e, np.zeros(())) + own

@@ -111,7 +111,9 @@ def variables(*roots: Expr) -> list[str]:
     return list(dict.fromkeys(e.name for e in walk(*roots) if isinstance(e, Var)))
 
 
-MAX_DEPTH = 150  # levels of nesting that a program's text may have: every walk that recurses relies on it
+MAX_DEPTH = (
+    150  # levels of nesting that a program's text may have: every walk that recurses relies on it
+)
 
 
 def depth(e: Expr) -> int:

@@ -58,6 +58,7 @@ _CONSTANTS: dict[str, float | bool] = {
     "inf": math.inf, "nan": math.nan, "pi": math.pi, "true": True, "false": False,
 }  # fmt: skip
 
+
 class _JoinLines:
     """Drops line ends inside brackets."""
 
@@ -93,7 +94,10 @@ def parse_tree(grammar: str, start: str, source: Source) -> Any:
         char = source.text[at] if at < len(source.text) else "end"
         span = Span(source, error.line, error.column, error.column + 1)
         raise CompileError(
-            "T0100", f"unexpected character `{char}`", span, helps="see the grammar in `docs/language.md`"
+            "T0100",
+            f"unexpected character `{char}`",
+            span,
+            helps="see the grammar in `docs/language.md`",
         ) from None
     except lark.exceptions.UnexpectedToken as error:
         raise _unexpected(source, error) from None

@@ -175,7 +175,11 @@ class _Inference:
         for d in self.c.definitions:
             for name in targets(d):
                 for other in first.setdefault(name, []):
-                    if not (isinstance(d, Einsum) and isinstance(other, Einsum) and self._apart(d, other)):
+                    if not (
+                        isinstance(d, Einsum)
+                        and isinstance(other, Einsum)
+                        and self._apart(d, other)
+                    ):
                         labels = (Label(other.span, "first defined here"),) if other.span else ()
                         raise CompileError("T0131", f"tensor `{name}` is defined twice", d.span, labels=labels,
                                            helps="give one of them another name, or write different elements")  # fmt: skip
@@ -219,12 +223,20 @@ class _Inference:
                 shape = tuple(_larger(a, b) for a, b in zip(old.shape, shape, strict=True))
             dtype = old.dtype if old else _WEAK_INT
             self.tensors[d.target] = Tensor(d.target, dtype, shape, 0, d.span)
-        for _ in range(2):  # a recurrence takes its type from its initial value, then from its steps
+        for _ in range(
+            2
+        ):  # a recurrence takes its type from its initial value, then from its steps
             for d in pending:
                 t = self.tensors[d.target]
                 if d.target not in outputs:
                     body = self._body(d)
-                    merged = body if t.dtype.bits == 0 else t.dtype if body.bits == 0 else promote(t.dtype, body)
+                    merged = (
+                        body
+                        if t.dtype.bits == 0
+                        else t.dtype
+                        if body.bits == 0
+                        else promote(t.dtype, body)
+                    )
                     self.tensors[d.target] = replace(t, dtype=merged)
         for d in pending:
             t = self.tensors[d.target]
@@ -271,7 +283,7 @@ class _Inference:
 
     def _same_ranks(self, d: Einsum, t: Tensor | None = None) -> None:
         """A variable that walks a dimension alone must have that dimension's size."""
-        for a in ([Access(d.target, d.indices, d.span)] if t else d.reads):
+        for a in [Access(d.target, d.indices, d.span)] if t else d.reads:
             tensor = t or self.tensors[a.tensor]
             for n, (i, s) in enumerate(zip(a.indices, tensor.shape, strict=True)):
                 if not isinstance(i, Var):
@@ -284,7 +296,9 @@ class _Inference:
                     continue  # a dimension of size N + 1 may be walked by n, as offsets are
                 if len(self.c.defining(a.tensor)) > 1 and nonnegative(other - mine):
                     continue  # the state of a recurrence has more steps than the rank that it is walked by
-                labels = (Label(tensor.span, f"`{a.tensor}` is declared here"),) if tensor.span else ()
+                labels = (
+                    (Label(tensor.span, f"`{a.tensor}` is declared here"),) if tensor.span else ()
+                )
                 raise CompileError(
                     "T0114", f"rank `{i.name.upper()}` is used with two sizes: `{text(self._extent(i.name))}`, "
                     f"and `{text(s)}` in dimension {n} of `{a.tensor}`", i.span or a.span or d.span, labels=labels,
@@ -333,7 +347,9 @@ class _Inference:
             self._inside(d, i, self.tensors[d.target].shape[n])
         if body.bits and promote(body, out) != out:
             t = self.tensors[d.target]
-            labels = (Label(t.span, f"declared as {out} here"),) if t.span and t.span != d.span else ()
+            labels = (
+                (Label(t.span, f"declared as {out} here"),) if t.span and t.span != d.span else ()
+            )
             raise CompileError(
                 "T0116", f"dtype clash: `{d.target}` is {out}, but its definition gives {body}", d.span,
                 labels=labels, helps=f"declare `{d.target}` as {body}, or convert: `{out}(…)`",
@@ -349,7 +365,10 @@ class _Inference:
         span = bounds(self._unfolded(i).expr(), extents)
         if span is None:
             return  # `_dimension` has reported it, unless the output is declared
-        for room, what in ((span[0], "less than 0"), (self._unfolded(size) - Poly({(): 1}) - span[1], text(size))):
+        for room, what in (
+            (span[0], "less than 0"),
+            (self._unfolded(size) - Poly({(): 1}) - span[1], text(size)),
+        ):
             if not nonnegative(room) and room.terms:
                 most = f"`{text(size)}` or more" if what != "less than 0" else what
                 raise CompileError(
@@ -372,7 +391,13 @@ class _Inference:
     def _expr(self, e: Expr, span: Span | None) -> DType:
         span = e.span or span
         if isinstance(e, Const):
-            return BOOL if isinstance(e.value, bool) else _WEAK_INT if isinstance(e.value, int) else _WEAK_FLOAT
+            return (
+                BOOL
+                if isinstance(e.value, bool)
+                else _WEAK_INT
+                if isinstance(e.value, int)
+                else _WEAK_FLOAT
+            )
         if isinstance(e, Var | Size):
             return I64
         if isinstance(e, Access):
@@ -415,7 +440,13 @@ class _Inference:
 
 def _twice(what: str, span: Span | None, first: Span | None) -> CompileError:
     labels = (Label(first, "first declared here"),) if first and first is not span else ()
-    return CompileError("T0104", f"{what} is declared twice", span, labels=labels, helps="give one of them another name")
+    return CompileError(
+        "T0104",
+        f"{what} is declared twice",
+        span,
+        labels=labels,
+        helps="give one of them another name",
+    )
 
 
 def reduced_dtype(d: Einsum, t: DType) -> DType:

@@ -37,23 +37,34 @@ class Value:
 
 
 def interpret(
-    c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None, *,
+    c: Cascade,
+    inputs: Mapping[str, Array],
+    sizes: Mapping[str, int] | None = None,
+    *,
     extern: ExternCall | None = None,
 ) -> dict[str, Array]:
     """The outputs of `c`, by name. `inputs` are arrays of the declared shapes, `sizes` ranks that no input gives."""
-    return {name: value.data for name, value in interpret_with_bounds(c, inputs, sizes, extern, False).items()}
+    return {
+        name: value.data
+        for name, value in interpret_with_bounds(c, inputs, sizes, extern, False).items()
+    }
 
 
 def interpret_with_bounds(
-    c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None,
-    extern: ExternCall | None = None, bounds: bool = True,
+    c: Cascade,
+    inputs: Mapping[str, Array],
+    sizes: Mapping[str, int] | None = None,
+    extern: ExternCall | None = None,
+    bounds: bool = True,
 ) -> dict[str, Value]:
     """The outputs of `c` with a bound on the error of any evaluation in the declared types."""
     with np.errstate(all="ignore"):
         return _Interpreter(c, bind(c, inputs, sizes), extern, bounds).run(inputs)
 
 
-def bind(c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+def bind(
+    c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """The size of every rank, from the shapes of the inputs and from `sizes`; T0125, T0126 on contradictions."""
     out: dict[str, int] = {}
     for name, value in (sizes or {}).items():
@@ -62,7 +73,9 @@ def bind(c: Cascade, inputs: Mapping[str, Array], sizes: Mapping[str, int] | Non
             raise CompileError("T0126", f"`{c.name}` has no rank `{name}`",
                                helps=f"its ranks: {', '.join(r.name for r in c.ranks)}")  # fmt: skip
         if value < 0:
-            raise CompileError("T0110", f"rank `{name}` has the negative size {value}", helps="sizes are 0 or more")
+            raise CompileError(
+                "T0110", f"rank `{name}` has the negative size {value}", helps="sizes are 0 or more"
+            )
         if rank.size is None:
             out[name] = int(value)
     for t in c.inputs:
@@ -109,7 +122,9 @@ def _check(c: Cascade, inputs: Mapping[str, Array], sizes: dict[str, int]) -> No
 
 
 class _Interpreter:
-    def __init__(self, c: Cascade, sizes: dict[str, int], extern: ExternCall | None, bounds: bool) -> None:
+    def __init__(
+        self, c: Cascade, sizes: dict[str, int], extern: ExternCall | None, bounds: bool
+    ) -> None:
         self.c, self.sizes, self.extern, self.bounds = c, sizes, extern, bounds
         self.values: dict[str, Value] = {}
         self.split: set[str] = set()  # tensors made for definitions with different monoids
@@ -125,7 +140,11 @@ class _Interpreter:
         out = {}
         for t in self.c.outputs:
             v = self.values[t.name]
-            data = v.data if v.present is None else np.where(v.present, v.data, np.asarray(t.fill, v.data.dtype))
+            data = (
+                v.data
+                if v.present is None
+                else np.where(v.present, v.data, np.asarray(t.fill, v.data.dtype))
+            )
             rounded = np.asarray(data).astype(t.dtype.numpy)
             error = None
             if v.error is not None:
@@ -174,7 +193,10 @@ class _Interpreter:
         value = self.values[d.target]
         where = [i for i, e in enumerate(d.indices) if var in variables(e)]
         for axis in where:
-            shift = self._index_at(d.indices[axis], var, later), self._index_at(d.indices[axis], var, t)
+            shift = (
+                self._index_at(d.indices[axis], var, later),
+                self._index_at(d.indices[axis], var, t),
+            )
             for part in (value.data, value.present, value.error):
                 if part is not None:
                     np.moveaxis(part, axis, 0)[shift[0]] = np.moveaxis(part, axis, 0)[shift[1]]
@@ -190,7 +212,9 @@ class _Interpreter:
             shape = tuple(evaluate_size(s, self.sizes) for s in t.shape)
             dtype = np.float64 if t.dtype.is_float else t.dtype.numpy
             self.values[t.name] = Value(
-                np.full(shape, t.fill, dtype), np.zeros(shape, bool), np.zeros(shape) if self.bounds else None
+                np.full(shape, t.fill, dtype),
+                np.zeros(shape, bool),
+                np.zeros(shape) if self.bounds else None,
             )
         return self.values[t.name]
 
@@ -245,8 +269,20 @@ class _Interpreter:
             value.error = np.where(doubt, np.inf, value.error)
         value = self._reduce(d, value, mask, reduced, order, full)
         present = True if mask is None else self._exists(d, len(block))
-        target = tuple(np.broadcast_arrays(*[np.asarray(self.evaluate(i, order).data).reshape(
-            np.shape(self.evaluate(i, order).data)[: len(block)] or ()) for i in d.indices])) if d.indices else ()
+        target = (
+            tuple(
+                np.broadcast_arrays(
+                    *[
+                        np.asarray(self.evaluate(i, order).data).reshape(
+                            np.shape(self.evaluate(i, order).data)[: len(block)] or ()
+                        )
+                        for i in d.indices
+                    ]
+                )
+            )
+            if d.indices
+            else ()
+        )
         outer = full[: len(block)]
         target = tuple(np.broadcast_to(t, outer) for t in target)
         assert out.present is not None
@@ -261,13 +297,15 @@ class _Interpreter:
 
     def _exists(self, d: Einsum, free: int) -> Array:
         """Where the target exists: all conditions that mention free variables alone."""
-        order = [v for v in self.grid]
+        order = list(self.grid)
         names = set(order[:free]) | set(self.fixed)
         present: Array = np.asarray(True)
         for p in d.where:
             if set(variables(p)) <= names:
                 held = self.evaluate(p, order)
-                present = present & (held.data if held.present is None else held.data & held.present)
+                present = present & (
+                    held.data if held.present is None else held.data & held.present
+                )
         for condition in _conditions(d):
             if set(variables(condition)) <= names:
                 held = self.evaluate(condition, order)
@@ -294,7 +332,9 @@ class _Interpreter:
                 kept.shape[:-1], identity_of_value(m.name, kept.dtype), kept.dtype)  # fmt: skip
             data = data.astype(kept.dtype)
             if error is not None:
-                error = _fold_error(m.combine, kept, data, error, axis, dtype.roundoff * max(count, 1))
+                error = _fold_error(
+                    m.combine, kept, data, error, axis, dtype.roundoff * max(count, 1)
+                )
             if mask is not None:
                 mask = np.broadcast_to(self._exists(d, free + n), full[: free + n])
         return Value(data, None, error)
@@ -308,7 +348,11 @@ class _Interpreter:
         if isinstance(e, Size):
             return Value(np.asarray(self.sizes[e.rank]), None, zero)
         if isinstance(e, Var):
-            return Value(np.asarray(self.fixed[e.name]) if e.name in self.fixed else self.grid[e.name], None, zero)
+            return Value(
+                np.asarray(self.fixed[e.name]) if e.name in self.fixed else self.grid[e.name],
+                None,
+                zero,
+            )
         if isinstance(e, Access):
             return self._access(e, order)
         if isinstance(e, Cast):
@@ -331,7 +375,11 @@ class _Interpreter:
             clipped.append(np.clip(at, 0, max(n - 1, 0)))
         if t.data.size == 0:
             shape = np.broadcast_shapes(*[np.shape(a) for a in clipped])
-            return Value(np.full(shape, tensor.fill, t.data.dtype), exists, np.zeros(shape) if self.bounds else None)
+            return Value(
+                np.full(shape, tensor.fill, t.data.dtype),
+                exists,
+                np.zeros(shape) if self.bounds else None,
+            )
         place = tuple(np.broadcast_arrays(*clipped))
         data = t.data[place]
         if not np.all(inside):
@@ -339,7 +387,11 @@ class _Interpreter:
         error = None if t.error is None else np.where(inside, t.error[place], 0)
         present = exists
         if t.present is not None:
-            present = t.present[place] | ~inside if exists is None else (t.present[place] | ~inside) & exists
+            present = (
+                t.present[place] | ~inside
+                if exists is None
+                else (t.present[place] | ~inside) & exists
+            )
         if present is not None and present.all():
             present = None
         return Value(data, present, error)
@@ -350,7 +402,9 @@ class _Interpreter:
         if e.dtype.is_float:
             rounded = data.astype(e.dtype.numpy).astype(np.float64)
             if error is not None:
-                error = error + e.dtype.roundoff * np.abs(np.nan_to_num(rounded, posinf=0, neginf=0))
+                error = error + e.dtype.roundoff * np.abs(
+                    np.nan_to_num(rounded, posinf=0, neginf=0)
+                )
             return Value(rounded, v.present, error)
         if data.dtype.kind == "f" and e.dtype.kind != "b":
             if error is not None:
@@ -370,7 +424,9 @@ class _Interpreter:
         dtype = expression_dtype(self.c, e)
         if dtype.is_float or (op.result == "bool" and any(d.dtype.kind == "f" for d in data)):
             keep = 1 if op.name == "select" else 0
-            data = data[:keep] + [d if d.dtype.kind == "f" else d.astype(np.float64) for d in data[keep:]]
+            data = data[:keep] + [
+                d if d.dtype.kind == "f" else d.astype(np.float64) for d in data[keep:]
+            ]
         elif dtype.is_integer and op.name not in ("select", "take"):
             data = [d.astype(dtype.numpy) for d in data]
         result = np.asarray(op.evaluate(*data))
@@ -427,10 +483,14 @@ def identity_of_value(monoid: str, dtype: Any) -> Any:
     return identity_of(MONOIDS[monoid], dtype)
 
 
-def _fold_error(combine: str, x: Array, total: Array, error: Array, axis: tuple[int, ...], u: float) -> Array:
+def _fold_error(
+    combine: str, x: Array, total: Array, error: Array, axis: tuple[int, ...], u: float
+) -> Array:
     """Error of a reduction in any order: n roundings of partial results no larger than the sum of magnitudes."""
     if combine == "add":
-        return np.sum(error, axis=axis) + u * np.sum(np.abs(np.nan_to_num(x, posinf=0, neginf=0)) + error, axis=axis)
+        return np.sum(error, axis=axis) + u * np.sum(
+            np.abs(np.nan_to_num(x, posinf=0, neginf=0)) + error, axis=axis
+        )
     if combine == "mul":
         relative = np.sum(error / np.maximum(np.abs(x), 1e-300), axis=axis) + u
         return np.abs(total) * relative * (1 + relative)

@@ -67,7 +67,11 @@ class Layout:
                 out.append(shape[d.dimension])
             else:
                 value = poly(shape[d.dimension]).constant
-                rounded = call("floordiv", call("add", shape[d.dimension], Const(d.divisor - 1)), Const(d.divisor))
+                rounded = call(
+                    "floordiv",
+                    call("add", shape[d.dimension], Const(d.divisor - 1)),
+                    Const(d.divisor),
+                )
                 out.append(rounded if value is None else Const(-(-value // d.divisor)))
         return out
 

@@ -31,19 +31,25 @@ class Counts:
     reads: dict[tuple[str, str], int] = field(default_factory=dict)
     writes: dict[tuple[str, str], int] = field(default_factory=dict)
     launches: int = 0
-    points: dict[str, int] = field(default_factory=dict)  # evaluated points of the iteration space, per target
+    points: dict[str, int] = field(
+        default_factory=dict
+    )  # evaluated points of the iteration space, per target
 
     def add(self, table: dict[Any, int], key: Any, amount: int) -> None:
         table[key] = table.get(key, 0) + amount
 
 
 def interpret_mapping(
-    m: Mapping, inputs: MappingABC[str, Array], sizes: MappingABC[str, int] | None = None, *,
+    m: Mapping,
+    inputs: MappingABC[str, Array],
+    sizes: MappingABC[str, int] | None = None,
+    *,
     extern: ExternCall | None = None,
 ) -> tuple[dict[str, Array], Counts]:
     """The outputs of `m` by name, and how often each level was accessed."""
     with np.errstate(all="ignore"):
-        return _Runner(m, bind(signature(m), inputs, sizes), extern).run(inputs)
+        runner = _Runner(m, bind(signature(m), inputs, sizes), extern)
+        return runner.outputs(inputs), runner.counts
 
 
 class _Runner(_Interpreter):
@@ -52,15 +58,20 @@ class _Runner(_Interpreter):
     def __init__(self, m: Mapping, sizes: dict[str, int], extern: ExternCall | None) -> None:
         super().__init__(signature(m), sizes, extern, False)
         self.m, self.counts = m, Counts()
-        self.level = {t.name: "memory" for t in (*m.inputs, *m.outputs)} | {b.name: b.level for b in m.memory}
+        self.level = {t.name: "memory" for t in (*m.inputs, *m.outputs)} | {
+            b.name: b.level for b in m.memory
+        }
         self.window: dict[str, list[Interval]] = {}
         self.intervals: dict[str, Interval] = {}
         self.whole: dict[str, Interval] = {}
 
-    def run(self, inputs: MappingABC[str, Array]) -> Any:
+    def outputs(self, inputs: MappingABC[str, Array]) -> dict[str, Array]:
+        """The outputs by name, after all kernels have run."""
         for t in self.m.inputs:
             data = np.asarray(inputs[t.name])
-            self.values[t.name] = Value(data.astype(np.float64 if t.dtype.is_float else t.dtype.numpy))
+            self.values[t.name] = Value(
+                data.astype(np.float64 if t.dtype.is_float else t.dtype.numpy)
+            )
         for t in self.m.outputs:
             if t.name not in self.values:
                 self._allocate(t.name, t.shape)
@@ -71,14 +82,20 @@ class _Runner(_Interpreter):
                 self.step(k)
             else:
                 self._kernel(k)
-        return {t.name: self.values[t.name].data.astype(t.dtype.numpy) for t in self.m.outputs}, self.counts
+        return {
+            t.name: self.values[t.name].data.astype(t.dtype.numpy) for t in self.m.outputs
+        }
 
     def _allocate(self, name: str, shape: tuple[Expr, ...]) -> None:
         """Undefined content: NaN, or the largest integer, so that a read before a write shows."""
         dtype = self.c.tensors[name].dtype
         extents = tuple(evaluate_size(s, self.sizes) for s in shape)
-        poison = np.nan if dtype.is_float else np.iinfo(dtype.numpy).max if dtype.is_integer else True
-        self.values[name] = Value(np.full(extents, poison, np.float64 if dtype.is_float else dtype.numpy))
+        poison = (
+            np.nan if dtype.is_float else np.iinfo(dtype.numpy).max if dtype.is_integer else True
+        )
+        self.values[name] = Value(
+            np.full(extents, poison, np.float64 if dtype.is_float else dtype.numpy)
+        )
 
     def _kernel(self, k: Kernel) -> None:
         self.counts.launches += 1
@@ -102,7 +119,8 @@ class _Runner(_Interpreter):
         self._allocate(b.name, self.c.tensors[b.name].shape)
         self.level[b.name] = b.level
         self.window[b.name] = [
-            self.intervals[d.name] if isinstance(d, Var) else (0, evaluate_size(d, self.sizes)) for d in b.dims
+            self.intervals[d.name] if isinstance(d, Var) else (0, evaluate_size(d, self.sizes))
+            for d in b.dims
         ]
 
     def _loop(self, n: Loop) -> None:
@@ -131,9 +149,12 @@ class _Runner(_Interpreter):
             return
         self.counts.add(self.counts.points, e.target, int(np.prod(full)))
         body = self.evaluate(e.body, order).data
-        inner, outer = [], []
+        inner: list[Array] = []
+        outer: list[Array] = []
         for p in e.where:
-            (inner if set(variables(p)) & set(reduced) else outer).append(self.evaluate(p, order).data)
+            (inner if set(variables(p)) & set(reduced) else outer).append(
+                self.evaluate(p, order).data
+            )
         data = np.broadcast_to(body, full)
         target = self.c.tensors[e.target]
         dtype = np.float64 if target.dtype.is_float else target.dtype.numpy
@@ -149,7 +170,9 @@ class _Runner(_Interpreter):
         self._store(e, np.asarray(data), outer, order, full[: len(free)])
         self._count_reads(e, order)
 
-    def _store(self, e: Einsum, data: Array, outer: list[Array], order: list[str], shape: tuple[int, ...]) -> None:
+    def _store(
+        self, e: Einsum, data: Array, outer: list[Array], order: list[str], shape: tuple[int, ...]
+    ) -> None:
         out = self.values[e.target].data
         at = []
         for i in e.indices:

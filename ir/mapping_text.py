@@ -1,10 +1,10 @@
 """The text of the mapping level: printer and parser of one language (see tcc.ir.mapping for its meaning).
 
-    kernel scale over m: M, n: N {
-      for m by 48 on core {
-        do Y[m, n] = X[m, n] * 2.0 with n on lane
-      }
-    }
+kernel scale over m: M, n: N {
+  for m by 48 on core {
+    do Y[m, n] = X[m, n] * 2.0 with n on lane
+  }
+}
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def print_mapping(m: Mapping) -> str:
         if isinstance(k, Extern):
             lines.append(str(k))
             continue
-        over = f" over {', '.join(f'{v}: {text(e)}' for v, e in k.variables)}" if k.variables else ""
+        over = (
+            f" over {', '.join(f'{v}: {text(e)}' for v, e in k.variables)}" if k.variables else ""
+        )
         lines.append(f"{'prepare ' if k.prepare else ''}kernel {k.name}{over} {{")
         lines += print_nodes(k.body, 1)
         lines.append("}")
@@ -78,7 +80,11 @@ def print_nodes(nodes: tuple[Node, ...], depth: int) -> list[str]:
         else:
             head = f"{pad}for {n.var} by {n.step}" + (f" on {n.on}" if n.on else "")
             if n.until is not None:
-                lines += [f"{head} until {text(n.until)} hold {{", *print_nodes(n.hold, depth + 1), f"{pad}}} {{"]
+                lines += [
+                    f"{head} until {text(n.until)} hold {{",
+                    *print_nodes(n.hold, depth + 1),
+                    f"{pad}}} {{",
+                ]
             else:
                 lines.append(f"{head} {{")
             lines += [*print_nodes(n.body, depth + 1), f"{pad}}}"]
@@ -139,7 +145,9 @@ class _Builder:
         if n.data == "do":
             return self.do(n)
         if n.data == "alloc":
-            return Alloc(self.buffer(n.children[0]), self.nodes(n.children[1]), self.b.span(n.children[0]))
+            return Alloc(
+                self.buffer(n.children[0]), self.nodes(n.children[1]), self.b.span(n.children[0])
+            )
         var, step, _, on, until, body = n.children
         condition: Expr | None = None
         hold: tuple[Do, ...] = ()
@@ -176,4 +184,6 @@ class _Builder:
 
     def digit(self, n: Any) -> Digit:
         dimension, divisor, modulus = n.children
-        return Digit(int(dimension), int(divisor or 1), int(modulus) if modulus is not None else None)
+        return Digit(
+            int(dimension), int(divisor or 1), int(modulus) if modulus is not None else None
+        )

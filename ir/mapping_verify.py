@@ -44,8 +44,8 @@ class _Kernel:
                 if isinstance(n, Size) and n.rank not in ranks:
                     raise CompileError("T0105", f"rank `{n.rank}` is not declared", n.span or self.k.span,
                                        helps=did_you_mean(n.rank, sorted(ranks)))  # fmt: skip
-        for n in self.k.body:
-            self.node(n, ())
+        for child in self.k.body:
+            self.node(child, ())
 
     def node(self, n: Node, loops: tuple[Loop, ...]) -> None:
         if isinstance(n, Do):
@@ -106,7 +106,10 @@ class _Kernel:
         """Whether the target's buffer lives inside the loop of the given depth, so that each tile has its own."""
 
         def inside(depth: int) -> bool:
-            return any(isinstance(x, Alloc) and x.buffer.name == target for x in walk_nodes(loops[depth].body))
+            return any(
+                isinstance(x, Alloc) and x.buffer.name == target
+                for x in walk_nodes(loops[depth].body)
+            )
 
         return inside
 

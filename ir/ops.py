@@ -50,7 +50,11 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _floordiv(a: Array, b: Array) -> Array:
-    return np.floor_divide(a, np.where(b == 0, 1, b)) if np.asarray(b).dtype.kind in "iu" else np.floor_divide(a, b)
+    return (
+        np.floor_divide(a, np.where(b == 0, 1, b))
+        if np.asarray(b).dtype.kind in "iu"
+        else np.floor_divide(a, b)
+    )
 
 
 def _mod(a: Array, b: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Joins kernels whose results the next kernel can read from registers: attention becomes one launch.
+"""The launches of a program, and which of them join because registers can hold what crosses.
 
 kernel a: QK, GM, SN, SD;  kernel b: AV  -->  kernel b: QK, GM, SN, SD, AV
 """
@@ -7,10 +7,62 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Recurrence, steps, targets
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, steps, targets
+from tcc.ir.diagnostics import CompileError
 from tcc.ir.index import poly
 
 Launch = tuple[str, list[Definition]]
+
+
+def launches_of(c: Cascade) -> list[Launch]:
+    """The kernels of the program; a definition that no kernel names gets its own."""
+    of = {t: name for name, members in c.groups for t in members}
+    found: dict[str, list[Definition]] = {}
+    for d in c.definitions:
+        name = of.get(targets(d)[0], f"{c.name}_{targets(d)[0]}")
+        found.setdefault(name, []).append(d)
+    for name, members in found.items():
+        for d in members:
+            if isinstance(d, Extern) and len(members) > 1:
+                raise CompileError(
+                    "T0220",
+                    f"kernel `{name}` holds the call `{d.function}`",
+                    d.span,
+                    helps="a call of an outside function is a launch of its own",
+                )
+    return list(found.items())
+
+
+def ordered(c: Cascade, launches: list[Launch]) -> list[Launch]:
+    """The launches, each after those whose results it reads, otherwise in program order."""
+    done = {t.name for t in c.inputs}
+    out: list[Launch] = []
+    pending = list(launches)
+    while pending:
+        for launch in pending:
+            own = {t for d in launch[1] for t in targets(d)}
+            if all(a.tensor in done or a.tensor in own for d in launch[1] for a in d.reads):
+                break
+        else:
+            name, members = pending[0]
+            raise CompileError(
+                "T0220",
+                f"kernel `{name}` and another kernel need each other's results",
+                members[0].span,
+                helps="put their definitions into one kernel, or split one of them",
+            )
+        pending.remove(launch)
+        done |= own
+        out.append(launch)
+    return out
+
+
+def stored_tensors(c: Cascade, members: list[Definition]) -> list[str]:
+    """What of a kernel's results other launches read, or the caller."""
+    written = list(dict.fromkeys(d.target for d in members if isinstance(d, Einsum)))
+    wanted = {a.tensor for other in c.definitions if other not in members for a in other.reads}
+    wanted |= {t.name for t in c.outputs}
+    return [t for t in written if t in wanted]
 
 
 def merged(
@@ -18,9 +70,10 @@ def merged(
 ) -> list[Launch]:
     """The launches, a kernel joined with one that it reads wherever that takes no parallelism away.
 
-    A variable may leave the grid when it is short (at most `whole` coordinates, so it stays in one tile), when it is that of
-    a recurrence, whose steps follow each other anyway, or when the reader walks it and what it reads is cheap to compute
-    again in each walk: every reduction of the first kernel is short. `possible` tells whether a joined kernel has a mapping.
+    A variable may leave the grid when it is short (at most `whole` coordinates, so it stays in one
+    tile), when it is that of a recurrence, whose steps follow each other anyway, or when the
+    reader walks it and what it reads is cheap to compute again in each walk: every reduction of
+    the first kernel is short. `possible` tells whether a joined kernel has a mapping.
     """
     sequential = {s.var for s in steps(c) if isinstance(s, Recurrence)}
     position = {id(d): n for n, d in enumerate(c.definitions)}

@@ -1,4 +1,5 @@
-"""Recurrences as running state: a buffer that holds two steps, the last one and the one being computed.
+"""Recurrences as running state: a buffer that holds two steps, the last one and the one being
+computed.
 
 S[0, p] = a;  S[t+1, p] = g(S[t, p], …);  Z[p] = S[T, p]
 -->  S[0, p] = a;  for t by 1 { S[(t+1) % 2, p] = g(S[t % 2, p], …) };  Z[p] = S[T % 2, p]
@@ -17,9 +18,11 @@ from tcc.ir.index import poly, same
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One tensor of a recurrence along `var`: where its step index stands, its first value, and its step.
+    """One tensor of a recurrence along `var`: where its step index stands, its first value, and
+    its step.
 
-    Its buffer is `name`; where the steps leave the kernel, `stores` copy them to the tensor in memory.
+    Its buffer is `name`; where the steps leave the kernel, `stores` copy them to the tensor in
+    memory.
     """
 
     name: str
@@ -43,7 +46,9 @@ def _refused(d: Einsum, why: str) -> CompileError:
 def find_states(
     c: Cascade, members: list[Einsum], stored: frozenset[str]
 ) -> tuple[list[State], list[Einsum]]:
-    """The states of a kernel, and its other definitions, both rewritten to read the states' buffers."""
+    """The states of a kernel, and its other definitions, both rewritten to read the states'
+    buffers.
+    """
     own = {id(d) for d in members}
     found: dict[str, tuple[Einsum, str, int]] = {}
     for s in steps(c):
@@ -123,7 +128,9 @@ class _Rewrite:
         return replace(d, target=target, indices=indices, body=transform(d.body, rule), where=where)
 
     def access(self, a: Access, reader: Einsum) -> Access:
-        """A read of the last step, of this one, or, where no step is under way, of the one after all."""
+        """A read of the last step, of this one, or, where no step is under way, of the one after
+        all.
+        """
         step, var, at = self.found[a.tensor]
         inside = var in variables(reader.body, *reader.where, *reader.indices)
         index = a.indices[at]

@@ -38,12 +38,21 @@ def inline(c: Cascade, recompute: float) -> Cascade:
             readers.setdefault(x.tensor, set()).add(n)
     for n in range(len(c.definitions)):
         d = current[n]
-        if not isinstance(d, Einsum) or d.target in kept or writers[d.target] != 1 or not is_elementwise(d):
+        if (
+            not isinstance(d, Einsum)
+            or d.target in kept
+            or writers[d.target] != 1
+            or not is_elementwise(d)
+        ):
             continue
         mine = sorted(readers.get(d.target, ()))
         for m in mine:
             r = current[m]
-            if not isinstance(r, Einsum) or writers[r.target] != 1 or not _worth(c, d, r, len(mine), recompute):
+            if (
+                not isinstance(r, Einsum)
+                or writers[r.target] != 1
+                or not _worth(c, d, r, len(mine), recompute)
+            ):
                 continue
             merged = _inlined(c, d, r)
             if merged is not None:
@@ -56,7 +65,9 @@ def inline(c: Cascade, recompute: float) -> Cascade:
 
 def replaced(c: Cascade, new: tuple[Definition, ...]) -> Cascade:
     """Other definitions of the same targets and types; verified at the end of the pass."""
-    same_ones = len(new) == len(c.definitions) and all(a is b for a, b in zip(new, c.definitions, strict=True))
+    same_ones = len(new) == len(c.definitions) and all(
+        a is b for a, b in zip(new, c.definitions, strict=True)
+    )
     return c if same_ones else replace(c, definitions=new)
 
 
@@ -65,7 +76,11 @@ def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float
         return True
     if recompute < 0:
         return False
-    if is_copy(reader) and is_elementwise(reader) and all(t.name != reader.target for t in c.outputs):
+    if (
+        is_copy(reader)
+        and is_elementwise(reader)
+        and all(t.name != reader.target for t in c.outputs)
+    ):
         return False  # the copy itself goes into its readers
     uses = sum(a.tensor == d.target for a in reader.reads)
     cheap = operations(d.body) + len(accesses(d.body)) <= recompute
@@ -74,7 +89,12 @@ def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float
         # only what leaves both factors plain reads costs nothing in the inner loop
         merged = _inlined(c, d, reader)
         new = contraction(merged) if merged is not None else None
-        return new is not None and readers == 1 and _plain(new.row_factor) and _plain(new.column_factor)
+        return (
+            new is not None
+            and readers == 1
+            and _plain(new.row_factor)
+            and _plain(new.column_factor)
+        )
     return _walks_once(d, reader) and ((readers == 1 and uses == 1) or cheap)
 
 
@@ -99,14 +119,20 @@ def _inlined(c: Cascade, d: Einsum, reader: Einsum) -> Einsum | None:
     for a in reader.reads:
         if a.tensor == d.target:
             for i, s in zip(a.indices, shape, strict=True):
-                if not (isinstance(i, Var) and same(extents[i.name], s)) and not within(i, s, extents):
+                if not (isinstance(i, Var) and same(extents[i.name], s)) and not within(
+                    i, s, extents
+                ):
                     return None
 
     def rule(n: Expr) -> Expr:
         if isinstance(n, Access) and n.tensor == d.target:
             value = substitute(d.body, dict(zip(names, n.indices, strict=True)))
             t = c.tensors[d.target].dtype
-            return value if expression_dtype(c, d.body) == t and not _literal(value) else Cast(t, value)
+            return (
+                value
+                if expression_dtype(c, d.body) == t and not _literal(value)
+                else Cast(t, value)
+            )
         return n
 
     body = transform(reader.body, rule)

@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Stop, steps, targets
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import (
     Access,
-    Call,
     Const,
     Expr,
-    Size,
     Var,
-    accesses,
     call,
-    text,
-    transform,
     variables,
 )
-from tcc.ir.index import poly
-from tcc.ir.infer import expression_dtype
-from tcc.ir.layout import Digit, Layout, row_major
-from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
+from tcc.ir.layout import row_major
+from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
 from tcc.passes._algebra import (
-    Contraction,
-    contraction,
     plain_variables,
-    row_variables,
-    tile_variable,
 )
-
-LANE_CHUNK = 32  # coordinates of the lane variable per iteration of a vector loop
+from tcc.passes._cpu_group import GroupKernel
+from tcc.passes._cpu_vectors import vector_nodes
 
 
 def map_cpu(c: Cascade, target: Target) -> Mapping:
     """One kernel per group of `c`, preceded by the kernels that pack its contractions' second operands."""
-    return verify(_Mapper(c, target).run())
+    return verify(Mapper(c, target).run())
 
 
-class _Mapper:
+class Mapper:
     def __init__(self, c: Cascade, target: Target) -> None:
         self.c = c
         self.rows = int(target.parameter("tile_rows", 6))
-        self.columns = int(target.parameter("tile_vectors", 2)) * max(1, target.resource("lane").count)
+        self.columns = int(target.parameter("tile_vectors", 2)) * max(
+            1, target.resource("lane").count
+        )
         self.block_rows = int(target.parameter("block_rows", 48))
         self.block_columns = int(target.parameter("block_columns", 256))
         self.block_depth = int(target.parameter("block_depth", 512))
         self.memory: dict[str, Buffer] = {}
         self.kernels: list[Kernel | Extern] = []
-        self.names = {t for t in c.tensors} | {name for name, _ in c.groups}
+        self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
 
     def run(self) -> Mapping:
@@ -64,14 +52,19 @@ class _Mapper:
                 self.kernels.append(first)
                 continue
             einsums = [d for d in members if isinstance(d, Einsum)]
-            recurrence = next((s for s in self._recurrences() if s.steps[0].target in {d.target for d in einsums}), None)
+            recurrence = next(
+                (
+                    s
+                    for s in self._recurrences()
+                    if s.steps[0].target in {d.target for d in einsums}
+                ),
+                None,
+            )
             if recurrence is not None and any(d is s for d in einsums for s in recurrence.steps):
                 self.kernels.append(_recurrence_kernel(self, name, recurrence))
             else:
                 self._clear(einsums)
-                self.kernels.append(_GroupKernel(self, name, einsums).build())
-        constant = {t.name for t in self.c.inputs if t.constant}
-        del constant
+                self.kernels.append(GroupKernel(self, name, einsums).build())
         return Mapping(self.c.name, "cpu", self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
                        tuple(self.kernels))  # fmt: skip
 
@@ -99,7 +92,12 @@ class _Mapper:
             if not members:
                 raise CompileError("T0211", f"kernel `{name}` has no definitions left",
                                    helps="name each tensor in one `kernel` line per definition")  # fmt: skip
-            found.append((name, sorted(members, key=lambda d: [x is d for x in self.c.definitions].index(True))))
+            found.append(
+                (
+                    name,
+                    sorted(members, key=lambda d: [x is d for x in self.c.definitions].index(True)),
+                )
+            )
         if left:
             raise CompileError("T0211", f"`{left[0].target}` is in no kernel", left[0].span,
                                helps="add it to a `kernel` line, or remove them all")  # fmt: skip
@@ -110,17 +108,32 @@ class _Mapper:
         kept = {t.name for t in (*self.c.outputs, *self.c.inputs)}
         for _, members in groups:
             inside = {t for d in members for t in targets(d)}
-            shared = any(len(self.c.defining(t)) > 1 for t in inside) or isinstance(members[0], Extern)
+            shared = any(len(self.c.defining(t)) > 1 for t in inside) or isinstance(
+                members[0], Extern
+            )
             for t in sorted(inside - kept):
                 outside = any(
-                    a.tensor == t for d in self.c.definitions if not any(d is m for m in members) for a in d.reads
+                    a.tensor == t
+                    for d in self.c.definitions
+                    if not any(d is m for m in members)
+                    for a in d.reads
                 )
                 whole = all(
-                    isinstance(i, Var) for d in members if isinstance(d, Einsum) and d.target == t for i in d.indices
+                    isinstance(i, Var)
+                    for d in members
+                    if isinstance(d, Einsum) and d.target == t
+                    for i in d.indices
                 )
                 if outside or shared or not whole or len(members) == 1:
                     tensor = self.c.tensors[t]
-                    self.memory[t] = Buffer(t, tensor.dtype, tensor.shape, "memory", row_major(len(tensor.shape)), tensor.fill)
+                    self.memory[t] = Buffer(
+                        t,
+                        tensor.dtype,
+                        tensor.shape,
+                        "memory",
+                        row_major(len(tensor.shape)),
+                        tensor.fill,
+                    )
 
     def in_memory(self, name: str) -> bool:
         return name in self.memory or any(t.name == name for t in (*self.c.outputs, *self.c.inputs))
@@ -147,13 +160,18 @@ class _Mapper:
     def clear(self, name: str, shape: tuple[Expr, ...], fill: float) -> None:
         names = [f"i{n}" for n in range(len(shape))]
         value = Const(fill) if self.c.tensors[name].dtype.is_float else Const(int(fill))
-        body: Node = Do(Einsum(name, tuple(Var(v) for v in names), value), ((names[-1], "lane"),) if names else ())
+        body: Node = Do(
+            Einsum(name, tuple(Var(v) for v in names), value),
+            ((names[-1], "lane"),) if names else (),
+        )
         for v in reversed(names[:-1]):
             body = Loop(v, 1, (body,), "core")
-        self.kernels.append(Kernel(self.fresh(f"clear_{name}"), tuple(zip(names, shape, strict=True)), (body,)))
+        self.kernels.append(
+            Kernel(self.fresh(f"clear_{name}"), tuple(zip(names, shape, strict=True)), (body,))
+        )
 
 
-def _recurrence_kernel(m: _Mapper, name: str, r: Recurrence) -> Kernel:
+def _recurrence_kernel(m: Mapper, name: str, r: Recurrence) -> Kernel:
     """for t: every step definition over its other variables."""
     body: list[Node] = []
     hold: list[Do] = []
@@ -177,339 +195,3 @@ def _recurrence_kernel(m: _Mapper, name: str, r: Recurrence) -> Kernel:
 
 def _condition(stop: Stop | None) -> Expr | None:
     return None if stop is None else stop.condition
-
-
-class _GroupKernel:
-    """One group: outer loops over the rows that its members share, inside them its definitions in order."""
-
-    def __init__(self, m: _Mapper, name: str, members: list[Einsum]) -> None:
-        self.m, self.c, self.name = m, m.c, name
-        self.members = members
-        self.tile = tile_variable(members) if any(contraction(d) for d in members) else None
-        self.rows = row_variables(members)
-        self.locals: dict[str, Buffer] = {}
-        self.used: list[str] = []
-        self.column: str | None = None
-
-    def build(self) -> Kernel:
-        if self.tile is None:
-            return self._vector_kernel()
-        rows = [v for v in self.rows if v != self.tile]
-        splits = [(d, s) for d in self.members if (s := contraction(d, self.tile)) is not None]
-        if len(splits) == 1 and splits[0][1].columns[-1] in rows:
-            self.column = splits[0][1].columns[-1]
-            rows.remove(self.column)
-        body = self._tile_body()
-        for b in reversed(list(self.locals.values())):
-            body = (Alloc(b, body),)
-        if self.column is not None:
-            body = (Loop(self.column, self._column_block(), body, "core"),)
-        block = self.m.block_rows if len(splits) == 1 and self.column else self.m.block_rows // 2
-        body = (Loop(self.tile, block, body, "core"),)
-        for v in reversed(rows):
-            body = (Loop(v, 1, body, "core"),)
-        names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
-        return Kernel(self.name, self.m.extents(names), body)
-
-    def _column_block(self) -> int:
-        """Columns per task: few enough that small problems still have several tasks."""
-        assert self.column is not None
-        size = poly(self.c.extent(self.column)).constant
-        unit = self.m.columns
-        if size is None:
-            return self.m.block_columns
-        return max(unit, min(self.m.block_columns, -(-size // (4 * unit)) * unit))
-
-    # ---- groups without contractions
-
-    def _vector_kernel(self) -> Kernel:
-        rows = list(self.rows)
-        last = self.members[-1]
-        if not any(d.reduced for d in self.members) and plain_variables(last):
-            lane = plain_variables(last)[-1]
-            if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
-                rows.remove(lane)
-        for d in self.members:
-            if not self.m.in_memory(d.target):
-                self._local(d, rows)
-        members = self._reuse(self.members, rows)
-        body: tuple[Node, ...] = tuple(vector_nodes(self.c, members, rows))
-        for b in reversed(list(self.locals.values())):
-            body = (Alloc(b, body),)
-        for v in reversed(rows):
-            body = (Loop(v, 1, body, "core"),)
-        return Kernel(self.name, self.m.extents([*rows, *(v for d in members for v in (*d.free, *d.reduced))]), body)
-
-    def _local(self, d: Einsum, rows: list[str], layout: Layout | None = None) -> None:
-        """A buffer for the window of a member that stays inside the group."""
-        names = plain_variables(d)
-        inner = [v for v in names if v not in rows]
-        level = "L1" if inner else "reg"
-        t = self.m.types[d.target]
-        self.locals[d.target] = Buffer(d.target, t.dtype, tuple(Var(v) for v in names), level,
-                                       layout or row_major(len(names)))  # fmt: skip
-
-    def _reuse(self, members: list[Einsum], rows: list[str]) -> list[Einsum]:
-        """An element-wise definition overwrites the buffer of an operand that nothing reads later."""
-        out = list(members)
-        for n, d in enumerate(out):
-            b = self.locals.get(d.target)
-            if b is None or d.reduced:
-                continue
-            for a in d.reads:
-                s = self.locals.get(a.tensor)
-                same_place = [text(i) for i in a.indices] == [text(i) for i in d.indices]
-                everywhere = all(
-                    [text(i) for i in x.indices] == [text(i) for i in d.indices]
-                    for x in d.reads if x.tensor == a.tensor
-                )  # fmt: skip
-                later = any(x.tensor == a.tensor for e in out[n + 1 :] for x in e.reads)
-                if s is None or not same_place or not everywhere or later or s.dtype != b.dtype:
-                    continue
-                if not [v for v in plain_variables(d) if v not in rows] or a.tensor == d.target:
-                    continue
-                del self.locals[d.target]
-                out[n:] = [_renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
-                break
-        return out
-
-    # ---- groups with contractions
-
-    def _tile_body(self) -> tuple[Node, ...]:
-        assert self.tile is not None
-        plan: list[tuple[Einsum, Contraction | None]] = []
-        for d in self.members:
-            s = contraction(d, self.tile)
-            if s is None:
-                if not self.m.in_memory(d.target):
-                    self._local(d, [*self._outer(), self.tile] if not d.reduced else self._outer(), self._padded(d, s))
-                plan.append((d, None))
-                continue
-            whole = all(isinstance(i, Var) for i in d.indices) and len(set(d.free)) == len(d.indices)
-            if self.m.in_memory(d.target) or s.scale is not None or s.where or not whole:
-                plan += [*self._split(d, s)]
-            else:
-                self._local(d, self._outer(), self._padded(d, s))
-                plan.append((d, s))
-        names = [id(d) for d, _ in plan]
-        reused = self._reuse([d for d, _ in plan], [])
-        split = {i: s for i, (_, s) in zip(names, plan, strict=True)}
-        nodes: list[Node] = []
-        pending: list[Einsum] = []
-        for key, d in zip(names, reused, strict=True):
-            s = contraction(d, self.tile) if split[key] is not None else None  # its operands may be renamed
-            if s is None:
-                pending.append(d)
-                continue
-            nodes += self._flush(pending)
-            pending = []
-            nodes += self._contraction(d, s, reused)
-        return tuple([*nodes, *self._flush(pending)])
-
-    def _outer(self) -> list[str]:
-        return [v for v in self.rows if v not in (self.tile, self.column)]
-
-    def _split(self, d: Einsum, s: Contraction) -> list[tuple[Einsum, Contraction | None]]:
-        """T = scale · Σ …  -->  T_sum = Σ …;  T = T_sum · scale."""
-        name = self.m.fresh(f"{d.target}_sum")
-        free = [v for v in d.free if v in (*s.batch, *s.rows, *s.columns)]
-        at = tuple(Var(v) for v in free)
-        body = call("mul", s.row_factor, s.column_factor)
-        inner = Einsum(name, at, body, d.reductions, (), d.span)
-        dtype = expression_dtype(self.c, call("mul", s.row_factor, s.column_factor))
-        self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype,
-                                     shape=tuple(self.c.extent(v) for v in free))  # fmt: skip
-        self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
-        self._local(inner, self._outer(), self._padded(inner, s))
-        value: Expr = Access(name, at)
-        if s.scale is not None:
-            value = call("mul", value, s.scale)
-        outer = Einsum(d.target, d.indices, value, (), s.where, d.span)
-        if not self.m.in_memory(d.target):
-            self._local(outer, self._outer(), self._padded(outer, s))
-        return [(inner, replace(s, scale=None, where=())), (outer, None)]
-
-    def _padded(self, d: Einsum, s: Contraction | None) -> Layout | None:
-        """Rows and columns padded to the register tile, the columns contiguous, the rows next to them."""
-        names = plain_variables(d)
-        column = s.columns[-1] if s else next((v for v in reversed(names) if v not in self.rows), None)
-        if self.tile not in names or column not in names or column == self.tile:
-            return None
-        r, n = names.index(self.tile or ""), names.index(column or "")
-        others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
-        return Layout((*others, Digit(r, self.m.rows), Digit(r, 1, self.m.rows),
-                       Digit(n, self.m.columns), Digit(n, 1, self.m.columns)))  # fmt: skip
-
-    def _flush(self, pending: list[Einsum]) -> list[Node]:
-        """Row by row over the tile."""
-        if not pending:
-            return []
-        assert self.tile is not None
-        inner = vector_nodes(self.c, pending, [*self._outer(), self.tile])
-        return [Loop(self.tile, 1, tuple(inner))]
-
-    def _contraction(self, d: Einsum, s: Contraction, members: list[Einsum]) -> list[Node]:
-        m, column = self.m, s.columns[-1]
-        packed = self._pack(d, s, column)
-        rows, before = self._row_operand(d, s, members)
-        leaf: tuple[Node, ...] = (
-            Do(Einsum(d.target, d.indices, call("mul", rows, packed), d.reductions, (), d.span),
-               ((column, "lane"), (self.tile or "", "unroll"))),
-        )  # fmt: skip
-        leaf = (Loop(column, m.columns, (Loop(self.tile or "", m.rows, leaf),)),)
-        if len(s.reduced) == 1:
-            size = poly(self.c.extent(s.reduced[0])).constant
-            if size is None or size > 2 * m.block_depth:
-                leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
-        extra = [v for v in (*s.rows, *s.columns[:-1], *s.batch) if v not in self.rows]
-        for v in reversed(extra):
-            leaf = (Loop(v, 1, leaf),)
-        return [*before, *leaf]
-
-    def _row_operand(self, d: Einsum, s: Contraction, members: list[Einsum]) -> tuple[Expr, list[Node]]:
-        """The first factor as one read: in place, or computed once per tile into a buffer."""
-        e = s.row_factor
-        known = {x.target: x for x in members}
-        while isinstance(e, Call) and e.op == "select" and isinstance(e.args[1], Access):
-            # a guard that the operand's own definition has already applied: it holds 0 there
-            made = known.get(e.args[1].tensor)
-            if made is None or text(e.args[0]) not in {text(p) for p in made.where}:
-                break
-            e = e.args[1]
-        if isinstance(e, Access) and not accesses(*e.indices) and self.c.tensors[e.tensor].dtype.is_float:
-            return e, []
-        names = [v for v in variables(e) if v not in self._outer() and v != self.tile]
-        order = [*(v for v in names if v not in s.reduced), self.tile or "", *(v for v in s.reduced if v in names)]
-        name = self._temporary(f"{d.target}_rows", e, order)
-        self.locals[name] = Buffer(name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2", row_major(len(order)))
-        access = Access(name, tuple(Var(v) for v in order))
-        fill = Einsum(name, access.indices, e)
-        nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
-        return access, [Loop(self.tile or "", 1, tuple(nodes))]
-
-    def _temporary(self, name: str, value: Expr, order: list[str]) -> str:
-        name = self.m.fresh(name)
-        t = self.c.tensors[next(iter(self.c.tensors))]
-        self.m.types[name] = replace(t, name=name, dtype=expression_dtype(self.c, value), fill=0, constant=False,
-                                     shape=tuple(self.c.extent(v) for v in order), span=None)  # fmt: skip
-        self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
-        self.used += order
-        return name
-
-    def _pack(self, d: Einsum, s: Contraction, column: str) -> Expr:
-        """The second factor in panels of `columns` columns, packed by a kernel of its own before this one."""
-        e = s.column_factor
-        others = [v for v in variables(e) if v != column and v not in s.reduced]
-        order = [*others, *(v for v in s.reduced if v in variables(e)), column]
-        n = len(order) - 1
-        name = self._temporary(f"{d.target}_columns", e, order)
-        t = self.m.types[name]
-        layout = Layout((*(Digit(i) for i in range(len(others))), Digit(n, self.m.columns),
-                         *(Digit(i) for i in range(len(others), n)), Digit(n, 1, self.m.columns)))  # fmt: skip
-        constant = {x.name for x in self.c.inputs if x.constant}
-        keep = bool(accesses(e)) and all(a.tensor in constant for a in accesses(e))
-        self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, 0, keep)
-        access = Access(name, tuple(Var(v) for v in order))
-        body: tuple[Node, ...] = (Do(Einsum(name, access.indices, e), ((column, "lane"),)),)
-        inner = [v for v in order if v != column and v not in others]
-        for v in reversed(inner):
-            body = (Loop(v, 1, body),)
-        body = (Loop(column, self.m.columns, body, "core"),)
-        for v in reversed(others):
-            body = (Loop(v, 1, body, "core"),)
-        self.m.kernels.append(Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), body, keep))
-        return access
-
-
-def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:
-    def rule(n: Expr) -> Expr:
-        return Access(new, n.indices, n.span) if isinstance(n, Access) and n.tensor == old else n
-
-    return Einsum(new if d.target == old else d.target, tuple(transform(i, rule) for i in d.indices),
-                  transform(d.body, rule), d.reductions, tuple(transform(p, rule) for p in d.where), d.span)  # fmt: skip
-
-
-# ---- vector loops
-
-
-def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Node]:
-    """Definitions in order, each over its variables that `rows` does not fix, neighbours sharing one vector loop."""
-    nodes: list[Node] = []
-    stage: list[Einsum] = []
-    lane: str | None = None
-
-    def flush() -> None:
-        if stage and lane is not None:
-            nodes.append(Loop(lane, LANE_CHUNK, tuple(Do(d, ((lane, "lane"),)) for d in stage)))
-        stage.clear()
-
-    for d in members:
-        inner = [v for v in (*d.free, *d.reduced) if v not in rows]
-        mine = _lane(d, inner)
-        if mine is None:
-            flush()
-            nodes.append(Do(d))
-            continue
-        others = [v for v in inner if v != mine]
-        if others:
-            flush()
-            nodes.append(_nest(d, mine, [v for v in others if v in d.free], [v for v in others if v not in d.free]))
-            continue
-        if mine != lane or not _compatible(stage, d, mine):
-            flush()
-        lane = mine
-        stage.append(d)
-    flush()
-    return nodes
-
-
-def _nest(d: Einsum, lane: str, free: list[str], reduced: list[str]) -> Node:
-    """Loops over the other variables; reduced ones inside the vector loop where the lanes are kept."""
-    leaf: Node = Do(d, ((lane, "lane"),))
-    if lane not in d.free:
-        leaf = Loop(lane, LANE_CHUNK, (leaf,))
-        for v in reversed(reduced):
-            leaf = Loop(v, 1, (leaf,))
-    for v in reversed(free):
-        leaf = Loop(v, 1, (leaf,))
-    return leaf
-
-
-def _lane(d: Einsum, inner: list[str]) -> str | None:
-    """The variable along which most reads and writes are contiguous; the target counts twice."""
-    if not inner:
-        return None
-    score: Callable[[str], tuple[int, bool, int]] = lambda v: (  # noqa: E731
-        sum(weight * _contiguous(a, v) for a, weight in [*((a, 1) for a in d.reads), (Access(d.target, d.indices), 2)]),
-        v in d.free,
-        inner.index(v),
-    )
-    return max(inner, key=score)
-
-
-def _contiguous(a: Access, v: str) -> int:
-    """1: consecutive elements; 0: the same element, or not at all; -1: strided."""
-    for n, i in enumerate(reversed(a.indices)):
-        if v in variables(i):
-            step = poly(i).coefficient(v)
-            return 1 if n == 0 and step is not None and step.constant == 1 else -1
-    return 0
-
-
-def _compatible(stage: list[Einsum], d: Einsum, lane: str) -> bool:
-    """Whether d may share the loop: it reads what the stage makes only at its own point, and never a finished sum."""
-    own = {x.target: x for x in stage}
-    for a in d.reads:
-        made = own.get(a.tensor)
-        if made is None:
-            continue
-        if lane not in made.free or [text(i) for i in a.indices] != [text(i) for i in made.indices]:
-            return False
-    for x in stage:
-        for a in x.reads:
-            if a.tensor == d.target and [text(i) for i in a.indices] != [text(i) for i in d.indices]:
-                return False
-    return d.target not in own or lane in d.free
-
-
-__all__ = ["Size", "map_cpu", "vector_nodes"]

@@ -1,12 +1,15 @@
-"""Maps a cascade onto a grid of blocks: every kernel cuts the variables that all its definitions share over the grid.
+"""Maps a cascade onto a grid of blocks: every kernel cuts the variables that all its definitions
+share over the grid.
 
     definitions of one kernel  -->  for grid variables on block { buffers @reg { walks … } }
 
-Of a kernel's variables, those free in every definition go to the grid. The others stay inside a block: *whole*, in one
-tile, where their extent is small and known, else *walked* tile by tile. A tensor with a walked variable is *streamed*:
-it exists one tile at a time and is computed again in each walk that reads it, so no buffer grows with a walked rank.
-Every other tensor of the kernel, and every tensor that leaves it, ends a walk (a *sink*). Sinks that walk the same
-variables and do not need each other share a walk. Softmax rows so become three walks, or none when the row fits.
+Of a kernel's variables, those free in every definition go to the grid. The others stay inside a
+block: *whole*, in one tile, where their extent is small and known, else *walked* tile by tile. A
+tensor with a walked variable is *streamed*: it exists one tile at a time and is computed again in
+each walk that reads it, so no buffer grows with a walked rank. Every other tensor of the kernel,
+and every tensor that leaves it, ends a walk (a *sink*). Sinks that walk the same variables and do
+not need each other share a walk. A row whose sum needs its maximum is so walked three times, or
+not at all where it fits.
 """
 
 from __future__ import annotations
@@ -14,28 +17,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, targets
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, text, transform, variables
+from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, transform, variables
 from tcc.ir.index import poly
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
-from tcc.passes._gpu_merge import Launch, merged
+from tcc.passes._gpu_merge import Launch, launches_of, merged, ordered, stored_tensors
+from tcc.passes._gpu_roles import Contraction, contraction
 from tcc.passes._gpu_states import State, find_states
 
 
 def map_gpu(c: Cascade, target: Target) -> Mapping:
-    """The mapping of `c` with one launch per kernel of `c.groups`, and one per definition outside them.
+    """The mapping of `c` with one launch per kernel of `c.groups`, and one per definition outside
+    them.
 
-    Predicates must say explicitly where a definition exists. Raises T0220 to T0223 for what has no such mapping.
+    Predicates must say explicitly where a definition exists. Raises T0220 to T0223 for what has no
+    such mapping.
     """
-    launches = _ordered(c, _launches(c))
+    launches = ordered(c, launches_of(c))
     if target.parameter("merge", 1):
         whole = int(target.parameter("whole_extent", 128))
         launches = merged(c, launches, whole, lambda all_, one: _has_mapping(c, target, all_, one))
-    launches = _ordered(c, launches)
+    launches = ordered(c, launches)
     kernels: list[Kernel | Extern] = []
     crossing: list[str] = []
     outputs = {t.name for t in c.outputs}
@@ -44,7 +50,7 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
         if isinstance(first, Extern):
             kernels.append(first)
             continue
-        stored = _stored(c, members)
+        stored = stored_tensors(c, members)
         crossing += [t for t in stored if t not in outputs]
         kernels.append(_kernel(c, target, name, members, stored))
     memory = tuple(
@@ -61,14 +67,6 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
 Leaf = Callable[[Einsum, tuple[str, ...], frozenset[str]], tuple[Node, ...]]
 
 
-def _stored(c: Cascade, members: list[Definition]) -> list[str]:
-    """What of a kernel's results other launches read, or the caller."""
-    written = list(dict.fromkeys(d.target for d in members if isinstance(d, Einsum)))
-    wanted = {a.tensor for other in c.definitions if other not in members for a in other.reads}
-    wanted |= {t.name for t in c.outputs}
-    return [t for t in written if t in wanted]
-
-
 def _kernel(
     c: Cascade, target: Target, name: str, members: list[Definition], stored: list[str]
 ) -> Kernel:
@@ -79,94 +77,16 @@ def _kernel(
 def _has_mapping(c: Cascade, target: Target, launches: list[Launch], joined: Launch) -> bool:
     """Whether a joined kernel can be mapped, and the launches still have an order."""
     try:
-        _ordered(c, launches)
-        _kernel(c, target, *joined, _stored(c, joined[1]))
+        ordered(c, launches)
+        _kernel(c, target, *joined, stored_tensors(c, joined[1]))
     except CompileError:
         return False
     return True
 
 
-def _launches(c: Cascade) -> list[Launch]:
-    """The kernels of the program; a definition that no kernel names gets its own."""
-    of = {t: name for name, members in c.groups for t in members}
-    found: dict[str, list[Definition]] = {}
-    for d in c.definitions:
-        name = of.get(targets(d)[0], f"{c.name}_{targets(d)[0]}")
-        found.setdefault(name, []).append(d)
-    for name, members in found.items():
-        for d in members:
-            if isinstance(d, Extern) and len(members) > 1:
-                raise CompileError(
-                    "T0220",
-                    f"kernel `{name}` holds the call `{d.function}`",
-                    d.span,
-                    helps="a call of an outside function is a launch of its own",
-                )
-    return list(found.items())
-
-
-def _ordered(c: Cascade, launches: list[Launch]) -> list[Launch]:
-    """The launches, each after those whose results it reads, otherwise in program order."""
-    done = {t.name for t in c.inputs}
-    out: list[Launch] = []
-    pending = list(launches)
-    while pending:
-        for launch in pending:
-            own = {t for d in launch[1] for t in targets(d)}
-            if all(a.tensor in done or a.tensor in own for d in launch[1] for a in d.reads):
-                break
-        else:
-            name, members = pending[0]
-            raise CompileError(
-                "T0220",
-                f"kernel `{name}` and another kernel need each other's results",
-                members[0].span,
-                helps="put their definitions into one kernel, or split one of them",
-            )
-        pending.remove(launch)
-        done |= own
-        out.append(launch)
-    return out
-
-
 def power_of_two(n: int) -> int:
     """The least power of two that is n or more."""
     return 1 << max(0, n - 1).bit_length()
-
-
-def factors(e: Expr) -> list[Expr]:
-    """The factors of a product; a divisor counts as one."""
-    if isinstance(e, Call) and e.op in ("mul", "div"):
-        return factors(e.args[0]) + factors(e.args[1])
-    return [e]
-
-
-@dataclass(frozen=True, slots=True)
-class Contraction:
-    """Z[…, row, …, column] = Σ over depth of f(…, row, depth) · g(…, depth, column)."""
-
-    row: str
-    column: str
-    depth: str
-
-
-def contraction(d: Einsum) -> Contraction | None:
-    """The roles of a definition's variables when it is a sum of products whose factors split into two sides."""
-    if not d.reduced or any(d.monoid(v) != "sum" for v in d.reduced):
-        return None
-    parts = [frozenset(variables(f)) for f in factors(d.body)]
-    free = d.free
-    for depth in d.reduced:
-        for i in range(len(free) - 2, -1, -1):
-            for j in range(len(free) - 1, i, -1):
-                row, column = free[i], free[j]
-                if any(row in p and column in p for p in parts):
-                    continue
-                left = any(row in p and depth in p for p in parts)
-                right = any(column in p and depth in p for p in parts)
-                if left and right:
-                    return Contraction(row, column, depth)
-    return None
 
 
 @dataclass
@@ -203,7 +123,9 @@ class _KernelMapper:
     # ---- what the kernel may hold
 
     def _check(self) -> None:
-        """In one kernel a variable is one loop, so a tensor is read with the variables that it is written with."""
+        """In one kernel a variable is one loop, so a tensor is read with the variables that it is
+        written with.
+        """
         written: dict[str, Einsum] = {}
         for d in self.members:
             for a in d.reads:
@@ -229,7 +151,7 @@ class _KernelMapper:
                 f"`{reader.target}` reads `{text(a)}`, but kernel `{self.name}` computes "
                 f"`{text(Access(writer.target, writer.indices))}`",
                 a.span or reader.span,
-                helps="in one kernel a tensor is read with the variables that it is written with; use two kernels",
+                helps="read it with the variables that it is written with, or use two kernels",
             )
 
     # ---- tiles
@@ -255,7 +177,9 @@ class _KernelMapper:
         return self.c.tensors[d.target].dtype.is_float and self.c.tensors[d.target].dtype.bits <= 32
 
     def _contraction_tiles(self, found: list[Contraction]) -> None:
-        """Rows, columns and depth by parameters; other grid and reduced variables one coordinate at a time."""
+        """Rows, columns and depth by parameters; other grid and reduced variables one coordinate
+        at a time.
+        """
         rows, columns, depths = (
             {getattr(f, role) for f in found} for role in ("row", "column", "depth")
         )
@@ -283,7 +207,9 @@ class _KernelMapper:
                 self.tile[v] = wanted
 
     def _row_tiles(self) -> None:
-        """The variable along which memory is contiguous gets the most elements; what is left goes to the next ones."""
+        """The variable along which memory is contiguous gets the most elements; what is left goes
+        to the next ones.
+        """
         inner = [v for v in self.extents if v not in self.grid]
         last = [
             i.name
@@ -317,7 +243,9 @@ class _KernelMapper:
         return tuple(v for v in names if v in self.tile and v not in self.grid)
 
     def _local(self, tensor: str) -> str:
-        """The register copy of a tensor of this kernel; a stored tensor keeps its name for memory."""
+        """The register copy of a tensor of this kernel; a stored tensor keeps its name for
+        memory.
+        """
         if tensor not in self.stored:
             return tensor
         name = f"{tensor}_tile"
@@ -397,7 +325,9 @@ class _KernelMapper:
         return self._sequence(early, nodes)
 
     def _sequence(self, sinks: list[Einsum], after: tuple[Node, ...]) -> tuple[Node, ...]:
-        """The walks that end in `sinks`, then the nodes `after` them, inside the buffers that the walks fill."""
+        """The walks that end in `sinks`, then the nodes `after` them, inside the buffers that the
+        walks fill.
+        """
         walks: list[tuple[tuple[str, ...], bool, list[Einsum]]] = []
         for d in sinks:
             streamed = bool(self._walked(d.free))
@@ -454,7 +384,8 @@ class _KernelMapper:
         leaf: Leaf,
         states: Sequence[State] = (),
     ) -> tuple[Node, ...]:
-        """Loops over `loops`, at each depth first the streamed tensors that are complete there, innermost the leaves.
+        """Loops over `loops`, at each depth first the streamed tensors that are complete there,
+        innermost the leaves.
 
         Innermost, states step one after the other, each after the streamed tensors that it needs.
         """
@@ -502,7 +433,9 @@ class _KernelMapper:
     def _producers(
         self, ds: list[Einsum], open_: tuple[str, ...], ready: frozenset[str]
     ) -> list[Einsum]:
-        """The streamed tensors below `ds` that can be computed now: all their walked variables have a tile."""
+        """The streamed tensors below `ds` that can be computed now: all their walked variables
+        have a tile.
+        """
         wanted: set[str] = set()
         pending = [a.tensor for d in ds for a in d.reads]
         mine = {d.target for d in ds}

@@ -28,7 +28,9 @@ def split_ranks(c: Cascade) -> Cascade:
 
     Y[v] = X[v // N, v % N];  Z[i,j] = f(Y[i·N + j])  -->  Y[a,b] = X[a,b];  Z[i,j] = f(Y[i,j])
     """
-    fixed = {t.name for t in (*c.inputs, *c.outputs)} | {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
+    fixed = {t.name for t in (*c.inputs, *c.outputs)} | {
+        o for d in c.definitions if isinstance(d, Extern) for o in d.operands
+    }
     pending = list(range(len(c.definitions)))
     while pending:
         n = pending.pop(0)
@@ -57,7 +59,9 @@ def _split_at(c: Cascade, d: Einsum, fixed: set[str]) -> tuple[str, Expr, Expr, 
     return None
 
 
-def _split(c: Cascade, n: int, v: str, by: Expr, count: Expr, place: int | None) -> tuple[Cascade, set[int]]:
+def _split(
+    c: Cascade, n: int, v: str, by: Expr, count: Expr, place: int | None
+) -> tuple[Cascade, set[int]]:
     """The cascade with definition n split, and the positions of the definitions that this changed."""
     d = c.definitions[n]
     assert isinstance(d, Einsum)
@@ -67,7 +71,9 @@ def _split(c: Cascade, n: int, v: str, by: Expr, count: Expr, place: int | None)
     new = replace(c, ranks=ranks, definitions=tuple(definitions))
     if place is not None:
         new = _reranked(new, d.target, place, by, count)
-    changed = {i for i, (x, y) in enumerate(zip(c.definitions, new.definitions, strict=True)) if x is not y}
+    changed = {
+        i for i, (x, y) in enumerate(zip(c.definitions, new.definitions, strict=True)) if x is not y
+    }
     folded = tuple(_folded(new, x) if i in changed else x for i, x in enumerate(new.definitions))
     return replace(new, definitions=folded), changed
 
@@ -82,7 +88,9 @@ def _divided(d: Einsum) -> list[tuple[str, Expr]]:
     return out
 
 
-def _two_ranks(c: Cascade, d: Einsum, v: str, count: Expr, by: Expr) -> tuple[tuple[Rank, ...], str, str]:
+def _two_ranks(
+    c: Cascade, d: Einsum, v: str, count: Expr, by: Expr
+) -> tuple[tuple[Rank, ...], str, str]:
     """Variables for quotient and remainder: of ranks of these sizes where the definition does not use them yet."""
     ranks = list(c.ranks)
     used = set(variables(*d.indices, d.body, *d.where))
@@ -133,12 +141,15 @@ def _reranked(c: Cascade, name: str, place: int, by: Expr, count: Expr) -> Casca
         return n
 
     out = tuple(
-        _mapped(d, rule) if isinstance(d, Einsum) and any(a.tensor == name for a in d.reads) else d for d in c.definitions
+        _mapped(d, rule) if isinstance(d, Einsum) and any(a.tensor == name for a in d.reads) else d
+        for d in c.definitions
     )
     stops = tuple(replace(s, condition=transform(s.condition, rule)) for s in c.stops)
     t = c.tensors[name]
     shape = (*t.shape[:place], count, by, *t.shape[place + 1 :])
-    return replace(c, definitions=out, stops=stops, tensors={**c.tensors, name: replace(t, shape=shape)})
+    return replace(
+        c, definitions=out, stops=stops, tensors={**c.tensors, name: replace(t, shape=shape)}
+    )
 
 
 def _mapped(d: Einsum, rule: object) -> Einsum:
@@ -158,8 +169,14 @@ def _folded(c: Cascade, d: Definition) -> Definition:
     def rule(n: Expr) -> Expr:
         if not isinstance(n, Access):
             return n
-        new = tuple(simplify_index(i, extents) if _divides(i) and not accesses(i) else i for i in n.indices)
-        return n if all(a is b for a, b in zip(new, n.indices, strict=True)) else Access(n.tensor, new, n.span)
+        new = tuple(
+            simplify_index(i, extents) if _divides(i) and not accesses(i) else i for i in n.indices
+        )
+        return (
+            n
+            if all(a is b for a, b in zip(new, n.indices, strict=True))
+            else Access(n.tensor, new, n.span)
+        )
 
     return _mapped(d, rule)
 
@@ -170,7 +187,9 @@ def _divides(e: Expr) -> bool:
 
 def drop_unit_dimensions(c: Cascade) -> Cascade:
     """T[i,0] of a tensor with one coordinate there becomes T[i]."""
-    fixed = {t.name for t in (*c.inputs, *c.outputs)} | {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
+    fixed = {t.name for t in (*c.inputs, *c.outputs)} | {
+        o for d in c.definitions if isinstance(d, Extern) for o in d.operands
+    }
     fixed |= {t.name for d in c.definitions if isinstance(d, Extern) for t in d.targets}
     gone: dict[str, list[int]] = {}
     for name, t in c.tensors.items():
@@ -187,7 +206,9 @@ def drop_unit_dimensions(c: Cascade) -> Cascade:
         extents = c.extents(d)
         for a in d.reads:
             shape = c.tensors[a.tensor].shape
-            gone[a.tensor] = [n for n in gone.get(a.tensor, []) if within(a.indices[n], shape[n], extents)]
+            gone[a.tensor] = [
+                n for n in gone.get(a.tensor, []) if within(a.indices[n], shape[n], extents)
+            ]
     gone = {name: units for name, units in gone.items() if units}
     if not gone:
         return c
@@ -196,7 +217,11 @@ def drop_unit_dimensions(c: Cascade) -> Cascade:
         return tuple(i for n, i in enumerate(indices) if n not in gone.get(name, []))
 
     def rule(n: Expr) -> Expr:
-        return Access(n.tensor, short(n.tensor, n.indices), n.span) if isinstance(n, Access) and n.tensor in gone else n
+        return (
+            Access(n.tensor, short(n.tensor, n.indices), n.span)
+            if isinstance(n, Access) and n.tensor in gone
+            else n
+        )
 
     out: list[Definition] = []
     for d in c.definitions:
@@ -205,7 +230,9 @@ def drop_unit_dimensions(c: Cascade) -> Cascade:
             if d.target in gone:
                 d = replace(d, indices=short(d.target, d.indices))
         out.append(d)
-    tensors = {n: replace(t, shape=short(n, t.shape)) if n in gone else t for n, t in c.tensors.items()}
+    tensors = {
+        n: replace(t, shape=short(n, t.shape)) if n in gone else t for n, t in c.tensors.items()
+    }
     stops = tuple(replace(s, condition=transform(s.condition, rule)) for s in c.stops)
     return replace(c, definitions=tuple(out), stops=stops, tensors=tensors)
 

@@ -62,7 +62,9 @@ class _Fusion:
     def run(self) -> Cascade:
         for step in steps(self.c):
             if isinstance(step, Recurrence | Extern):
-                self._open(list(step.steps) if isinstance(step, Recurrence) else [step], closed=True)
+                self._open(
+                    list(step.steps) if isinstance(step, Recurrence) else [step], closed=True
+                )
             else:
                 self._place(step)
         names: list[tuple[str, tuple[str, ...]]] = []
@@ -121,6 +123,7 @@ class _Fusion:
 
     def _enough(self, rows: list[str], before: list[str]) -> bool:
         """Whether the shared loops still have more than one iteration when the group had more before."""
+
         def many(names: list[str]) -> bool:
             return any(not same(self._extent(v), _ONE) for v in names)
 
@@ -132,13 +135,17 @@ class _Fusion:
         per_row = 1
         for v in rows:
             per_row *= size_estimate(self.c, self._extent(v))
-        return all(elements(self.c, d.target) // per_row <= self.near for d in members if d.target in read)
+        return all(
+            elements(self.c, d.target) // per_row <= self.near for d in members if d.target in read
+        )
 
     def _extent(self, v: str) -> Expr:
         size = self.ranks[v.upper()].size
         return size if size is not None else Size(v.upper())
 
-    def _worth(self, mine: Contraction, d: Einsum, split: list[Contraction], made: dict[str, Einsum]) -> bool:
+    def _worth(
+        self, mine: Contraction, d: Einsum, split: list[Contraction], made: dict[str, Einsum]
+    ) -> bool:
         inside = [a.tensor for a in accesses(mine.row_factor) if a.tensor in made]
         if not inside or any(a.tensor in made for a in accesses(mine.column_factor)):
             return False
@@ -156,7 +163,12 @@ class _Fusion:
             if a.tensor not in made:
                 continue
             for i, own in zip(a.indices, made[a.tensor].indices, strict=True):
-                if isinstance(i, Var) and isinstance(own, Var) and i.name not in new and own.name not in new.values():
+                if (
+                    isinstance(i, Var)
+                    and isinstance(own, Var)
+                    and i.name not in new
+                    and own.name not in new.values()
+                ):
                     new[i.name] = own.name
         mine = list(dict.fromkeys([*variables(*d.indices, d.body, *d.where)]))
         taken = set(new.values())
@@ -176,7 +188,8 @@ class _Fusion:
         size = self._extent(v)
         n = 1
         while f"{v}_{n}" in used or (
-            f"{v}_{n}".upper() in self.ranks and not same(self.ranks[f"{v}_{n}".upper()].size or _ONE, size)
+            f"{v}_{n}".upper() in self.ranks
+            and not same(self.ranks[f"{v}_{n}".upper()].size or _ONE, size)
         ):
             n += 1
         name = f"{v}_{n}"

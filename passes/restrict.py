@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, nested
-from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import (
     Access,
     Call,
@@ -23,7 +22,9 @@ from tcc.ir.expr import (
 from tcc.ir.index import same, within
 from tcc.ir.target import Target
 
-Domains = dict[str, tuple[tuple[str, ...], tuple[Expr, ...]]]  # tensor -> variables of its dimensions, predicates
+Domains = dict[
+    str, tuple[tuple[str, ...], tuple[Expr, ...]]
+]  # tensor -> variables of its dimensions, predicates
 
 
 def restrict(c: Cascade, target: Target) -> Cascade:
@@ -34,24 +35,56 @@ def restrict(c: Cascade, target: Target) -> Cascade:
     T = e :: max(m), sum(k)  -->  T_k = e :: sum(k);  T = T_k :: max(m)
     """
     c = c.with_definitions(tuple(_single(c)))
+    partial: set[str] = (
+        set()
+    )  # tensors with several definitions that need a companion that says where they exist
+    while True:
+        found = _restricted(c, partial)
+        if isinstance(found, str):
+            partial.add(found)
+        else:
+            return c.with_definitions(found)
+
+
+def _restricted(c: Cascade, partial: set[str]) -> tuple[Definition, ...] | str:
+    """The definitions with all predicates; or the name of a tensor that turns out to need a companion."""
     domains: Domains = {}
+    companions: dict[str, str] = {}
+    for name in sorted(partial):
+        t = c.tensors[name]
+        companions[name] = _fresh(f"{name}_exists", set(c.tensors))
+        at = tuple(f"d{n}" for n in range(len(t.shape)))
+        domains[name] = (at, (Access(companions[name], tuple(Var(v) for v in at)),))
     out: list[Definition] = []
     for d in c.definitions:
-        if isinstance(d, Einsum):
-            d = _explicit(c, d, domains)
+        if not isinstance(d, Einsum):
+            out.append(d)
+            continue
+        d = _explicit(c, d, domains)
+        free = set(d.free)
+        held = tuple(p for p in d.where if set(variables(p)) <= free)
+        if d.target in companions:
+            body: Expr = Const(True)
+            for n, p in enumerate(held):
+                body = p if n == 0 else call("and", body, p)
+            out.append(Einsum(companions[d.target], d.indices, body, (), (), d.span))
+        elif held and len(c.defining(d.target)) > 1:
+            return d.target
+        elif held:
             plain = [i.name for i in d.indices if isinstance(i, Var)]
-            free = set(d.free)
-            held = tuple(p for p in d.where if set(variables(p)) <= free)
-            whole = len(plain) == len(d.indices) and len(c.defining(d.target)) == 1
-            if held and len(c.defining(d.target)) > 1:
-                raise CompileError(
-                    "T0217", f"a step of the recurrence `{d.target}` exists only where `{text(held[0])}`, which no backend "
-                    "can compile yet", d.span, helps="keep every step: `select(condition, new, old)`",
-                )  # fmt: skip
-            if held and whole:
-                domains[d.target] = (tuple(plain), held)
+            if len(plain) != len(d.indices):
+                return d.target
+            domains[d.target] = (tuple(plain), held)
         out.append(d)
-    return c.with_definitions(tuple(out))
+    return tuple(out)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    out, n = name, 1
+    while out in taken:
+        n += 1
+        out = f"{name}{n}"
+    return out
 
 
 def _single(c: Cascade) -> Iterator[Definition]:
@@ -94,17 +127,27 @@ def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:
         return n.args[0] if held is None else call("select", held, n.args[0], n.args[1])
 
     body = transform(d.body, rule)
-    guarded = {id(a) for n in _selected(d.body) for a in accesses(n)}
-    where = list(d.where)
+    guarded = {id(a) for e in (d.body, *d.where) for n in _selected(e) for a in accesses(n)}
+    where = [transform(p, rule) for p in d.where]
     seen = {text(p) for p in where}
+    reduced = set(d.reduced)
     for a in accesses(d.body, *d.where, *d.indices):
         if id(a) in guarded:
             continue
+        mine = [v for v in variables(a) if v in reduced]
         for p in condition(a):
+            if mine and not set(variables(p)) & reduced:
+                p = call(
+                    "and", p, call("ge", Var(mine[0]), Const(0))
+                )  # restricts the reduction, not the target
             if text(p) not in seen:
                 seen.add(text(p))
                 where.append(p)
-    if body is d.body and len(where) == len(d.where):
+    if (
+        body is d.body
+        and len(where) == len(d.where)
+        and all(a is b for a, b in zip(where, d.where, strict=True))
+    ):
         return d
     return Einsum(d.target, d.indices, body, d.reductions, tuple(where), d.span)
 

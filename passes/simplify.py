@@ -66,12 +66,20 @@ def _fold(c: Cascade, settled: dict[int, Definition]) -> Cascade:
                 shape, states = c.tensors[n.tensor].shape, len(c.defining(n.tensor)) > 1
                 new = tuple(i if states and isinstance(i, Var) else _index(i, size, extents)
                             for i, size in zip(n.indices, shape, strict=True))  # fmt: skip
-                return n if all(a is b for a, b in zip(new, n.indices, strict=True)) else Access(n.tensor, new, n.span)
+                return (
+                    n
+                    if all(a is b for a, b in zip(new, n.indices, strict=True))
+                    else Access(n.tensor, new, n.span)
+                )
             return _fold_node(c, n)
 
         body = _kept(d.body, transform(d.body, rule))
         where = tuple(p for p in (transform(p, rule) for p in d.where) if not _is_true(p))
-        if body is d.body and len(where) == len(d.where) and all(a is b for a, b in zip(where, d.where, strict=True)):
+        if (
+            body is d.body
+            and len(where) == len(d.where)
+            and all(a is b for a, b in zip(where, d.where, strict=True))
+        ):
             return d
         if [v for v in d.reduced if v not in _variables(body, where)]:
             return d  # a variable would vanish, and with it the number of times that a value is combined
@@ -118,7 +126,11 @@ def _fold_node(c: Cascade, n: Expr) -> Expr:
             return a
         if OPS[n.op].commutative and neutral(a, n.op) and _keeps_type(c, b, n):
             return b
-    if n.op in ("add", "sub", "mul") and is_size(n) and not any(isinstance(x, Size) for x in walk(n)):
+    if (
+        n.op in ("add", "sub", "mul")
+        and is_size(n)
+        and not any(isinstance(x, Size) for x in walk(n))
+    ):
         value = poly(n).constant
         return n if value is None else Const(value)
     return n
@@ -137,7 +149,11 @@ def _share(c: Cascade) -> Cascade:
     seen: dict[str, str] = {}
     other: dict[str, str] = {}
     for d in c.definitions:
-        if not isinstance(d, Einsum) or len(c.defining(d.target)) != 1 or d.target in {a.tensor for a in d.reads}:
+        if (
+            not isinstance(d, Einsum)
+            or len(c.defining(d.target)) != 1
+            or d.target in {a.tensor for a in d.reads}
+        ):
             continue
         key = str(replace(d, target="_"))
         if key in seen and d.target not in outputs:
@@ -148,7 +164,11 @@ def _share(c: Cascade) -> Cascade:
         return c
 
     def rule(n: Expr) -> Expr:
-        return Access(other[n.tensor], n.indices, n.span) if isinstance(n, Access) and n.tensor in other else n
+        return (
+            Access(other[n.tensor], n.indices, n.span)
+            if isinstance(n, Access) and n.tensor in other
+            else n
+        )
 
     kept: list[Definition] = []
     for d in c.definitions:
@@ -164,14 +184,18 @@ def _map(d: Einsum, rule: object) -> Einsum:
     body = transform(d.body, rule)  # type: ignore[arg-type]
     where = tuple(transform(p, rule) for p in d.where)  # type: ignore[arg-type]
     indices = tuple(transform(i, rule) for i in d.indices)  # type: ignore[arg-type]
-    if body is d.body and all(a is b for a, b in zip((*where, *indices), (*d.where, *d.indices), strict=True)):
+    if body is d.body and all(
+        a is b for a, b in zip((*where, *indices), (*d.where, *d.indices), strict=True)
+    ):
         return d
     return replace(d, body=body, where=where, indices=indices)
 
 
 def _drop(c: Cascade) -> Cascade:
     """Definitions that no output needs go."""
-    needed = {t.name for t in c.outputs} | {a.tensor for s in c.stops for a in accesses(s.condition)}
+    needed = {t.name for t in c.outputs} | {
+        a.tensor for s in c.stops for a in accesses(s.condition)
+    }
     kept: list[Definition] = []
     pending = list(c.definitions)
     while True:
@@ -195,7 +219,9 @@ def _drop_ranks(c: Cascade) -> Cascade:
     for d in c.definitions:
         if isinstance(d, Einsum):
             used |= {n.rank for n in walk(d.body, *d.where, *d.indices) if isinstance(n, Size)}
-            used |= {n.name.upper() for n in walk(d.body, *d.where, *d.indices) if isinstance(n, Var)}
+            used |= {
+                n.name.upper() for n in walk(d.body, *d.where, *d.indices) if isinstance(n, Var)
+            }
     ranks = c.ranks
     for r in reversed(ranks):
         if r.name in used and r.size is not None:

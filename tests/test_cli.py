@@ -75,6 +75,15 @@ def test_run_says_which_sizes_it_chose(add: str, shell: Shell) -> None:
     assert json.loads(out)["sizes"] == {"M": 64, "N": 2}
 
 
+def test_the_default_size_shrinks_where_a_definition_would_have_too_many_points(
+    add: str, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "MOST_POINTS", 2000)
+    Path("deep.tcc").write_text("in A: f32[I,J,K,L,M]\nout Z: f32\nZ = A[i,j,k,l,m]\n")
+    code, _, err = shell("run", "deep.tcc", "--check")
+    assert code == 0 and err == "note: no size given for I, J, K, L, M: 4 each\n"
+
+
 def test_run_exits_with_1_beyond_the_bound(
     add: str, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +160,11 @@ def test_explain_is_text_or_json(add: str, shell: Shell) -> None:
     code, out, _ = shell("explain", add)
     assert code == 0 and out.startswith("add for cpu: ")
     assert json.loads(shell("explain", add, "--json")[1])["program"] == "add"
+
+
+def test_explain_code_prints_the_section_about_it(shell: Shell) -> None:
+    code, out, _ = shell("explain", "--code", "T0107")
+    assert code == 0 and out.startswith("T0107: ") and "## " not in out
 
 
 def test_options_of_passes_reach_them(add: str, shell: Shell) -> None:
@@ -294,6 +308,16 @@ def test_a_missing_compiler_exits_with_3(
     assert shell("doctor")[0] == 3
 
 
+def test_ctrl_c_says_so_and_exits_with_130(
+    add: str, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(commands, "_units", interrupted)
+    assert shell("run", add) == (130, "", "interrupted\n")
+
+
 # ---- as a process
 
 
@@ -311,20 +335,6 @@ def test_a_closed_pipe_is_quiet(add: str) -> None:
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) == 141
     process.stderr.close()
-
-
-def test_ctrl_c_says_so_and_exits_with_130(add: str) -> None:
-    process = subprocess.Popen(
-        command("run", add, "--target", "numpy", "--size", "M=9", "--repeat", str(10**7)),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith(b"note: no size given for N")
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert err == b"interrupted\n" and process.returncode == 130
 
 
 def test_a_read_only_cache_only_warns(add: str, tmp_path: Path) -> None:

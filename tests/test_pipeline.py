@@ -254,3 +254,20 @@ def test_the_command_of_a_reproducer_has_the_options_of_the_passes(
     monkeypatch.setattr(tcc.passes.fuse, "fuse", fuse)
     with pytest.raises(tcc.CompileError, match=r"-p 'fuse\{max-members=2\}' --target numpy "):
         tcc.compile(SOFTMAX, target="numpy", passes={"fuse": {"max_members": 2}})
+
+
+def test_a_backend_that_breaks_down_leaves_a_reproducer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tcc.backends.c as backend
+
+    def refuse(*_: Any) -> Any:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(backend.CProgram, "bind", refuse)
+    monkeypatch.setattr(backend, "emit", refuse)
+    program = tcc.compile(SOFTMAX, target="cpu")
+    for broken_call in (lambda: program.source, lambda: program(np.ones((2, 2), np.float32))):
+        with pytest.raises(tcc.CompileError, match=r"T0905.*IndexError") as caught:
+            broken_call()
+        path = re.search(r"`python -m tcc build.* (\S+)`", str(caught.value))
+        assert path is not None
+        assert tcc.load(path[1]).ir("mapping") == program.ir("mapping")

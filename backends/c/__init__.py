@@ -32,7 +32,10 @@ class CProgram:
     def __init__(self, mapping: Mapping) -> None:
         self.mapping = mapping
         self._built: dict[tuple[tuple[str, int | None], ...], _Built] = {}
-        self.tensors = [*mapping.inputs, *(t for t in mapping.outputs if t.name not in {i.name for i in mapping.inputs})]
+        self.tensors = [
+            *mapping.inputs,
+            *(t for t in mapping.outputs if t.name not in {i.name for i in mapping.inputs}),
+        ]
 
     @cached_property
     def source(self) -> str:
@@ -63,7 +66,9 @@ class CProgram:
                 unit.append((t.name, found))
         built = self._variant(tuple(unit))
         numbers = list(_every_size(self.mapping, sizes).values()) + flat
-        constant = tuple((t.name, shapes[t.name], strides[t.name]) for t in self.mapping.inputs if t.constant)
+        constant = tuple(
+            (t.name, shapes[t.name], strides[t.name]) for t in self.mapping.inputs if t.constant
+        )
         return Call(built, numbers, constant)
 
     def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
@@ -78,7 +83,12 @@ def _every_size(m: Mapping, sizes: MappingABC[str, int]) -> dict[str, int]:
     known = dict(sizes)
     left = [r for r in m.ranks if r.name not in known]
     while left:
-        ready = [r for r in left if r.size is not None and {n.rank for n in walk(r.size) if isinstance(n, Size)} <= set(known)]
+        ready = [
+            r
+            for r in left
+            if r.size is not None
+            and {n.rank for n in walk(r.size) if isinstance(n, Size)} <= set(known)
+        ]
         if not ready:
             raise CompileError("T0126", f"the size of rank `{left[0].name}` is not known", left[0].span,
                                helps="give it, or pass the input that has it")  # fmt: skip
@@ -142,19 +152,24 @@ class Call:
         tensors = len(built.program.tensors)
         self.sizes = sizes_array([*numbers, 0])
         self.arena_bytes, self.constant_bytes, scratch = (
-            int(built.measure[name](self.sizes)) for name in ("tcc_arena", "tcc_constants", "tcc_scratch")
+            int(built.measure[name](self.sizes))
+            for name in ("tcc_arena", "tcc_constants", "tcc_scratch")
         )
         per_thread = (scratch + 4095) // 4096 * 4096 + 128 if scratch else 0
         self.sizes = sizes_array([*numbers, per_thread])
         self.scratch_bytes = per_thread * _threads()
         self._main = Launcher(built.library, "tcc_main", tensors + 3, len(self.sizes))
         self._prepare = (
-            Launcher(built.library, "tcc_prepare", tensors + 3, len(self.sizes)) if built.program.prepared else None
+            Launcher(built.library, "tcc_prepare", tensors + 3, len(self.sizes))
+            if built.program.prepared
+            else None
         )
         self._memory = Arena()
         self._constants: _Constants | None = None
         if self.constant_bytes:
-            self._constants = built.kept.setdefault((self.constant_bytes, constant), _Constants(self.constant_bytes))
+            self._constants = built.kept.setdefault(
+                (self.constant_bytes, constant), _Constants(self.constant_bytes)
+            )
         self.total = self.arena_bytes + self.scratch_bytes
 
     def __call__(self, pointers: Sequence[int], constants: object = 0) -> None:
@@ -169,9 +184,15 @@ class Call:
         finally:
             self._memory.give(block)
 
-    def _run(self, pointers: Sequence[int], memory: tuple[int, int, int], constants: object) -> None:
+    def _run(
+        self, pointers: Sequence[int], memory: tuple[int, int, int], constants: object
+    ) -> None:
         every = (*pointers, *memory)
-        if self._constants is not None and self._prepare is not None and self._constants.content != constants:
+        if (
+            self._constants is not None
+            and self._prepare is not None
+            and self._constants.content != constants
+        ):
             with self._constants.lock:
                 self._prepare(every, self.sizes)
                 self._constants.content = constants
@@ -183,5 +204,11 @@ def _threads() -> int:
     import sys
 
     torch = sys.modules.get("torch")
-    count = int(torch.get_num_threads()) if torch is not None and hasattr(torch, "get_num_threads") else 0
-    return max(count, os.cpu_count() or 1, int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0] or 1))
+    count = (
+        int(torch.get_num_threads())
+        if torch is not None and hasattr(torch, "get_num_threads")
+        else 0
+    )
+    return max(
+        count, os.cpu_count() or 1, int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0] or 1)
+    )

@@ -44,7 +44,9 @@ def _renamed(n: Node, names: dict[str, str]) -> Node:
         b: Buffer = replace(n.buffer, name=names.get(n.buffer.name, n.buffer.name))
         return replace(n, buffer=b, body=body)
     hold = tuple(replace(h, einsum=_einsum(h.einsum, names)) for h in n.hold)
-    return replace(n, body=body, hold=hold, until=None if n.until is None else _expr(n.until, names))
+    return replace(
+        n, body=body, hold=hold, until=None if n.until is None else _expr(n.until, names)
+    )
 
 
 def _einsum(d: Einsum, names: dict[str, str]) -> Einsum:
@@ -55,4 +57,6 @@ def _einsum(d: Einsum, names: dict[str, str]) -> Einsum:
 
 
 def _expr(e: Expr, names: dict[str, str]) -> Expr:
-    return transform(e, lambda n: Access(names[n.tensor], n.indices) if isinstance(n, Access) else n)
+    return transform(
+        e, lambda n: Access(names[n.tensor], n.indices) if isinstance(n, Access) else n
+    )

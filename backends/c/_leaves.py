@@ -94,7 +94,9 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
         first = first_visit(s, d)
         acc = s.names.fresh("sum" if monoid == "sum" else monoid)
         start = literal(MONOIDS[monoid].identity, t)
-        s.lines.add(f"{C_TYPES[t.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};")
+        s.lines.add(
+            f"{C_TYPES[t.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};"
+        )
         loops = [_open_loop(s, v) for v in reduced if s.intervals[v].step != 1]
         guard = f"if ({' && '.join(scalar(s, p) for p in inner)}) " if inner else ""
         s.lines.add(f"{guard}{acc} = {combine(s, monoid, acc, typed(s, d.body, t), t)};")
@@ -114,7 +116,9 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
 def _split_reduction(s: Scope, d: Einsum, lane: str, reduced: list[str]) -> None:
     """Loops over the other reduced variables around a vector loop that combines into the target."""
     t = s.storage[d.target].dtype
-    place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
+    place = (
+        f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
+    )
     start = literal(MONOIDS[d.monoid(lane)].identity, t)
     first = first_visit(s, d)
     s.lines.add(f"{place} = {start};" if first is None else f"if ({first}) {place} = {start};")
@@ -153,12 +157,20 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     low = integer_text(s, old.low)
     length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
     s.lines.open("{")
-    s.lines.add(f"const int64_t {length} = {old.high} - ({low});" if low != "0" else f"const int64_t {length} = {old.high};")
+    s.lines.add(
+        f"const int64_t {length} = {old.high} - ({low});"
+        if low != "0"
+        else f"const int64_t {length} = {old.high};"
+    )
     s.lines.add(f"int64_t {c} = 0;")
     s.counters[c] = Const(old.step) if old.step else s.extents[lane]
     s.intervals[lane] = Interval(call("add", old.low, Var(c)), old.high, None, False)
     # a loop of few points is not worth four copies of the body
-    unroll = UNROLL if old.step is None or old.step >= UNROLL * width else max(1, (old.step or 0) // width)
+    unroll = (
+        UNROLL
+        if old.step is None or old.step >= UNROLL * width
+        else max(1, (old.step or 0) // width)
+    )
     if _scattered(s, definitions, kind, lane, c):
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
@@ -173,7 +185,10 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     def body(positions: int, count: str | None) -> None:
         memos: list[dict[str, str]] = [{} for _ in range(positions)]
         for d in definitions:
-            emit = [Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses) for j in range(positions)]
+            emit = [
+                Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses)
+                for j in range(positions)
+            ]
             if id(d) in sums:
                 _add_up(s, d, emit, sums[id(d)], count)
             elif inner.get(id(d)):
@@ -223,7 +238,9 @@ def _padded(s: Scope, d: Einsum, lane: str, width: int) -> bool:
     return place.layout is not None and len(at) == 1 and place.layout.padding(at[0]) % width == 0
 
 
-def _clear_padding(s: Scope, definitions: list[Einsum], lane: str, c: str, length: str, width: int, kind: str) -> None:
+def _clear_padding(
+    s: Scope, definitions: list[Einsum], lane: str, c: str, length: str, width: int, kind: str
+) -> None:
     """Whole vectors of padding beyond the tail hold zeros."""
     d = definitions[0]
     layout = s.storage[d.target].layout
@@ -299,7 +316,9 @@ def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str]
     loops = [_open_loop(s, v) for v in reduced]
     hoisted = emit[0].hoisted
     if hoisted is not None:
-        hoisted.counters |= {n.name for v in reduced for n in walk(s.intervals[v].low) if isinstance(n, Var)}
+        hoisted.counters |= {
+            n.name for v in reduced for n in walk(s.intervals[v].low) if isinstance(n, Var)
+        }
     for e, name in zip(emit, names, strict=True):
         fresh = Vector(s, e.kind, e.lane, e.counter, e.offset, e.count, {}, hoisted, e.uses)
         value = _masked(s, d, fresh, fresh.value(d.body, t), monoid, t, None, inner)
@@ -330,7 +349,9 @@ def _map(s: Scope, d: Einsum, e: Vector, count: str | None, padded: bool) -> Non
         del e.memo[k]
 
 
-def _store(s: Scope, d: Einsum, e: Vector, value: str, t: DType, count: str | None, padded: bool) -> None:
+def _store(
+    s: Scope, d: Einsum, e: Vector, value: str, t: DType, count: str | None, padded: bool
+) -> None:
     outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
     if outer:
         fill = s.tensor(d.target).fill
@@ -358,7 +379,9 @@ def _finish(s: Scope, d: Einsum, sums: _Sum, accumulate: bool) -> None:
         value = " ^ ".join(f"{wide}[{n}]" for n in range(int(sums.kind.split("x")[1])))
     else:
         value = f"{s.use(f'{_FOLD[op]}_{sums.kind}')}({total})"
-    place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
+    place = (
+        f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
+    )
     first = None if not accumulate else "0"
     if not accumulate:
         first = first_visit(s, d)

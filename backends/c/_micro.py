@@ -15,7 +15,12 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     lane, row = leaf.on("lane")[0], leaf.on("unroll")[0]
     body = d.body
     t = s.storage[d.target].dtype
-    if t.name not in CLASSES or not d.reduced or d.where or any(d.monoid(v) != "sum" for v in d.reduced):
+    if (
+        t.name not in CLASSES
+        or not d.reduced
+        or d.where
+        or any(d.monoid(v) != "sum" for v in d.reduced)
+    ):
         return False
     if not (isinstance(body, Call) and body.op == "mul"):
         return False
@@ -33,11 +38,13 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     others = [v for v in (*d.free,) if v not in (lane, row)]
     if any(s.intervals[v].step != 1 for v in others):
         return False
-    if not _whole_tiles(s, Access(d.target, d.indices), lane, columns) or not _whole_tiles(s, b, lane, columns):
+    if not _whole_tiles(s, Access(d.target, d.indices), lane, columns) or not _whole_tiles(
+        s, b, lane, columns
+    ):
         return False
     if not _whole_tiles(s, Access(d.target, d.indices), row, rows):
         return False
-    plan = _Plan(s, d.target, d.indices, a, b, lane, row, [v for v in d.reduced])
+    plan = _Plan(s, d.target, d.indices, a, b, lane, row, list(d.reduced))
     if not plan.affine():
         return False
     plan.emit(rows, columns // width, width, t.name)
@@ -63,11 +70,17 @@ class _Plan:
             if s.intervals[v].step != 1:
                 step = s.intervals[v].step
                 s.counters[self.counters[v]] = Const(step) if step else s.extents[v]
-                s.intervals[v] = Interval(call("add", self.old[v].low, Var(self.counters[v])), self.old[v].high, None)
+                s.intervals[v] = Interval(
+                    call("add", self.old[v].low, Var(self.counters[v])), self.old[v].high, None
+                )
         s.counters["row__"] = Const(self.old[row].step or 1)
         s.counters["lane__"] = Const(self.old[lane].step or 1)
-        s.intervals[row] = Interval(call("add", self.old[row].low, Var("row__")), self.old[row].high, None)
-        s.intervals[lane] = Interval(call("add", self.old[lane].low, Var("lane__")), self.old[lane].high, None)
+        s.intervals[row] = Interval(
+            call("add", self.old[row].low, Var("row__")), self.old[row].high, None
+        )
+        s.intervals[lane] = Interval(
+            call("add", self.old[lane].low, Var("lane__")), self.old[lane].high, None
+        )
         self.at_a, self.at_b, self.at_c = (poly(s.address(x)) for x in (a, b, self.c))
 
     def affine(self) -> bool:
@@ -114,17 +127,29 @@ class _Plan:
         s.lines.open("{")
         last, base = s.names.fresh("last"), s.names.fresh("rows")
         s.lines.add(f"const int64_t {last} = {row_high} - ({row_low}) - 1;")
-        s.lines.add(f"const {c} *{base} = {s.storage[self.a.tensor].pointer} + {self._start(self.at_a)};")
+        s.lines.add(
+            f"const {c} *{base} = {s.storage[self.a.tensor].pointer} + {self._start(self.at_a)};"
+        )
         stride = self._number(self.at_a.coefficient("row__"))
-        starts = [base if not r else f"{base} + ({r} < {last} ? {r} : {last}) * ({stride})" for r in range(rows)]
+        starts = [
+            base if not r else f"{base} + ({r} < {last} ? {r} : {last}) * ({stride})"
+            for r in range(rows)
+        ]
         from tcc.backends.c._leaves import first_visit
         from tcc.ir.cascade import Einsum
 
-        first = first_visit(s, Einsum(self.c.tensor, self.c.indices, call("mul", self.a, self.b))) or "1"
+        first = (
+            first_visit(s, Einsum(self.c.tensor, self.c.indices, call("mul", self.a, self.b)))
+            or "1"
+        )
         b = f"{s.storage[self.b.tensor].pointer} + {self._start(self.at_b)}"
         out = f"{s.storage[self.c.tensor].pointer} + {self._start(self.at_c)}"
         pitch = self._number(self.at_c.coefficient("row__"))
-        numbers = [*lengths, *(self._number(x) for x in strides_a), *(self._number(x) for x in strides_b)]
+        numbers = [
+            *lengths,
+            *(self._number(x) for x in strides_a),
+            *(self._number(x) for x in strides_b),
+        ]
         s.lines.add(f"{name}({', '.join(starts)}, {b}, {', '.join(numbers)},")
         s.lines.add(f"    {out}, {pitch}, {first});")
         s.lines.close()
@@ -148,7 +173,9 @@ def micro_kernel(key: str) -> str:
         lines.append(f"  {vec} " + ", ".join(f"c{i}_{j} = {{0}}" for j in range(vectors)) + ";")
     lines.append("  if (!first) {")
     for i in range(rows):
-        loads = " ".join(f"c{i}_{j} = ld_{vec}(out + {i} * pitch + {j * width});" for j in range(vectors))
+        loads = " ".join(
+            f"c{i}_{j} = ld_{vec}(out + {i} * pitch + {j * width});" for j in range(vectors)
+        )
         lines.append(f"    {loads}")
     lines.append("  }")
     pad = "  "
@@ -161,7 +188,9 @@ def micro_kernel(key: str) -> str:
     lines.append(f"{pad}const int64_t at = {shift_a};")
     pin = rows * vectors + vectors + 1 <= 16
     for j in range(vectors):
-        lines.append(f"{pad}{vec} b{j} = ld_{vec}(row + {j * width});" + (f" PIN(b{j});" if pin else ""))
+        lines.append(
+            f"{pad}{vec} b{j} = ld_{vec}(row + {j * width});" + (f" PIN(b{j});" if pin else "")
+        )
     for i in range(rows):
         terms = " ".join(f"c{i}_{j} += x * b{j};" for j in range(vectors))
         lines.append(f"{pad}{{ {vec} x = bc_{vec}(a{i}[at]); {terms} }}")
@@ -169,7 +198,9 @@ def micro_kernel(key: str) -> str:
         pad = pad[2:]
         lines.append(f"{pad}}}")
     for i in range(rows):
-        stores = " ".join(f"st_{vec}(out + {i} * pitch + {j * width}, c{i}_{j});" for j in range(vectors))
+        stores = " ".join(
+            f"st_{vec}(out + {i} * pitch + {j * width}, c{i}_{j});" for j in range(vectors)
+        )
         lines.append(f"  {stores}")
     lines.append("}")
     return "\n".join(lines)

@@ -5,12 +5,91 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_RESERVED = set(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while asm typeof "
-    "main exp log sin cos tan pow sqrt floor ceil round trunc abs min max y0 y1 yn j0 j1 jn gamma signal time index "
-    "f32 f64 i32 i64 u8 i8 i16 u16 u32 u64 linux unix NULL EOF PIN task tasks local scratch arena n p".split()
-)
+_RESERVED = {
+    "auto",
+    "break",
+    "case",
+    "char",
+    "const",
+    "continue",
+    "default",
+    "do",
+    "double",
+    "else",
+    "enum",
+    "extern",
+    "float",
+    "for",
+    "goto",
+    "if",
+    "inline",
+    "int",
+    "long",
+    "register",
+    "restrict",
+    "return",
+    "short",
+    "signed",
+    "sizeof",
+    "static",
+    "struct",
+    "switch",
+    "typedef",
+    "union",
+    "unsigned",
+    "void",
+    "volatile",
+    "while",
+    "asm",
+    "typeof",
+    "main",
+    "exp",
+    "log",
+    "sin",
+    "cos",
+    "tan",
+    "pow",
+    "sqrt",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "abs",
+    "min",
+    "max",
+    "y0",
+    "y1",
+    "yn",
+    "j0",
+    "j1",
+    "jn",
+    "gamma",
+    "signal",
+    "time",
+    "index",
+    "f32",
+    "f64",
+    "i32",
+    "i64",
+    "u8",
+    "i8",
+    "i16",
+    "u16",
+    "u32",
+    "u64",
+    "linux",
+    "unix",
+    "NULL",
+    "EOF",
+    "PIN",
+    "task",
+    "tasks",
+    "local",
+    "scratch",
+    "arena",
+    "n",
+    "p",
+}
 
 
 class Names:
@@ -37,7 +116,9 @@ class Names:
         if not base or not base[0].isalpha():
             base = f"t_{base.strip('_')}"
         out, n = base, 1
-        while out in self._taken or re.search(r"_[fiu](8|16|32|64)(x\d+)?(_u)?$|^[fiu]\d+x\d+", out):
+        while out in self._taken or re.search(
+            r"_[fiu](8|16|32|64)(x\d+)?(_u)?$|^[fiu]\d+x\d+", out
+        ):
             n += 1
             out = f"{base}{'_' if base[-1].isdigit() else ''}{n}"
         self._taken.add(out)

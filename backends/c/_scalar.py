@@ -46,9 +46,20 @@ def literal(value: float | int | bool, dtype: DType) -> str:
             top = 2 ** (dtype.bits - signed) - 1
             value = top if value > 0 else (-top - 1 if signed else 0)
         number = int(value)
+        if not -(2 ** (dtype.bits - 1)) <= number < 2 ** (dtype.bits - (dtype.kind == "i")) or (
+            number < 0 and dtype.kind == "u"
+        ):  # wraps as the type does
+            number %= 2**dtype.bits
+            number -= 2**dtype.bits if dtype.kind == "i" and number >= 2 ** (dtype.bits - 1) else 0
         if number == -(2**63):
             return "INT64_MIN"
-        return f"{number}ull" if number > 2**63 - 1 else f"{number}ll" if abs(number) > 2**31 - 1 else str(number)
+        return (
+            f"{number}ull"
+            if number > 2**63 - 1
+            else f"{number}ll"
+            if abs(number) > 2**31 - 1
+            else str(number)
+        )
     value = float(value)
     if math.isnan(value):
         return "NAN"
@@ -108,7 +119,8 @@ def _access(s: Scope, a: Access) -> str:
 def inside(s: Scope, guards: list[tuple[Expr, Expr]]) -> str:
     """The condition that indices lie inside: one unsigned comparison each."""
     return " && ".join(
-        f"(uint64_t)({integer_text(s, s.located(i))}) < (uint64_t)({integer_text(s, n)})" for i, n in guards
+        f"(uint64_t)({integer_text(s, s.located(i))}) < (uint64_t)({integer_text(s, n)})"
+        for i, n in guards
     )
 
 
@@ -129,7 +141,7 @@ def _call(s: Scope, e: Call) -> str:
         a, b = e.args[1:] if e.op == "select" else e.args[:2]
         return f"({chosen} ? {typed(s, a, t)} : {typed(s, b, t)})"
     if e.spec.result == "bool":
-        common = _common(s, e)
+        common = common_type(s, e)
         return f"({typed(s, e.args[0], common)} {_INFIX[e.op]} {typed(s, e.args[1], common)})"
     args = [typed(s, a, t) for a in e.args]
     if e.op in ("add", "sub", "mul", "bit_and", "bit_or", "bit_xor"):
@@ -142,11 +154,13 @@ def _call(s: Scope, e: Call) -> str:
     return _integer_call(s, e.op, args, t, text(e))
 
 
-def _common(s: Scope, e: Call) -> DType:
+def common_type(s: Scope, e: Call) -> DType:
     """The type in which a comparison compares."""
     from tcc.ir.infer import merge
 
-    types = [s.dtype(a) for a in e.args if not (isinstance(a, Const) and not isinstance(a.value, bool))]
+    types = [
+        s.dtype(a) for a in e.args if not (isinstance(a, Const) and not isinstance(a.value, bool))
+    ]
     if not types:
         return s.dtype(e.args[0])
     out = types[0]
@@ -184,4 +198,8 @@ def _integer_call(s: Scope, op: str, args: list[str], t: DType, shown: str) -> s
         return f"(({name})(({args[0]} > 0) - ({args[0]} < 0)))"
     if op in ("floor", "ceil", "round", "trunc"):
         return args[0]
-    raise CompileError("T0302", f"the C backend has no `{op}` of integers", helps=f"convert to a float in `{shown}`")
+    raise CompileError(
+        "T0302",
+        f"the C backend has no `{op}` of integers",
+        helps=f"convert to a float in `{shown}`",
+    )

@@ -69,8 +69,12 @@ class Scope:
     functions: set[str] = field(default_factory=set)
     intervals: dict[str, Interval] = field(default_factory=dict)
     storage: dict[str, Storage] = field(default_factory=dict)
-    counters: dict[str, Expr] = field(default_factory=dict)  # C loop counters with their extents, where known
-    extents: dict[str, Expr] = field(default_factory=dict)  # whole extents of the kernel's variables
+    counters: dict[str, Expr] = field(
+        default_factory=dict
+    )  # C loop counters with their extents, where known
+    extents: dict[str, Expr] = field(
+        default_factory=dict
+    )  # whole extents of the kernel's variables
     _dtypes: dict[int, tuple[Expr, DType]] = field(default_factory=dict)
 
     def dtype(self, e: Expr) -> DType:
@@ -88,7 +92,12 @@ class Scope:
 
     def located(self, e: Expr) -> Expr:
         """An index with variables replaced by their values: lower bounds of their tiles plus counters."""
-        return transform(e, lambda n: self.intervals[n.name].low if isinstance(n, Var) and n.name in self.intervals else n)
+        return transform(
+            e,
+            lambda n: (
+                self.intervals[n.name].low if isinstance(n, Var) and n.name in self.intervals else n
+            ),
+        )
 
     def address(self, a: Access) -> Expr:
         """The element offset of an access from its tensor's pointer."""
@@ -100,8 +109,9 @@ class Scope:
                 offset = call("add", offset, call("mul", i, stride))
             return simplify_index(offset, self.counters)
         assert s.layout is not None
-        relative = tuple(call("sub", i, b) for i, b in zip(at, s.base, strict=True))
-        relative = tuple(simplify_index(i, self.counters) for i in relative)
+        relative = tuple(
+            simplify_index(call("sub", i, b), self.counters) for i, b in zip(at, s.base, strict=True)
+        )
         return simplify_index(s.layout.address(relative, s.shape), self.counters)
 
     def unsafe(self, a: Access) -> list[tuple[Expr, Expr]]:
@@ -133,7 +143,12 @@ def integer_text(s: Scope, e: Expr) -> str:
         return f"{left} {symbol} {right}"
     if isinstance(e, Call) and e.op == "neg":
         return f"-{_grouped(integer_text(s, e.args[0]), e.args[0])}"
-    if isinstance(e, Call) and e.op in ("floordiv", "mod") and _counts(s, e.args[0]) and _counts(s, e.args[1]):
+    if (
+        isinstance(e, Call)
+        and e.op in ("floordiv", "mod")
+        and _counts(s, e.args[0])
+        and _counts(s, e.args[1])
+    ):
         left, right = (integer_text(s, a) for a in e.args)
         return f"({_simple(left)} {'/' if e.op == 'floordiv' else '%'} {_simple(right)})"
     from tcc.backends.c._scalar import scalar

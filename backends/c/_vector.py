@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tcc.backends.c._scalar import inside, literal, scalar, typed
+from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
@@ -24,7 +24,16 @@ from tcc.ir.expr import (
 )
 from tcc.ir.index import Poly, poly
 
-_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "bit_and": "&", "bit_or": "|", "bit_xor": "^", "and": "&", "or": "|"}
+_SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "bit_and": "&",
+    "bit_or": "|",
+    "bit_xor": "^",
+    "and": "&",
+    "or": "|",
+}
 # the classes of element types that one vector loop may mix: value type, its mask and integer type, lanes
 CLASSES = {"f32": ("i32", 8), "f64": ("i64", 4)}
 
@@ -51,7 +60,11 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         return
     t = s.dtype(e)
     if isinstance(e, Call) and t.name == "i64" and not accesses(e):
-        plain = all(n.op in ("add", "sub", "mul", "neg", "max", "min") for n in walk(e) if isinstance(n, Call))
+        plain = all(
+            n.op in ("add", "sub", "mul", "neg", "max", "min")
+            for n in walk(e)
+            if isinstance(n, Call)
+        )
         seen.add("index" if plain else "other")
         return
     seen.add(t.name if t.name in ("f32", "f64", "i32", "i64", "bool") else "other")
@@ -95,7 +108,9 @@ class Vector:
     count: str | None  # in a tail: how many lanes are left
     memo: dict[str, str] = field(default_factory=dict)
     hoisted: Hoisted | None = None
-    uses: dict[str, int] = field(default_factory=dict)  # how often each sub-expression occurs in the loop
+    uses: dict[str, int] = field(
+        default_factory=dict
+    )  # how often each sub-expression occurs in the loop
 
     @property
     def lanes(self) -> int:
@@ -174,7 +189,11 @@ class Vector:
             return self.memo[key]
         shown = self._print(e)
         if self.uses.get(key, 0) == 1 and len(shown) < 160:
-            return f"({shown})" if " " in shown and not shown.endswith(")") or " ? " in shown or _loose(shown) else shown
+            return (
+                f"({shown})"
+                if (" " in shown and not shown.endswith(")")) or " ? " in shown or _loose(shown)
+                else shown
+            )
         self.memo[key] = self._name(self.s.dtype(e), shown)
         return self.memo[key]
 
@@ -212,11 +231,9 @@ class Vector:
         if e.op == "not":
             return f"(~{self.mask(e.args[0])})"
         if e.spec.result == "bool":
-            from tcc.backends.c._scalar import _common
-
-            common = self._class(_common(self.s, e))
-            a, b = self.value(e.args[0], common), self.value(e.args[1], common)
-            return f"{self.fn(e.op, common)}({a}, {b})"
+            common = self._class(common_type(self.s, e))
+            left, right = self.value(e.args[0], common), self.value(e.args[1], common)
+            return f"{self.fn(e.op, common)}({left}, {right})"
         args = [self.value(a, t) for a in e.args]
         if e.op in _SYMBOLS:
             return f"{args[0]} {_SYMBOLS[e.op]} {args[1]}"
@@ -250,7 +267,9 @@ class Vector:
         guards = s.unsafe(a)
         if not guards:
             return loaded
-        fill = f"{self.fn('bc', self._loaded(t))}({literal(s.tensor(a.tensor).fill, self._class(t))})"
+        fill = (
+            f"{self.fn('bc', self._loaded(t))}({literal(s.tensor(a.tensor).fill, self._class(t))})"
+        )
         return f"{inside(s, guards)} ? {loaded} : {fill}"
 
     def _place(self, a: Access) -> str:
@@ -260,8 +279,11 @@ class Vector:
         base = integer_text(s, rest.expr())
         pointer = s.storage[a.tensor].pointer
         used = {atom for key in rest.terms for atom in key}
-        if base != "0" and self.hoisted is not None and not used & self.hoisted.counters and not rest.mentions(
-            self.hoisted.counters
+        if (
+            base != "0"
+            and self.hoisted is not None
+            and not used & self.hoisted.counters
+            and not rest.mentions(self.hoisted.counters)
         ):
             element = C_TYPES[s.storage[a.tensor].dtype.name]
             pointer = self.hoisted.add(s, f"row {pointer} {base}", f"{pointer}_row", f"{element} *const ",
@@ -278,11 +300,17 @@ class Vector:
         """How far apart neighbouring lanes lie, in elements; None when that is not the same everywhere."""
         p = poly(self.s.address(a))
         c = p.coefficient(self.counter)
-        if c is None or p.without(self.counter).mentions([self.counter]) or c.mentions([self.counter]):
+        if (
+            c is None
+            or p.without(self.counter).mentions([self.counter])
+            or c.mentions([self.counter])
+        ):
             return None
         return c
 
-    def _gather(self, a: Access, t: DType, step: Poly | None, moving: list[tuple[Expr, Expr]]) -> str:
+    def _gather(
+        self, a: Access, t: DType, step: Poly | None, moving: list[tuple[Expr, Expr]]
+    ) -> str:
         """Lane by lane; lanes beyond the tail read the last valid point."""
         s = self.s
         old = s.intervals[self.lane]
@@ -290,7 +318,11 @@ class Vector:
         for n in range(self.lanes):
             at: Expr = call("add", old.low, Const(self.offset + n))
             if self.count is not None and n:
-                at = call("add", call("add", old.low, Const(self.offset)), Var(f"({n} < {self.count} ? {n} : 0)"))
+                at = call(
+                    "add",
+                    call("add", old.low, Const(self.offset)),
+                    Var(f"({n} < {self.count} ? {n} : 0)"),
+                )
             s.intervals[self.lane] = Interval(at, old.high, 1)
             shown = scalar(s, a)
             values.append(f"-({shown})" if t.kind == "b" else shown)
@@ -315,7 +347,9 @@ class Vector:
         name = self._name(t, value)
         old = s.intervals[self.lane]
         for n in range(self.lanes):
-            s.intervals[self.lane] = Interval(call("add", old.low, Const(self.offset + n)), old.high, 1)
+            s.intervals[self.lane] = Interval(
+                call("add", old.low, Const(self.offset + n)), old.high, 1
+            )
             at = integer_text(s, s.address(a))
             shown = f"{name}[{n}] != 0" if t.kind == "b" else f"{name}[{n}]"
             guard = f"if ({n} < {self.count}) " if self.count is not None else ""

@@ -65,7 +65,10 @@ class _Emitter:
         self.names.reserve(v for k in m.kernels if isinstance(k, Kernel) for v, _ in k.variables)
         self.signature = signature(m)
         self.functions: set[str] = set()
-        self.tensors: tuple[Tensor, ...] = (*m.inputs, *(t for t in m.outputs if t.name not in {i.name for i in m.inputs}))
+        self.tensors: tuple[Tensor, ...] = (
+            *m.inputs,
+            *(t for t in m.outputs if t.name not in {i.name for i in m.inputs}),
+        )
         self._arguments: dict[str, list[str]] = {}  # kernel -> its outer tensors
         self._function: dict[str, str] = {}  # kernel -> its C function
         self._functions: dict[str, str] = {}  # canonical text -> C function
@@ -144,7 +147,9 @@ class _Emitter:
         names = touched(k)
         outer = [name for name in names if self._outer_storage(name) is not None]
         self._arguments[k.name] = outer
-        key = canonical_key(k, {name: self._described(name) for name in outer}, dict(self.signature.tensors))
+        key = canonical_key(
+            k, {name: self._described(name) for name in outer}, dict(self.signature.tensors)
+        )
         if key in self._functions:
             self._function[k.name] = self._functions[key]
             return ""
@@ -164,7 +169,9 @@ class _Emitter:
             args += [f"int64_t {stride}" for stride in self._own_strides(name)]
         lines.depth = 1
         tree = _Tree(self, scope, k)
+        lines.add("char *local = scratch;")
         tree.nodes(k.body, ())
+        lines.add("(void)local;")
         body = "\n".join(lines.out)
         function = self.names.of("kernel", k.name)
         self._functions[key] = self._function[k.name] = function
@@ -172,7 +179,13 @@ class _Emitter:
         head[-1] += " */"
         signature_text = ", ".join([*args, "const int64_t *n", "char *scratch"])
         declared = "\n".join("  " + line for line in self._unpack(body, strides=False))
-        parts = ["\n".join(head), f"static void {function}({signature_text}) {{", declared, body, "}"]
+        parts = [
+            "\n".join(head),
+            f"static void {function}({signature_text}) {{",
+            declared,
+            body,
+            "}",
+        ]
         return tree.scratch_function(function) + "\n\n" + "\n".join(p for p in parts if p)
 
     def _own_strides(self, name: str) -> list[str]:
@@ -196,7 +209,9 @@ class _Emitter:
             strides = tuple(self._stride(t, d) for d in range(len(t.shape)))
             return Storage(self.names.of("tensor", name), t.dtype, strides)
         b = next((b for b in self.m.memory if b.name == name), None)
-        if b is None and any(isinstance(k, Extern) and name in [t.name for t in k.targets] for k in self.m.kernels):
+        if b is None and any(
+            isinstance(k, Extern) and name in [t.name for t in k.targets] for k in self.m.kernels
+        ):
             raise CompileError("T0303", f"`{name}` comes from a call that only PyTorch can make",
                                helps="compile the function with `tcc.compile`")  # fmt: skip
         if b is None:
@@ -242,7 +257,10 @@ class _Emitter:
     def _sizes(self) -> str:
         out = []
         for name, constant in (("tcc_arena", False), ("tcc_constants", True)):
-            lines = [f"  total += ({size} + {LINE - 1}) / {LINE} * {LINE};" for size, _ in self._slots(constant)]
+            lines = [
+                f"  total += ({size} + {LINE - 1}) / {LINE} * {LINE};"
+                for size, _ in self._slots(constant)
+            ]
             out.append(self._size_function(name, lines))
         calls = [f"  {{ const int64_t b = {function}_scratch(n); if (b > total) total = b; }}"
                  for function in dict.fromkeys(self._function.values())]  # fmt: skip
@@ -269,7 +287,11 @@ class _Emitter:
                     body.append(f"  {c} *{self.names.of('tensor', b.name)} = ({c} *)at{index};")
                 body.append(f"  at{index} += ({size} + {LINE - 1}) / {LINE} * {LINE};")
         for k in kernels:
-            args = [x for t in self._arguments[k.name] for x in (self.names.of("tensor", t), *self._own_strides(t))]
+            args = [
+                x
+                for t in self._arguments[k.name]
+                for x in (self.names.of("tensor", t), *self._own_strides(t))
+            ]
             body.append(f"  {self._function[k.name]}({', '.join([*args, 'n', f'p[{at + 2}]'])});")
         declared = ["  " + line for line in self._unpack("\n".join(body))]
         return "\n".join([f"void {name}(void *const *p, const int64_t *n) {{", *declared, *body,
@@ -278,7 +300,9 @@ class _Emitter:
 
 def _comment(k: Kernel) -> list[str]:
     """The definitions that a kernel implements, one per line."""
-    return [str(leaf.einsum).replace("*/", "* /").replace("/*", "/ *") for leaf in leaves(k.body)] or ["nothing"]
+    return [
+        str(leaf.einsum).replace("*/", "* /").replace("/*", "/ *") for leaf in leaves(k.body)
+    ] or ["nothing"]
 
 
 class _Tree:
@@ -331,7 +355,11 @@ class _Tree:
     def _parallel(self, n: Loop) -> None:
         """Directly nested loops on the same resource become one loop over their tiles."""
         chain = [n]
-        while len(chain[-1].body) == 1 and isinstance(inner := chain[-1].body[0], Loop) and inner.on == n.on:
+        while (
+            len(chain[-1].body) == 1
+            and isinstance(inner := chain[-1].body[0], Loop)
+            and inner.on == n.on
+        ):
             chain.append(inner)
         s, names = self.s, self.emitter.names
         counts, counters = [], []
@@ -345,15 +373,21 @@ class _Tree:
             counters.append(names.fresh(loop.var))
         total = names.fresh("tiles")
         s.lines.add(f"const int64_t {total} = {' * '.join(counts)};")
-        points = " * ".join(f"(double){_grouped(integer_text(s, e))}" for _, e in self.k.variables) or "1.0"
+        points = (
+            " * ".join(f"(double){_grouped(integer_text(s, e))}" for _, e in self.k.variables)
+            or "1.0"
+        )
         s.lines.open("{")
+        s.lines.add("const ptrdiff_t used = local - scratch;")
         s.lines.add("#pragma omp parallel if (" + f"{total} > 1 && {points} > {PARALLEL_POINTS})")
         s.lines.open("{")
         s.lines.add("#ifdef _OPENMP")
-        s.lines.add("char *local = scratch + omp_get_thread_num() * n[" + str(self._scratch_index()) + "];")
+        s.lines.add(
+            f"char *local = scratch + omp_get_thread_num() * n[{self._scratch_index()}] + used;"
+        )
         s.lines.add(f"const int64_t grain = {total} / (8 * omp_get_num_threads()) + 1;")
         s.lines.add("#else")
-        s.lines.add("char *local = scratch;")
+        s.lines.add("char *local = scratch + used;")
         s.lines.add("#endif")
         s.lines.add("(void)local;")
         s.lines.add("#pragma omp for schedule(dynamic, grain)")
@@ -392,7 +426,9 @@ class _Tree:
         elif loop.step == 1:
             s.counters[counter] = s.extents[loop.var]
         if loop.step == 1:
-            s.intervals[loop.var] = Interval(low, integer_text(s, call("add", low, Const(1))), 1, False)
+            s.intervals[loop.var] = Interval(
+                low, integer_text(s, call("add", low, Const(1))), 1, False
+            )
             return
         high = s.names.fresh(f"{loop.var}_end")
         top = integer_text(s, call("add", low, Const(loop.step)))
@@ -411,7 +447,9 @@ class _Tree:
         stopped = s.names.fresh("stopped") if n.until is not None else ""
         if stopped:
             s.lines.add(f"int {stopped} = 0;")
-        s.lines.open(f"for (int64_t {counter} = 0; {counter} < {_ceiling(length, n.step)}; {counter}++) {{")
+        s.lines.open(
+            f"for (int64_t {counter} = 0; {counter} < {_ceiling(length, n.step)}; {counter}++) {{"
+        )
         self._enter(n, counter)
         if n.until is None:
             self._body(n, (*loops, n))
@@ -432,7 +470,9 @@ class _Tree:
     def _is_vector_loop(self, n: Loop) -> bool:
         """A loop whose leaves all put its variable on lanes, every other variable being a point."""
         s = self.s
-        if not all(isinstance(x, Do) and x.on("lane") == [n.var] and not x.on("unroll") for x in n.body):
+        if not all(
+            isinstance(x, Do) and x.on("lane") == [n.var] and not x.on("unroll") for x in n.body
+        ):
             return False
         return all(
             v == n.var or s.intervals[v].step == 1

@@ -1,6 +1,7 @@
 """Prints a mapping as Triton source, one kernel per launch with a launcher, and runs or builds it.
 
-On a machine with CUDA `run` launches the kernels; elsewhere Triton's interpreter runs them in a child process.
+On a machine with CUDA `run` launches the kernels; elsewhere Triton's interpreter runs them in a
+child process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ PRECISIONS = ("ieee", "tf32", "tf32x3")
 
 @dataclass
 class Program:
-    """A mapping in Triton: `source` is a Python module whose function `launcher` takes the inputs in order."""
+    """A mapping in Triton: `source` is a Python module whose function `launcher` takes the inputs
+    in order.
+    """
 
     mapping: Mapping
     source: str
@@ -36,7 +39,8 @@ class Program:
     def run(
         self, inputs: MappingABC[str, Any], sizes: MappingABC[str, int] | None = None
     ) -> dict[str, Any]:
-        """The outputs by name, as torch tensors on the device where there is one, else as NumPy arrays.
+        """The outputs by name, as torch tensors on the device where there is one, else as NumPy
+        arrays.
 
         `inputs` are torch tensors or arrays; without CUDA Triton's interpreter computes, slowly.
         """
@@ -74,7 +78,9 @@ class Program:
     def _sizes(
         self, inputs: MappingABC[str, Any], sizes: MappingABC[str, int] | None
     ) -> dict[str, int]:
-        """The sizes that the launcher takes: those that no input has. Checks shapes (T0125 to T0127)."""
+        """The sizes that the launcher takes: those that no input has. Checks shapes (T0125 to
+        T0127).
+        """
         bound = bind(signature(self.mapping), inputs, sizes)
         from tcc.ir.expr import Size
 
@@ -87,14 +93,15 @@ class Program:
 
 
 def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
-    """`mapping` in Triton. `precision` is how `tl.dot` multiplies f32: `ieee` exactly, `tf32` with operands of 10 bits.
+    """`mapping` in Triton. `precision` is how `tl.dot` multiplies f32: `ieee` exactly, `tf32` with
+    operands of 10 bits.
 
     Unless given it is `tf32` where the target's parameter of that name is 1, else `ieee`.
     """
     precision = precision or ("tf32" if target.parameter("tf32", 0) else "ieee")
     if precision not in PRECISIONS:
         raise CompileError(
-            "T0327", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}"
+            "T0367", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}"
         )
     module = Names({"_check"})
     helpers: dict[str, str] = {}
@@ -103,7 +110,7 @@ def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
     for k in mapping.kernels:
         if isinstance(k, Extern):
             raise CompileError(
-                "T0327",
+                "T0367",
                 f"the Triton backend can not call `{k.function}`",
                 k.span,
                 helps="compile this program for the cpu target",
@@ -129,7 +136,9 @@ def emit(mapping: Mapping, target: Target, *, precision: str = "") -> str:
 def compile_ahead(
     mapping: Mapping, target: Target, capability: int = 90, *, precision: str = ""
 ) -> list[dict[str, Any]]:
-    """Of each kernel `ptx`, `cubin`, `registers`, `spills` and `shared_bytes` for `sm_<capability>`; needs no device."""
+    """Of each kernel `ptx`, `cubin`, `registers`, `spills` and `shared_bytes` for
+    `sm_<capability>`; needs no device.
+    """
     from tcc.backends.triton._toolchain import compile_kernel
 
     program = build(mapping, target, precision=precision)

@@ -1,7 +1,8 @@
-"""Runs generated launchers in Triton's interpreter: `python -m tcc.backends.triton._interpret FOLDER`, in a process of its own.
+"""Runs generated launchers in Triton's interpreter: `python -m tcc.backends.triton._interpret
+FOLDER`, in a process of its own.
 
-The folder holds `jobs.json`, a list of {"source", "launcher", "inputs", "sizes"}, and one `N.npz` of inputs per job;
-the results are written to `N.out.npz`, an error as text to `N.error`.
+The folder holds `jobs.json`, a list of {"source", "launcher", "inputs", "sizes"}, and one `N.npz`
+of inputs per job; the results are written to `N.out.npz`, an error as text to `N.error`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call of a launcher with NumPy arrays, in the order of its parameters, and sizes by name."""
+    """One call of a launcher with NumPy arrays, in the order of its parameters, and sizes by
+    name.
+    """
 
     source: str
     launcher: str
@@ -31,7 +34,7 @@ class Job:
 
 
 def interpret_all(jobs: Sequence[Job], timeout_s: float = 600) -> list[list[Any]]:
-    """The results of all jobs, from one child process; an error of a job is raised as T0326."""
+    """The results of all jobs, from one child process; an error of a job is raised as T0366."""
     from tcc.ir.diagnostics import CompileError
 
     with tempfile.TemporaryDirectory(prefix="tcc-triton-") as name:
@@ -49,7 +52,7 @@ def interpret_all(jobs: Sequence[Job], timeout_s: float = 600) -> list[list[Any]
         )
         if done.returncode:
             raise CompileError(
-                "T0326",
+                "T0366",
                 f"Triton's interpreter ended with {done.returncode}: {done.stderr[-2000:]}",
                 helps="check that torch and triton are installed together",
             )
@@ -58,7 +61,7 @@ def interpret_all(jobs: Sequence[Job], timeout_s: float = 600) -> list[list[Any]
             error = folder / f"{n}.error"
             if error.exists():
                 raise CompileError(
-                    "T0326",
+                    "T0366",
                     f"the kernels of `{jobs[n].launcher}` failed:\n{error.read_text()}",
                     helps="this is a bug in tcc: please report it with the source",
                 )

@@ -1,4 +1,6 @@
-"""One kernel of a mapping as a `@triton.jit` function: the grid, loops over tiles, and register tiles."""
+"""One kernel of a mapping as a `@triton.jit` function: the grid, loops over tiles, and register
+tiles.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ GROUP = 8  # blocks of rows that share their columns in the L2 cache
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A kernel parameter: `pointer` of a tensor, `stride` of its dimension, `size` of a rank, or `block` of a variable."""
+    """A kernel parameter: `pointer` of a tensor, `stride` of its dimension, `size` of a rank, or
+    `block` of a variable.
+    """
 
     name: str
     kind: str
@@ -31,7 +35,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class KernelText:
-    """A printed kernel: its source, what to launch it with, and the size of its grid as (variable's extent, tile)."""
+    """A printed kernel: its source, what to launch it with, and the size of its grid as
+    (variable's extent, tile).
+    """
 
     name: str
     source: str
@@ -44,7 +50,7 @@ class KernelText:
 def emit_kernel(
     m: Mapping, k: Kernel, target: Target, name: str, helpers: dict[str, str], precision: str
 ) -> KernelText:
-    """The text of kernel `k`; raises T0322 for loops and buffers that have no form in Triton."""
+    """The text of kernel `k`; raises T0362 for loops and buffers that have no form in Triton."""
     return _Emitter(m, k, target, helpers, precision).emit(name)
 
 
@@ -69,21 +75,21 @@ class _Emitter:
         for n in walk_nodes(body):
             if isinstance(n, Loop) and n.on is not None:
                 raise CompileError(
-                    "T0322",
+                    "T0362",
                     f"kernel `{self.k.name}` has a loop on `{n.on}` inside a block",
                     n.span,
                     helps="only the outermost loops may run on `block`",
                 )
             if isinstance(n, Loop) and n.until is not None:
                 raise CompileError(
-                    "T0322",
+                    "T0362",
                     f"the loop over `{n.var}` has a stopping condition",
                     n.span,
                     helps="run it on the cpu target",
                 )
             if isinstance(n, Do) and n.bind:
                 raise CompileError(
-                    "T0322",
+                    "T0362",
                     f"`{n.einsum.target}` binds variables to `{n.bind[0][1]}`",
                     n.span,
                     helps="Triton spreads the elements of a tile over threads itself",
@@ -97,18 +103,20 @@ class _Emitter:
             for a in d.einsum.reads:
                 if a.tensor in written:
                     raise CompileError(
-                        "T0322",
+                        "T0362",
                         f"kernel `{self.k.name}` writes `{a.tensor}` in memory and reads it",
                         d.span,
                         helps="keep it in a buffer at level `reg`, or use two kernels",
                     )
 
     def _block(self, v: str) -> int:
-        """Coordinates of one tile: the step of its loop, or the power of two that holds its whole extent."""
+        """Coordinates of one tile: the step of its loop, or the power of two that holds its whole
+        extent.
+        """
         steps = {n.step: n for n in walk_nodes(self.k.body) if isinstance(n, Loop) and n.var == v}
         if len(steps) > 1:
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"`{v}` is cut into tiles of {' and of '.join(map(str, steps))}",
                 self.k.span,
                 helps="use one step for all loops over a variable",
@@ -116,7 +124,7 @@ class _Emitter:
         for step, loop in steps.items():
             if step & (step - 1):
                 raise CompileError(
-                    "T0322",
+                    "T0362",
                     f"the step {step} of `{v}` is no power of two",
                     loop.span,
                     helps="tiles in Triton have powers of two as extents",
@@ -125,7 +133,7 @@ class _Emitter:
         extent = poly(self.t.unfold(dict(self.k.variables)[v])).constant
         if extent is None:
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"`{v}` has no loop and no fixed extent",
                 self.k.span,
                 helps=f"add a loop over `{v}`, or fix the size of its rank",
@@ -176,7 +184,7 @@ class _Emitter:
         return tuple(out)
 
     def _warps(self) -> int:
-        """Four warps; eight where a tile, or an exact product of computed operands, needs more registers."""
+        """Four warps; eight where a tile or an exact product of computed operands is larger."""
         largest = 1
         for d in leaves(self.k.body):
             elements = 1
@@ -262,7 +270,7 @@ class _Emitter:
         rings = [i for i, d in enumerate(b.dims) if not isinstance(d, Var)]
         if b.level != "reg" or len(rings) > 1 or any(poly(b.dims[i]).constant != 2 for i in rings):
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"buffer `{b}` is no tile in registers",
                 n.span,
                 helps="give it level `reg` and a variable for each dimension",
@@ -270,7 +278,7 @@ class _Emitter:
         order = [dims[d.dimension] for d in b.layout.digits]
         if len(order) != len(dims):
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"the layout of `{b.name}` splits a dimension",
                 n.span,
                 helps="permute its dimensions only",
@@ -320,7 +328,9 @@ class _Emitter:
     # ---- loops that skip tiles without points
 
     def _range(self, n: Loop, outside: set[str]) -> tuple[str, str]:
-        """First and last coordinate to visit: predicates `v <= w + c` and `v >= w + c` of all sinks cut the range."""
+        """First and last coordinate to visit: predicates `v <= w + c` and `v >= w + c` of all
+        sinks cut the range.
+        """
         high = self.t.size(self.t.extents[n.var]).text
         sinks = [
             d.einsum
@@ -346,7 +356,9 @@ class _Emitter:
         return {x.buffer.name for x in walk_nodes(n.body) if isinstance(x, Alloc)}
 
     def _bounds(self, v: str, e: Einsum) -> tuple[str | None, str | None]:
-        """Of the predicates of `e`, the least v and the v to stop at that they allow in the current tiles."""
+        """Of the predicates of `e`, the least v and the v to stop at that they allow in the
+        current tiles.
+        """
         low: str | None = None
         high: str | None = None
         for p in e.where:
@@ -368,7 +380,9 @@ class _Emitter:
         return low, high
 
     def _extreme(self, rest: Poly, plus: int, upper: bool) -> str | None:
-        """The largest or least value of w + sizes over the current tile of w, plus a constant; None for other forms."""
+        """The largest or least value of w + sizes over the current tile of w, plus a constant;
+        None for other forms.
+        """
         moving = [k for k in rest.terms if any(not isinstance(rest.atoms[a], Size) for a in k)]
         if not moving:
             return self.t.size((rest + Poly({(): plus})).expr()).text

@@ -1,4 +1,6 @@
-"""The Python function around the kernels: checks its tensors, allocates results, computes sizes and launches."""
+"""The Python function around the kernels: checks its tensors, allocates results, computes sizes
+and launches.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ class _Launcher:
         add(f"{device} = {inputs[0]}.device" if inputs else f'{device} = torch.device("cuda")')
         for t in self.m.inputs:
             add(
-                f"_check({t.name!r}, {self.tensor[t.name]}, torch.{_TORCH[t.dtype.name]}, {self._shape(t.shape)}, {device})"
+                f"_check({t.name!r}, {self.tensor[t.name]}, torch.{_TORCH[t.dtype.name]}, "
+                f"{self._shape(t.shape)}, {device})"
             )
         for t in self.m.outputs:
             if t.name not in self.tensor:

@@ -1,10 +1,12 @@
-"""A tile-level Einsum as statements: a `tl.dot` where its body is a product that splits, else a masked reduction."""
+"""A tile-level Einsum as statements: a `tl.dot` where its body is a product that splits, else a
+masked reduction.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tcc.backends.triton._scalar import PRODUCT, SUM, Code, literal, type_name
+from tcc.backends.triton._scalar import COMPARISON, PRODUCT, SUM, Code, literal, type_name
 from tcc.backends.triton._tile import Axes, Tile, conjunction
 from tcc.ir.cascade import Einsum
 from tcc.ir.diagnostics import CompileError
@@ -33,7 +35,9 @@ def identity(t: Tile, monoid: str, e: Einsum) -> Code:
 
 
 def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
-    """Adds the statements of `e` over the current tiles; `combine` joins the target's value with the new one."""
+    """Adds the statements of `e` over the current tiles; `combine` joins the target's value with
+    the new one.
+    """
     held = t.registers.get(e.target)
     inner = [p for p in e.where if set(variables(p)) & set(e.reduced)]
     skipped = t.ignored.get(e.target, frozenset())
@@ -45,7 +49,7 @@ def emit(t: Tile, e: Einsum, combine: bool, precision: str) -> None:
         axes = _orientation(t, e)
         if combine:
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"`{e.target}` in memory is reduced tile by tile",
                 e.span,
                 helps="reduce into a buffer at level `reg`, and copy it",
@@ -93,7 +97,9 @@ def _store(t: Tile, e: Einsum, new: Code, axes: Axes) -> None:
 
 
 def _orientation(t: Tile, e: Einsum) -> Axes:
-    """The axes of a statement that writes memory: those of the largest register tile that it reads come first."""
+    """The axes of a statement that writes memory: those of the largest register tile that it reads
+    come first.
+    """
     free = tuple(v for v in e.free if t.block[v] > 1)
     tiles = [t.registers[a.tensor].axes for a in e.reads if a.tensor in t.registers]
     largest = max(tiles, key=len, default=())
@@ -110,7 +116,7 @@ def _reduced(t: Tile, e: Einsum, axes: Axes, inner: list[Expr]) -> tuple[Code, A
         elements *= t.block[v]
     if elements > _MAX_ELEMENTS:
         raise CompileError(
-            "T0323",
+            "T0363",
             f"the tile of `{text(e.body)}` has {elements} elements, more than {_MAX_ELEMENTS}",
             e.span,
             helps="choose smaller tiles",
@@ -118,14 +124,14 @@ def _reduced(t: Tile, e: Einsum, axes: Axes, inner: list[Expr]) -> tuple[Code, A
     monoids = [e.monoid(v) for v in e.reduced]
     if len(set(monoids)) > 1:
         raise CompileError(
-            "T0323",
+            "T0363",
             f"`{e.target}` mixes reductions: {', '.join(dict.fromkeys(monoids))}",
             e.span,
             helps="reduce one variable after the other, in two definitions",
         )
     value, name = t.value(e.body, order), monoids[0]
     if MONOIDS[name].result == "bool" and expression_dtype(t.signature, e.body).kind != "b":
-        value = Code(f"({value.text}) != 0", 5)
+        value = Code(f"({value.text}) != 0", COMPARISON)
     elif expression_dtype(t.signature, e.body).kind == "b":
         value = Code(f"tl.cast({value.text}, {type_name(t.signature.tensors[e.target].dtype)})")
     if t.axes(e.body, order) != order:
@@ -149,10 +155,8 @@ def _type(t: Tile, e: Einsum) -> str:
 
 def _fold(t: Tile, monoid: str, value: Code, axis: int) -> Code:
     if monoid in ("any", "all"):
-        return Code(
-            f"tl.{'max' if monoid == 'any' else 'min'}(tl.cast({value.text}, tl.int32), {axis}) != 0",
-            5,
-        )
+        fold = "tl.max" if monoid == "any" else "tl.min"
+        return Code(f"{fold}(tl.cast({value.text}, tl.int32), {axis}) != 0", COMPARISON)
     if monoid == "prod":
         t.helpers["multiply"] = _PRODUCT
         return Code(f"tl.reduce({value.text}, {axis}, _multiply)")
@@ -161,7 +165,9 @@ def _fold(t: Tile, monoid: str, value: Code, axis: int) -> Code:
 
 @dataclass
 class _Sides:
-    """The factors of a product by the axes they have: with the row, with the column, and those without the depth."""
+    """The factors of a product by the axes they have: with the row, with the column, and those
+    without the depth.
+    """
 
     row: Expr | None = None
     column: Expr | None = None

@@ -12,7 +12,8 @@ _MODULES = ("tl", "triton", "torch", "pid", "grid", "self")
 
 
 def mangled(name: str) -> str:
-    """`name` with every character that is no ASCII letter, digit or `_` spelled out; never a keyword or a builtin.
+    """`name` with every character that is no ASCII letter, digit or `_` spelled out; never a
+    keyword or a builtin.
 
     >>> mangled("int"), mangled("K"), mangled('"; rm')
     ('int_', 'K', 'u_u22_u3b_u20rm')
@@ -61,7 +62,7 @@ class Lines:
         self.text.append(f"{'    ' * self.depth}{line}" if line else "")
 
     def insert(self, at: int, depth: int, head: str, arguments: list[str]) -> int:
-        """Puts `head(arguments)` before line `at`, over several lines where one is too long; returns how many."""
+        """Puts `head(arguments)` before line `at`, wrapped where too long; returns how many lines."""
         pad = "    " * depth
         lines = [f"{pad}{head}({', '.join(arguments)})"]
         if len(lines[0]) > WIDTH:

@@ -1,4 +1,6 @@
-"""Scalar operators in Triton's Python: one row each, and the helper functions that some of them need."""
+"""Scalar operators in Triton's Python: one row each, and the helper functions that some of them
+need.
+"""
 
 from __future__ import annotations
 
@@ -68,11 +70,12 @@ _FUNCTIONS = {
     "floor": "tl.floor",
     "ceil": "tl.ceil",
 }
-# functions that Triton's language lacks, emitted into the source where they are used: formula, with its reason
+# functions that Triton's language lacks, emitted into the source where they are used
 HELPERS = {
     "tanh": '''"""tanh: its odd series near 0, where 1 - 2 / (exp(2x) + 1) would cancel."""
     s = x * x
-    near = x + x * s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835 - s * (1382 / 155925)))))
+    tail = -17 / 315 + s * (62 / 2835 - s * (1382 / 155925))
+    near = x + x * s * (-1 / 3 + s * (2 / 15 + s * tail))
     far = 1 - 2 / (tl.exp(2 * tl.minimum(tl.abs(x), 20.0)) + 1)
     return tl.where(tl.abs(x) < 0.35, near, tl.where(x < 0, -far, far))''',
     "expm1": '''"""exp(x) - 1: its series near 0, where the difference would cancel."""
@@ -80,7 +83,8 @@ HELPERS = {
     return tl.where(tl.abs(x) < 0.35, near, tl.exp(x) - 1)''',
     "log1p": '''"""log(1 + x): the rounding of 1 + x is undone by the quotient."""
     y = 1 + x
-    return tl.where(y == 1, x, tl.where(y == float("inf"), y, tl.log(y) * x / tl.where(y == 1, 1.0, y - 1)))''',
+    found = tl.log(y) * x / tl.where(y == 1, 1.0, y - 1)
+    return tl.where(y == 1, x, tl.where(y == float("inf"), y, found))''',
     "sign": '''"""-1, 0 or 1."""
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))''',
     "trunc": '''"""The next integer towards 0."""
@@ -122,7 +126,9 @@ def literal(value: int | float | bool) -> Code:
 
 
 def apply(e: Call, args: list[Code], dtype: DType, operand: DType, helpers: dict[str, str]) -> Code:
-    """The operator applied to printed operands of type `operand`; `helpers` collects the functions that it needs."""
+    """The operator applied to printed operands of type `operand`; `helpers` collects the functions
+    that it needs.
+    """
     name = e.op
     if (name == "div" and not operand.is_float) or (
         e.spec.result == "float" and not operand.is_float
@@ -153,7 +159,7 @@ def apply(e: Call, args: list[Code], dtype: DType, operand: DType, helpers: dict
         helpers[name] = f"@triton.jit\ndef _{name}(x):\n    {HELPERS[name]}"
         return Code(f"_{name}({args[0].text})")
     raise CompileError(
-        "T0321",
+        "T0361",
         f"the Triton backend has no `{name}`",
         e.span,
         helps="rewrite it with other functions, or choose the cpu target",
@@ -189,7 +195,7 @@ def _power(e: Call, args: list[Code], operand: DType, helpers: dict[str, str]) -
         or (exponent < 0 and not operand.is_float)
     ):
         raise CompileError(
-            "T0321",
+            "T0361",
             "the Triton backend has powers with constant exponents up to 16 only",
             e.span,
             helps="write `exp(b * log(a))` where `a` is positive",

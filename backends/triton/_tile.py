@@ -1,8 +1,9 @@
-"""Expressions over the current tile: which axes a value has, where it is loaded from, and what guards the load.
+"""Expressions over the current tile: which axes a value has, where it is loaded from, and what
+guards the load.
 
-Every variable of a kernel is *blocked* (a vector of `BLOCK` coordinates, one axis of tiles) or a scalar (tiles of one
-coordinate). A value has the blocked variables it depends on as its axes; it is spread over the axes of its statement
-by indexing with `None`.
+Every variable of a kernel is *blocked* (a vector of `BLOCK` coordinates, one axis of tiles) or a
+scalar (tiles of one coordinate). A value has the blocked variables it depends on as its axes; it
+is spread over the axes of its statement by indexing with `None`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ Axes = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A tensor's tile in registers: the Python name that holds it, its axes, and the tiles it was made for."""
+    """A tensor's tile in registers: the Python name that holds it, its axes, and the tiles it was
+    made for.
+    """
 
     name: str
     axes: Axes
@@ -42,7 +45,9 @@ class Register:
     position: int = -1  # the dimension that tells the step
 
     def at(self, indices: tuple[Expr, ...], open_: list[str]) -> tuple[str, list[Expr]] | None:
-        """The name that the indices mean, and the indices within the tile; None where they mean no step."""
+        """The name that the indices mean, and the indices within the tile; None where they mean no
+        step.
+        """
         if self.position < 0:
             return self.name, list(indices)
         rest = [i for n, i in enumerate(indices) if n != self.position]
@@ -59,7 +64,9 @@ class Register:
 
 @dataclass
 class Scope:
-    """The body of an open loop: its variable, where its `for` line stands, and the names taken before it."""
+    """The body of an open loop: its variable, where its `for` line stands, and the names taken
+    before it.
+    """
 
     var: str
     line: int
@@ -119,7 +126,9 @@ class Tile:
         self.lines.depth -= 1
 
     def define(self, wanted: str, call: str, arguments: list[str], level: int) -> str:
-        """Adds `name = call(arguments)` to the scope of the given depth, before the loops inside it."""
+        """Adds `name = call(arguments)` to the scope of the given depth, before the loops inside
+        it.
+        """
         name = self.names.fresh(wanted)
         inner = self.scopes[level:]
         for scope in inner:
@@ -220,23 +229,25 @@ class Tile:
             return Code(self.spread(self.load(a, axes), axes, order))
         name = self.register(held, a)
         if any(v not in order for v in held.axes):
-            raise CompileError("T0322", f"`{text(a)}` has an axis that its reader lacks", a.span)
+            raise CompileError("T0362", f"`{text(a)}` has an axis that its reader lacks", a.span)
         return Code(self.spread(name, held.axes, order))
 
     def register(self, held: Register, a: Access) -> str:
-        """The Python name of a register tile. It can not be cut further: its variables must be where it was made."""
+        """The Python name of a register tile. It can not be cut further: its variables must be
+        where it was made.
+        """
         found = held.at(a.indices, [s.var for s in self.scopes])
         names = [i.name for i in found[1] if isinstance(i, Var)] if found else []
         if found is None or len(names) != len(found[1]):
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"the register tile `{a.tensor}` is accessed as `{text(a)}`",
                 a.span,
                 helps="access a register tile with the variables of its dimensions",
             )
         if tuple(self.place.get(v) for v in names) != held.place:
             raise CompileError(
-                "T0322",
+                "T0362",
                 f"`{text(a)}` is one piece of a larger register tile",
                 a.span,
                 helps=f"allocate `{a.tensor}` inside the loops that cut its variables",
@@ -244,7 +255,9 @@ class Tile:
         return found[0]
 
     def load(self, a: Access, axes: Axes) -> str:
-        """The Python name of a loaded tile; a tile is loaded once, outside the loops that do not move it."""
+        """The Python name of a loaded tile; a tile is loaded once, outside the loops that do not
+        move it.
+        """
         key = (text(a), axes)
         for scope in self.loaded:
             if key in scope:
@@ -340,7 +353,9 @@ def compared(a: Code, sign: str, b: Code) -> Code:
 
 
 def conjunction(terms: list[Term]) -> Code | None:
-    """All of the terms; None when there are none. Triton's interpreter widens the `&` of a scalar and a vector."""
+    """All of the terms; None when there are none. Triton's interpreter widens the `&` of a scalar
+    and a vector.
+    """
     if len(terms) < 2:
         return terms[0][0] if terms else None
     joined = Code(" & ".join(t.within(BIT_AND + 1) for t, _ in terms), BIT_AND)

@@ -1,11 +1,15 @@
-"""Everything that depends on Triton's version: ahead-of-time builds, what they report, and whether a device is there."""
+"""Everything that depends on Triton's version: ahead-of-time builds, what they report, and whether
+a device is there.
+"""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +25,12 @@ _POINTER = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bool": "i1"}
 
 
 def require() -> Any:
-    """The module `triton`; T0324 when it is not installed."""
+    """The module `triton`; T0364 when it is not installed."""
     try:
         import triton
     except ImportError:
         raise CompileError(
-            "T0324", "Triton is not installed", helps="`pip install triton torch`"
+            "T0364", "Triton is not installed", helps="`pip install triton torch`"
         ) from None
     return triton
 
@@ -41,9 +45,12 @@ def has_device() -> bool:
 
 
 def load(source: str) -> ModuleType:
-    """The generated module; Triton reads the text of its functions from a file, which lives as long as the process."""
+    """The generated module; Triton reads the text of its functions from a file, which lives as
+    long as the process.
+    """
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     folder = Path(tempfile.mkdtemp(prefix="tcc-triton-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / f"kernels_{digest}.py"
     path.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"tcc_triton_{digest}", path)
@@ -57,7 +64,8 @@ def load(source: str) -> ModuleType:
 def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> dict[str, Any]:
     """PTX, cubin and resources of one kernel for `sm_<capability>`, without a device.
 
-    Sizes and strides count as multiples of 16, last strides as 1, as for contiguous tensors of round shapes.
+    Sizes and strides count as multiples of 16, last strides as 1, as for contiguous tensors of
+    round shapes.
     """
     triton = require()
     from triton.backends.compiler import GPUTarget
@@ -65,7 +73,7 @@ def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> d
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise CompileError(
-            "T0324",
+            "T0364",
             "Triton's interpreter is on, so nothing can be built ahead of time",
             helps="unset `TRITON_INTERPRET`",
         )
@@ -116,7 +124,7 @@ def _resources(ptx: str, capability: int) -> dict[str, int]:
         )
     if done.returncode:
         raise CompileError(
-            "T0325",
+            "T0365",
             f"the assembler refused the kernel: {done.stderr.strip()[:400]}",
             helps="this is a bug in tcc or Triton",
         )

@@ -1,0 +1,306 @@
+"""One kernel for one group of definitions on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tcc.ir.cascade import Einsum
+from tcc.ir.expr import Access, Call, Expr, Var, accesses, call, text, transform, variables
+from tcc.ir.index import poly
+from tcc.ir.infer import expression_dtype
+from tcc.ir.layout import Digit, Layout, row_major
+from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+from tcc.passes._algebra import (
+    Contraction,
+    contraction,
+    plain_variables,
+    row_variables,
+    tile_variable,
+)
+from tcc.passes._cpu_vectors import vector_nodes
+
+if TYPE_CHECKING:
+    from tcc.passes._map_cpu import Mapper
+
+
+class GroupKernel:
+    """One group: outer loops over the rows that its members share, inside them its definitions in order."""
+
+    def __init__(self, m: Mapper, name: str, members: list[Einsum]) -> None:
+        self.m, self.c, self.name = m, m.c, name
+        self.members = members
+        self.tile = tile_variable(members) if any(contraction(d) for d in members) else None
+        self.rows = row_variables(members)
+        self.locals: dict[str, Buffer] = {}
+        self.used: list[str] = []
+        self.column: str | None = None
+
+    def build(self) -> Kernel:
+        if self.tile is None:
+            return self._vector_kernel()
+        rows = [v for v in self.rows if v != self.tile]
+        splits = [(d, s) for d in self.members if (s := contraction(d, self.tile)) is not None]
+        if len(splits) == 1 and splits[0][1].columns[-1] in rows:
+            self.column = splits[0][1].columns[-1]
+            rows.remove(self.column)
+        body = self._tile_body()
+        for b in reversed(list(self.locals.values())):
+            body = (Alloc(b, body),)
+        if self.column is not None:
+            body = (Loop(self.column, self._column_block(), body, "core"),)
+        block = self.m.block_rows if len(splits) == 1 and self.column else self.m.block_rows // 2
+        body = (Loop(self.tile, block, body, "core"),)
+        for v in reversed(rows):
+            body = (Loop(v, 1, body, "core"),)
+        names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
+        return Kernel(self.name, self.m.extents(names), body)
+
+    def _column_block(self) -> int:
+        """Columns per task: few enough that small problems still have several tasks."""
+        assert self.column is not None
+        size = poly(self.c.extent(self.column)).constant
+        unit = self.m.columns
+        if size is None:
+            return self.m.block_columns
+        return max(unit, min(self.m.block_columns, -(-size // (4 * unit)) * unit))
+
+    # ---- groups without contractions
+
+    def _vector_kernel(self) -> Kernel:
+        rows = list(self.rows)
+        last = self.members[-1]
+        if not any(d.reduced for d in self.members) and plain_variables(last):
+            lane = plain_variables(last)[-1]
+            if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
+                rows.remove(lane)
+        for d in self.members:
+            if not self.m.in_memory(d.target):
+                self._local(d, rows)
+        members = self._reuse(self.members, rows)
+        body: tuple[Node, ...] = tuple(vector_nodes(self.c, members, rows))
+        for b in reversed(list(self.locals.values())):
+            body = (Alloc(b, body),)
+        for v in reversed(rows):
+            body = (Loop(v, 1, body, "core"),)
+        return Kernel(
+            self.name,
+            self.m.extents([*rows, *(v for d in members for v in (*d.free, *d.reduced))]),
+            body,
+        )
+
+    def _local(self, d: Einsum, rows: list[str], layout: Layout | None = None) -> None:
+        """A buffer for the window of a member that stays inside the group."""
+        names = plain_variables(d)
+        inner = [v for v in names if v not in rows]
+        level = "L1" if inner else "reg"
+        t = self.m.types[d.target]
+        self.locals[d.target] = Buffer(d.target, t.dtype, tuple(Var(v) for v in names), level,
+                                       layout or row_major(len(names)))  # fmt: skip
+
+    def _reuse(self, members: list[Einsum], rows: list[str]) -> list[Einsum]:
+        """An element-wise definition overwrites the buffer of an operand that nothing reads later."""
+        out = list(members)
+        for n, d in enumerate(out):
+            b = self.locals.get(d.target)
+            if b is None or d.reduced:
+                continue
+            for a in d.reads:
+                s = self.locals.get(a.tensor)
+                same_place = [text(i) for i in a.indices] == [text(i) for i in d.indices]
+                everywhere = all(
+                    [text(i) for i in x.indices] == [text(i) for i in d.indices]
+                    for x in d.reads if x.tensor == a.tensor
+                )  # fmt: skip
+                later = any(x.tensor == a.tensor for e in out[n + 1 :] for x in e.reads)
+                if s is None or not same_place or not everywhere or later or s.dtype != b.dtype:
+                    continue
+                if not [v for v in plain_variables(d) if v not in rows] or a.tensor == d.target:
+                    continue
+                del self.locals[d.target]
+                out[n:] = [_renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
+                break
+        return out
+
+    # ---- groups with contractions
+
+    def _tile_body(self) -> tuple[Node, ...]:
+        assert self.tile is not None
+        plan: list[tuple[Einsum, Contraction | None]] = []
+        for d in self.members:
+            s = contraction(d, self.tile)
+            if s is None:
+                if not self.m.in_memory(d.target):
+                    self._local(
+                        d,
+                        [*self._outer(), self.tile] if not d.reduced else self._outer(),
+                        self._padded(d, s),
+                    )
+                plan.append((d, None))
+                continue
+            whole = all(isinstance(i, Var) for i in d.indices) and len(set(d.free)) == len(
+                d.indices
+            )
+            if self.m.in_memory(d.target) or s.scale is not None or s.where or not whole:
+                plan += [*self._split(d, s)]
+            else:
+                self._local(d, self._outer(), self._padded(d, s))
+                plan.append((d, s))
+        names = [id(d) for d, _ in plan]
+        reused = self._reuse([d for d, _ in plan], [])
+        split = {i: s for i, (_, s) in zip(names, plan, strict=True)}
+        nodes: list[Node] = []
+        pending: list[Einsum] = []
+        for key, d in zip(names, reused, strict=True):
+            s = (
+                contraction(d, self.tile) if split[key] is not None else None
+            )  # its operands may be renamed
+            if s is None:
+                pending.append(d)
+                continue
+            nodes += self._flush(pending)
+            pending = []
+            nodes += self._contraction(d, s, reused)
+        return (*nodes, *self._flush(pending))
+
+    def _outer(self) -> list[str]:
+        return [v for v in self.rows if v not in (self.tile, self.column)]
+
+    def _split(self, d: Einsum, s: Contraction) -> list[tuple[Einsum, Contraction | None]]:
+        """T = scale · Σ …  -->  T_sum = Σ …;  T = T_sum · scale."""
+        name = self.m.fresh(f"{d.target}_sum")
+        free = [v for v in d.free if v in (*s.batch, *s.rows, *s.columns)]
+        at = tuple(Var(v) for v in free)
+        body = call("mul", s.row_factor, s.column_factor)
+        inner = Einsum(name, at, body, d.reductions, (), d.span)
+        dtype = expression_dtype(self.c, call("mul", s.row_factor, s.column_factor))
+        self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype,
+                                     shape=tuple(self.c.extent(v) for v in free))  # fmt: skip
+        self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
+        self._local(inner, self._outer(), self._padded(inner, s))
+        value: Expr = Access(name, at)
+        if s.scale is not None:
+            value = call("mul", value, s.scale)
+        outer = Einsum(d.target, d.indices, value, (), s.where, d.span)
+        if not self.m.in_memory(d.target):
+            self._local(outer, self._outer(), self._padded(outer, s))
+        return [(inner, replace(s, scale=None, where=())), (outer, None)]
+
+    def _padded(self, d: Einsum, s: Contraction | None) -> Layout | None:
+        """Rows and columns padded to the register tile, the columns contiguous, the rows next to them."""
+        names = plain_variables(d)
+        column = (
+            s.columns[-1] if s else next((v for v in reversed(names) if v not in self.rows), None)
+        )
+        if self.tile not in names or column not in names or column == self.tile:
+            return None
+        r, n = names.index(self.tile or ""), names.index(column or "")
+        others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
+        return Layout((*others, Digit(r, self.m.rows), Digit(r, 1, self.m.rows),
+                       Digit(n, self.m.columns), Digit(n, 1, self.m.columns)))  # fmt: skip
+
+    def _flush(self, pending: list[Einsum]) -> list[Node]:
+        """Row by row over the tile."""
+        if not pending:
+            return []
+        assert self.tile is not None
+        inner = vector_nodes(self.c, pending, [*self._outer(), self.tile])
+        return [Loop(self.tile, 1, tuple(inner))]
+
+    def _contraction(self, d: Einsum, s: Contraction, members: list[Einsum]) -> list[Node]:
+        m, column = self.m, s.columns[-1]
+        packed = self._pack(d, s, column)
+        rows, before = self._row_operand(d, s, members)
+        leaf: tuple[Node, ...] = (
+            Do(Einsum(d.target, d.indices, call("mul", rows, packed), d.reductions, (), d.span),
+               ((column, "lane"), (self.tile or "", "unroll"))),
+        )  # fmt: skip
+        leaf = (Loop(column, m.columns, (Loop(self.tile or "", m.rows, leaf),)),)
+        if len(s.reduced) == 1:
+            size = poly(self.c.extent(s.reduced[0])).constant
+            if size is None or size > 2 * m.block_depth:
+                leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
+        extra = [v for v in (*s.rows, *s.columns[:-1], *s.batch) if v not in self.rows]
+        for v in reversed(extra):
+            leaf = (Loop(v, 1, leaf),)
+        return [*before, *leaf]
+
+    def _row_operand(
+        self, d: Einsum, s: Contraction, members: list[Einsum]
+    ) -> tuple[Expr, list[Node]]:
+        """The first factor as one read: in place, or computed once per tile into a buffer."""
+        e = s.row_factor
+        known = {x.target: x for x in members}
+        while isinstance(e, Call) and e.op == "select" and isinstance(e.args[1], Access):
+            # a guard that the operand's own definition has already applied: it holds 0 there
+            made = known.get(e.args[1].tensor)
+            if made is None or text(e.args[0]) not in {text(p) for p in made.where}:
+                break
+            e = e.args[1]
+        if (
+            isinstance(e, Access)
+            and not accesses(*e.indices)
+            and self.c.tensors[e.tensor].dtype.is_float
+        ):
+            return e, []
+        names = [v for v in variables(e) if v not in self._outer() and v != self.tile]
+        order = [
+            *(v for v in names if v not in s.reduced),
+            self.tile or "",
+            *(v for v in s.reduced if v in names),
+        ]
+        name = self._temporary(f"{d.target}_rows", e, order)
+        self.locals[name] = Buffer(
+            name,
+            self.m.types[name].dtype,
+            tuple(Var(v) for v in order),
+            "L2",
+            row_major(len(order)),
+        )
+        access = Access(name, tuple(Var(v) for v in order))
+        fill = Einsum(name, access.indices, e)
+        nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
+        return access, [Loop(self.tile or "", 1, tuple(nodes))]
+
+    def _temporary(self, name: str, value: Expr, order: list[str]) -> str:
+        name = self.m.fresh(name)
+        t = self.c.tensors[next(iter(self.c.tensors))]
+        self.m.types[name] = replace(t, name=name, dtype=expression_dtype(self.c, value), fill=0, constant=False,
+                                     shape=tuple(self.c.extent(v) for v in order), span=None)  # fmt: skip
+        self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
+        self.used += order
+        return name
+
+    def _pack(self, d: Einsum, s: Contraction, column: str) -> Expr:
+        """The second factor in panels of `columns` columns, packed by a kernel of its own before this one."""
+        e = s.column_factor
+        others = [v for v in variables(e) if v != column and v not in s.reduced]
+        order = [*others, *(v for v in s.reduced if v in variables(e)), column]
+        n = len(order) - 1
+        name = self._temporary(f"{d.target}_columns", e, order)
+        t = self.m.types[name]
+        layout = Layout((*(Digit(i) for i in range(len(others))), Digit(n, self.m.columns),
+                         *(Digit(i) for i in range(len(others), n)), Digit(n, 1, self.m.columns)))  # fmt: skip
+        constant = {x.name for x in self.c.inputs if x.constant}
+        keep = bool(accesses(e)) and all(a.tensor in constant for a in accesses(e))
+        self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, 0, keep)
+        access = Access(name, tuple(Var(v) for v in order))
+        body: tuple[Node, ...] = (Do(Einsum(name, access.indices, e), ((column, "lane"),)),)
+        inner = [v for v in order if v != column and v not in others]
+        for v in reversed(inner):
+            body = (Loop(v, 1, body),)
+        body = (Loop(column, self.m.columns, body, "core"),)
+        for v in reversed(others):
+            body = (Loop(v, 1, body, "core"),)
+        self.m.kernels.append(
+            Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), body, keep)
+        )
+        return access
+
+
+def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:
+    def rule(n: Expr) -> Expr:
+        return Access(new, n.indices, n.span) if isinstance(n, Access) and n.tensor == old else n
+
+    return Einsum(new if d.target == old else d.target, tuple(transform(i, rule) for i in d.indices),
+                  transform(d.body, rule), d.reductions, tuple(transform(p, rule) for p in d.where), d.span)  # fmt: skip
