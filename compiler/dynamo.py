@@ -359,9 +359,11 @@ class Compiled:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["original"], name)
 
-    def explain(self) -> str:
-        """What became of it; see `Records.explain`."""
-        return self.records.explain()
+    def explain(self) -> Any:
+        """What became of it: kernels with what was fused, calls left to PyTorch, eager fallbacks with their reasons."""
+        from tcc.explain import explain_graphs
+
+        return explain_graphs(self.records.name, self.records.graphs)
 
     def ir(self, level: str = "cascade") -> str:
         """The IR of its graphs as text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tcc.ir.cascade import Cascade, Definition, Einsum
+from tcc.ir.cascade import Cascade, Definition, Einsum, Reduction
 from tcc.ir.expr import (
     Access,
     Call,
@@ -16,6 +16,7 @@ from tcc.ir.expr import (
     Var,
     call,
     children,
+    substitute,
     text,
     variables,
     walk,
@@ -205,10 +206,20 @@ def row_variables(members: Iterable[Einsum]) -> list[str]:
         common = [v for v in common if v not in bad]
 
 
+def renamed(d: Einsum, new: dict[str, str]) -> Einsum:
+    """A definition with other names for its variables."""
+    values: dict[str, Expr] = {k: Var(v) for k, v in new.items()}
+    return Einsum(
+        d.target, tuple(substitute(i, values) for i in d.indices), substitute(d.body, values),
+        tuple(Reduction(new.get(r.var, r.var), r.monoid, r.span) for r in d.reductions),
+        tuple(substitute(p, values) for p in d.where), d.span,
+    )  # fmt: skip
+
+
 def neutral(e: Expr, op: str) -> bool:
     """Whether a constant is the identity of an operator."""
     return isinstance(e, Const) and OPS[op].identity is not None and e.value == OPS[op].identity
 
 
 __all__ = ["MONOIDS", "Contraction", "contraction", "elements", "is_copy", "is_elementwise", "neutral", "operations",
-           "plain_variables", "row_variables", "size_estimate", "text", "tile_variable", "walk"]  # fmt: skip
+           "plain_variables", "renamed", "row_variables", "size_estimate", "text", "tile_variable", "walk"]  # fmt: skip

@@ -14,8 +14,10 @@ from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.passes._algebra import (
     Contraction,
     contraction,
+    elements,
     plain_variables,
     row_variables,
+    size_estimate,
     tile_variable,
 )
 from tcc.passes._cpu_vectors import vector_nodes
@@ -197,7 +199,7 @@ class GroupKernel:
         r, n = names.index(self.tile or ""), names.index(column or "")
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
         return Layout((*others, Digit(r, self.m.rows), Digit(r, 1, self.m.rows),
-                       Digit(n, self.m.columns), Digit(n, 1, self.m.columns)))  # fmt: skip
+                       Digit(n, self._columns(d)), Digit(n, 1, self._columns(d))))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
         """Row by row over the tile."""
@@ -209,13 +211,13 @@ class GroupKernel:
 
     def _contraction(self, d: Einsum, s: Contraction, members: list[Einsum]) -> list[Node]:
         m, column = self.m, s.columns[-1]
-        packed = self._pack(d, s, column)
-        rows, before = self._row_operand(d, s, members)
+        packed, before = self._column_operand(d, s, column)
+        rows, fill = self._row_operand(d, s, members)
         leaf: tuple[Node, ...] = (
             Do(Einsum(d.target, d.indices, call("mul", rows, packed), d.reductions, (), d.span),
                ((column, "lane"), (self.tile or "", "unroll"))),
         )  # fmt: skip
-        leaf = (Loop(column, m.columns, (Loop(self.tile or "", m.rows, leaf),)),)
+        leaf = (Loop(column, self._columns(d), (Loop(self.tile or "", m.rows, leaf),)),)
         if len(s.reduced) == 1:
             size = poly(self.c.extent(s.reduced[0])).constant
             if size is None or size > 2 * m.block_depth:
@@ -223,7 +225,11 @@ class GroupKernel:
         extra = [v for v in (*s.rows, *s.columns[:-1], *s.batch) if v not in self.rows]
         for v in reversed(extra):
             leaf = (Loop(v, 1, leaf),)
-        return [*before, *leaf]
+        return [*before, *fill, *leaf]
+
+    def _columns(self, d: Einsum) -> int:
+        """Columns of a register tile: as many vectors whatever the element's size."""
+        return max(1, self.m.columns * 4 // max(4, self.m.types[d.target].dtype.itemsize))
 
     def _row_operand(
         self, d: Einsum, s: Contraction, members: list[Einsum]
@@ -271,31 +277,58 @@ class GroupKernel:
         self.used += order
         return name
 
-    def _pack(self, d: Einsum, s: Contraction, column: str) -> Expr:
-        """The second factor in panels of `columns` columns, packed by a kernel of its own before this one."""
-        e = s.column_factor
+    def _column_operand(self, d: Einsum, s: Contraction, column: str) -> tuple[Expr, list[Node]]:
+        """The second factor in panels of columns: packed once by a kernel of its own before this one, or, where its
+        elements are read many times over (windows), tile by tile into a buffer."""
+        e, panel = s.column_factor, self._columns(d)
         others = [v for v in variables(e) if v != column and v not in s.reduced]
-        order = [*others, *(v for v in s.reduced if v in variables(e)), column]
+        inner = [v for v in s.reduced if v in variables(e)]
+        read = sum(elements(self.c, a.tensor) for a in accesses(e))
+        size = 1
+        for v in (*others, *inner, column):
+            size *= size_estimate(self.c, self.c.extent(v))
+        if size <= 2 * read or not set(others) <= set(self._outer()):
+            return self._pack(d, e, others, inner, column, panel), []
+        order = [*inner, column]
+        n = len(inner)
+        name = self._temporary(f"{d.target}_columns", e, order)
+        layout = Layout((Digit(n, panel), *(Digit(i) for i in range(n)), Digit(n, 1, panel)))
+        self.locals[name] = Buffer(
+            name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2", layout
+        )
+        access = Access(name, tuple(Var(v) for v in order))
+        return access, list(_panels(Einsum(name, access.indices, e), inner, column, panel, None))
+
+    def _pack(
+        self, d: Einsum, e: Expr, others: list[str], inner: list[str], column: str, panel: int
+    ) -> Expr:
+        order = [*others, *inner, column]
         n = len(order) - 1
         name = self._temporary(f"{d.target}_columns", e, order)
         t = self.m.types[name]
-        layout = Layout((*(Digit(i) for i in range(len(others))), Digit(n, self.m.columns),
-                         *(Digit(i) for i in range(len(others), n)), Digit(n, 1, self.m.columns)))  # fmt: skip
+        layout = Layout((*(Digit(i) for i in range(len(others))), Digit(n, panel),
+                         *(Digit(i) for i in range(len(others), n)), Digit(n, 1, panel)))  # fmt: skip
         constant = {x.name for x in self.c.inputs if x.constant}
         keep = bool(accesses(e)) and all(a.tensor in constant for a in accesses(e))
         self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, 0, keep)
         access = Access(name, tuple(Var(v) for v in order))
-        body: tuple[Node, ...] = (Do(Einsum(name, access.indices, e), ((column, "lane"),)),)
-        inner = [v for v in order if v != column and v not in others]
-        for v in reversed(inner):
-            body = (Loop(v, 1, body),)
-        body = (Loop(column, self.m.columns, body, "core"),)
+        body = _panels(Einsum(name, access.indices, e), inner, column, panel, "core")
         for v in reversed(others):
             body = (Loop(v, 1, body, "core"),)
         self.m.kernels.append(
             Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), body, keep)
         )
         return access
+
+
+def _panels(
+    d: Einsum, inner: list[str], column: str, panel: int, on: str | None
+) -> tuple[Node, ...]:
+    """Loops that fill a packed operand panel by panel."""
+    body: tuple[Node, ...] = (Do(d, ((column, "lane"),)),)
+    for v in reversed(inner):
+        body = (Loop(v, 1, body),)
+    return (Loop(column, panel, body, on),)
 
 
 def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:

@@ -11,11 +11,10 @@ from tcc.ir.cascade import (
     Extern,
     Rank,
     Recurrence,
-    Reduction,
     steps,
     targets,
 )
-from tcc.ir.expr import Const, Expr, Size, Var, accesses, substitute, variables
+from tcc.ir.expr import Const, Expr, Size, Var, accesses, variables
 from tcc.ir.index import same
 from tcc.ir.target import Target
 from tcc.passes._algebra import (
@@ -23,6 +22,7 @@ from tcc.passes._algebra import (
     contraction,
     elements,
     plain_variables,
+    renamed,
     row_variables,
     size_estimate,
     tile_variable,
@@ -178,7 +178,7 @@ class _Fusion:
                 new[v] = self._fresh(v, used | taken | set(mine))
                 taken.add(new[v])
         new = {k: v for k, v in new.items() if k != v}
-        return _renamed(d, new) if new else d
+        return renamed(d, new) if new else d
 
     def _same_loop(self, members: list[Einsum], d: Einsum, v: str) -> bool:
         """A variable of the same name that no access ties may stay one loop when both walk outer dimensions with it."""
@@ -198,12 +198,3 @@ class _Fusion:
 
 
 _ONE = Const(1)
-
-
-def _renamed(d: Einsum, new: dict[str, str]) -> Einsum:
-    values: dict[str, Expr] = {k: Var(v) for k, v in new.items()}
-    return Einsum(
-        d.target, tuple(substitute(i, values) for i in d.indices), substitute(d.body, values),
-        tuple(Reduction(new.get(r.var, r.var), r.monoid, r.span) for r in d.reductions),
-        tuple(substitute(p, values) for p in d.where), d.span,
-    )  # fmt: skip

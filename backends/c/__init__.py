@@ -116,13 +116,14 @@ class _Built:
     def __init__(self, program: Program) -> None:
         import ctypes
 
-        from tcc.backends.c.launch import load
+        from tcc.backends.c.launch import Arena, load
         from tcc.backends.c.toolchain import build as compile_source
         from tcc.backends.c.toolchain import find_toolchain
 
         self.program = program
         self.library = load(compile_source(program.source, find_toolchain()))
         self.kept: dict[object, _Constants] = {}
+        self.memory = Arena()
         self.measure = {}
         for name in ("tcc_arena", "tcc_constants", "tcc_scratch"):
             function = getattr(self.library, name)
@@ -147,7 +148,7 @@ class Call:
     """A program bound to shapes, strides and sizes. Calling it writes the outputs; it is safe to call from many threads."""
 
     def __init__(self, built: _Built, numbers: Sequence[int], constant: object = None) -> None:
-        from tcc.backends.c.launch import Arena, Launcher, sizes_array
+        from tcc.backends.c.launch import Launcher, sizes_array
 
         tensors = len(built.program.tensors)
         self.sizes = sizes_array([*numbers, 0])
@@ -164,7 +165,7 @@ class Call:
             if built.program.prepared
             else None
         )
-        self._memory = Arena()
+        self._memory = built.memory
         self._constants: _Constants | None = None
         if self.constant_bytes:
             self._constants = built.kept.setdefault(

@@ -148,7 +148,7 @@ def _call(s: Scope, e: Call) -> str:
         shown = f"({args[0]} {_INFIX[e.op]} {args[1]})"
         return shown if t.bits >= 32 else f"(({name}){shown})"
     if e.op == "neg":
-        return f"(({name})-{args[0]})"
+        return f"(({name})-({args[0]}))" if args[0].startswith("-") else f"(({name})-{args[0]})"
     if t.is_float:
         return _float_call(s, e.op, args, t)
     return _integer_call(s, e.op, args, t, text(e))

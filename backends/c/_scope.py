@@ -110,7 +110,8 @@ class Scope:
             return simplify_index(offset, self.counters)
         assert s.layout is not None
         relative = tuple(
-            simplify_index(call("sub", i, b), self.counters) for i, b in zip(at, s.base, strict=True)
+            simplify_index(call("sub", i, b), self.counters)
+            for i, b in zip(at, s.base, strict=True)
         )
         return simplify_index(s.layout.address(relative, s.shape), self.counters)
 
@@ -142,7 +143,8 @@ def integer_text(s: Scope, e: Expr) -> str:
             right = _grouped(right, e.args[1])
         return f"{left} {symbol} {right}"
     if isinstance(e, Call) and e.op == "neg":
-        return f"-{_grouped(integer_text(s, e.args[0]), e.args[0])}"
+        inner = _grouped(integer_text(s, e.args[0]), e.args[0])
+        return f"-({inner})" if inner.startswith("-") else f"-{inner}"
     if (
         isinstance(e, Call)
         and e.op in ("floordiv", "mod")

@@ -238,7 +238,7 @@ class Vector:
         if e.op in _SYMBOLS:
             return f"{args[0]} {_SYMBOLS[e.op]} {args[1]}"
         if e.op == "neg":
-            return f"(-{args[0]})"
+            return f"(-({args[0]}))" if args[0].startswith("-") else f"(-{args[0]})"
         if e.op == "div":
             return f"{args[0]} / {args[1]}"
         if e.op == "floordiv":
