@@ -249,7 +249,7 @@ class GroupKernel:
             and self.c.tensors[e.tensor].dtype.is_float
         ):
             return e, []
-        names = [v for v in variables(e) if v not in self._outer() and v != self.tile]
+        names = [v for v in variables(e) if v != self.tile]
         order = [
             *(v for v in names if v not in s.reduced),
             self.tile or "",
@@ -289,10 +289,11 @@ class GroupKernel:
             size *= size_estimate(self.c, self.c.extent(v))
         if size <= 2 * read or not set(others) <= set(self._outer()):
             return self._pack(d, e, others, inner, column, panel), []
-        order = [*inner, column]
-        n = len(inner)
+        order = [*others, *inner, column]  # the others are points here: a window of one coordinate
+        n, first = len(order) - 1, len(others)
         name = self._temporary(f"{d.target}_columns", e, order)
-        layout = Layout((Digit(n, panel), *(Digit(i) for i in range(n)), Digit(n, 1, panel)))
+        layout = Layout((*(Digit(i) for i in range(first)), Digit(n, panel),
+                         *(Digit(i) for i in range(first, n)), Digit(n, 1, panel)))  # fmt: skip
         self.locals[name] = Buffer(
             name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2", layout
         )

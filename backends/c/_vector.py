@@ -256,9 +256,11 @@ class Vector:
         t = s.dtype(a)
         step = self.step(a)
         moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
-        if step is None or step.constant != 1 or moving or any(self.lane in variables(x) for i in a.indices for x in
-                                                               accesses(i)):  # fmt: skip
-            return self._gather(a, t, step, moving)
+        indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
+        if step is None or step.constant != 1 or indirect:
+            return self._gather(a, t)
+        if moving:
+            return self._window(a, t, moving)
         place = self._place(a)
         if self.count is None:
             loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({place})"
@@ -308,9 +310,21 @@ class Vector:
             return None
         return c
 
-    def _gather(
-        self, a: Access, t: DType, step: Poly | None, moving: list[tuple[Expr, Expr]]
-    ) -> str:
+    def _window(self, a: Access, t: DType, moving: list[tuple[Expr, Expr]]) -> str:
+        """Contiguous lanes of which some may lie outside: one load where the first and the last lie inside."""
+        if self.count is not None or any(poly(i).coefficient(self.lane) is None for i, _ in moving):
+            return self._gather(a, t)
+        s = self.s
+        old = s.intervals[self.lane]
+        tests = []
+        for n in (0, self.lanes - 1):
+            s.intervals[self.lane] = Interval(call("add", old.low, Const(self.offset + n)), old.high, 1)
+            tests.append(inside(s, s.unsafe(a)))
+        s.intervals[self.lane] = old
+        loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self._place(a)})"
+        return f"{' && '.join(tests)} ? {loaded} : {self._gather(a, t)}"
+
+    def _gather(self, a: Access, t: DType) -> str:
         """Lane by lane; lanes beyond the tail read the last valid point."""
         s = self.s
         old = s.intervals[self.lane]
