@@ -141,7 +141,7 @@ def exit_code(error: CompileError) -> int:
 
 
 # cache, compiler, loader, a function of PyTorch, a backend
-_MISSING_CODES = ("T0301", "T0311", "T0320", "T0321", "T0322", "T0323", "T0324", "T0325", "T0326")
+_MISSING_CODES = ("T0301", "T0311", "T0321", "T0322", "T0323", "T0324", "T0325", "T0326")
 # unknown file, target, pass, option of a pass, value of a variable
 _USAGE_CODES = ("T0143", "T0132", "T0213", "T0215", "T0216", "T0219")
 

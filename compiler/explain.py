@@ -115,7 +115,9 @@ class Explanation:
             f"inside them: {_count(near, 'buffer')} near the cores"
         )
         if constant:
-            lines.append(f"prepared ahead: {', '.join(b.name for b in constant)}")
+            names = ", ".join(b.name for b in constant[:3])
+            more = ", …" if len(constant) > 3 else ""
+            lines.append(f"prepared ahead: {_count(len(constant), 'tensor')} ({names}{more})")
         if self.externs:
             lines.append(f"left to PyTorch: {_count(len(self.externs), 'call')}")
             lines += [

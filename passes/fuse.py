@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tcc.ir.cascade import (
     Cascade,
@@ -33,8 +33,9 @@ def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 1
     """Partitions the definitions into kernels; in one kernel, variables of one name are one loop.
 
     A definition joins the kernel of its latest producer when the two still share outer loops, over which every slice
-    is independent. A contraction joins another only when the tensor between them is more than `ratio` times larger than
-    each other operand: then keeping its tiles near beats streaming it.
+    is independent. A contraction joins another when both belong to the same batch, so that no operand is shared between
+    slices, or when the tensor between them is more than `ratio` times larger than each other operand: then keeping its
+    tiles near beats streaming it.
     """
     if c.groups:
         return c
@@ -42,9 +43,10 @@ def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 1
     return _Fusion(c, ratio, max_members, (max(inner[1:], default=1 << 19) // 8)).run()
 
 
+@dataclass
 class _Group:
-    def __init__(self, members: list[Definition], closed: bool) -> None:
-        self.members, self.closed = members, closed
+    members: list[Definition]
+    closed: bool
 
     @property
     def einsums(self) -> list[Einsum]:
@@ -123,11 +125,10 @@ class _Fusion:
 
     def _enough(self, rows: list[str], before: list[str]) -> bool:
         """Whether the shared loops still have more than one iteration when the group had more before."""
-
-        def many(names: list[str]) -> bool:
-            return any(not same(self._extent(v), _ONE) for v in names)
-
-        return many(rows) or not many(before)
+        one = Const(1)
+        return any(not same(self._extent(v), one) for v in rows) or all(
+            same(self._extent(v), one) for v in before
+        )
 
     def _near(self, members: list[Einsum], rows: list[str]) -> bool:
         """Whether what the members hand on for one row fits in the cache next to a core."""
@@ -149,6 +150,8 @@ class _Fusion:
         inside = [a.tensor for a in accesses(mine.row_factor) if a.tensor in made]
         if not inside or any(a.tensor in made for a in accesses(mine.column_factor)):
             return False
+        if split and all(s.batch for s in (*split, mine)):
+            return self._near([*made.values(), d], row_variables([*made.values(), d]))
         between = max(elements(self.c, t) for t in inside)
         others = [a.tensor for s in (*split, mine) for a in accesses(s.column_factor)] + [d.target]
         return bool(split) and all(between > self.ratio * elements(self.c, t) for t in others)
@@ -163,13 +166,8 @@ class _Fusion:
             if a.tensor not in made:
                 continue
             for i, own in zip(a.indices, made[a.tensor].indices, strict=True):
-                if (
-                    isinstance(i, Var)
-                    and isinstance(own, Var)
-                    and i.name not in new
-                    and own.name not in new.values()
-                ):
-                    new[i.name] = own.name
+                if isinstance(i, Var) and isinstance(own, Var) and own.name not in new.values():
+                    new.setdefault(i.name, own.name)
         mine = list(dict.fromkeys([*variables(*d.indices, d.body, *d.where)]))
         taken = set(new.values())
         used = {v for x in members for v in variables(*x.indices, x.body, *x.where)}

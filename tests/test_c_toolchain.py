@@ -40,7 +40,7 @@ def run_seven(path: Path) -> int:
 
 def shows_help(error: pytest.ExceptionInfo[CompileError], *parts: str) -> bool:
     text = str(error.value)
-    return "error[T3" in text and "help: " in text and all(part in text for part in parts)
+    return "error[T03" in text and "help: " in text and all(part in text for part in parts)
 
 
 def test_a_source_is_built_once_and_then_taken_from_the_cache(

@@ -205,14 +205,21 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"^```([^\n]+)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
+ERRORS_OF_TEXTS = {f"T01{n:02}" for n in range(40)}
+
+
 @pytest.mark.parametrize("section", SECTIONS, ids=[s[:5] for s in SECTIONS])
 def test_the_examples_of_an_error_fail_and_are_corrected(
     section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     code, found = section[:5], blocks(section)
+    found = [(info, text) for info, text in found if info.split()[0] in ("tcc", "python")]
     infos = [info for info, _ in found]
-    assert infos in (["tcc fails", "tcc"], ["python fails", "python"])
+    told = ([], ["python fails"])  # what depends on the machine or needs no second program
+    assert infos in (["tcc fails", "tcc"], ["python fails", "python"]) or (
+        infos in told and code not in ERRORS_OF_TEXTS
+    )
     for info, text in found:
         run = parse_cascade if info.startswith("tcc") else (lambda t: exec(t, {}))
         if info.endswith("fails"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping as MappingABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from tcc.backends.c.emit import Program, emit
@@ -132,16 +132,43 @@ class _Built:
 
 
 class _Constants:
-    """The memory of constant buffers, shared by all calls whose constant inputs are stored alike."""
+    """The memory of constant buffers, shared by all calls whose constant inputs are stored alike.
+
+    A block that a call is reading is never prepared again: other content gets a block of its own."""
 
     def __init__(self, size: int) -> None:
         import threading
 
+        self.size = size
+        self.lock = threading.Lock()
+        self.latest = _Prepared(size)
+
+    def take(self, content: object, prepare: Callable[[int], None]) -> _Prepared:
+        """A block that holds what `prepare(address)` makes of the constant inputs; give it back."""
+        with self.lock:
+            kept = self.latest
+            if kept.content is None or kept.content != content:
+                if kept.users:
+                    self.latest = kept = _Prepared(self.size)
+                prepare(kept.block.address)
+                kept.content = content
+            kept.users += 1
+            return kept
+
+    def give(self, kept: _Prepared) -> None:
+        with self.lock:
+            kept.users -= 1
+
+
+class _Prepared:
+    """A block of constant buffers, the key of the content it was prepared from, and its readers."""
+
+    def __init__(self, size: int) -> None:
         from tcc.backends.c.launch import Arena
 
         self.block = Arena().take(size)
-        self.lock = threading.Lock()
-        self.content: object = None  # of what the buffers were prepared
+        self.content: object = None
+        self.users = 0
 
 
 class Call:
@@ -151,14 +178,15 @@ class Call:
         from tcc.backends.c.launch import Launcher, sizes_array
 
         tensors = len(built.program.tensors)
-        self.sizes = sizes_array([*numbers, 0])
+        self.sizes = sizes_array([*numbers, 0, 1])
         self.arena_bytes, self.constant_bytes, scratch = (
             int(built.measure[name](self.sizes))
             for name in ("tcc_arena", "tcc_constants", "tcc_scratch")
         )
         per_thread = (scratch + 4095) // 4096 * 4096 + 128 if scratch else 0
-        self.sizes = sizes_array([*numbers, per_thread])
-        self.scratch_bytes = per_thread * _threads()
+        threads = _threads()
+        self.sizes = sizes_array([*numbers, per_thread, threads])
+        self.scratch_bytes = per_thread * threads
         self._main = Launcher(built.library, "tcc_main", tensors + 3, len(self.sizes))
         self._prepare = (
             Launcher(built.library, "tcc_prepare", tensors + 3, len(self.sizes))
@@ -175,29 +203,26 @@ class Call:
 
     def __call__(self, pointers: Sequence[int], constants: object = 0) -> None:
         """`pointers`: inputs, then outputs. `constants` is a key that changes when a constant input's content does."""
-        kept = self._constants.block.address if self._constants is not None else 0
-        if not self.total:
-            self._run(pointers, (0, kept, 0), constants)
-            return
-        block = self._memory.take(self.total)
+        block = self._memory.take(self.total) if self.total else None
+        arena = block.address if block is not None else 0
+        scratch = arena + self.arena_bytes if block is not None else 0
+        kept: _Prepared | None = None
         try:
-            self._run(pointers, (block.address, kept, block.address + self.arena_bytes), constants)
+            if self._constants is not None:
+                kept = self._constants.take(
+                    constants, lambda at: self._fill((*pointers, arena, at, scratch))
+                )
+            at = kept.block.address if kept is not None else 0
+            self._main((*pointers, arena, at, scratch), self.sizes)
         finally:
-            self._memory.give(block)
+            if kept is not None and self._constants is not None:
+                self._constants.give(kept)
+            if block is not None:
+                self._memory.give(block)
 
-    def _run(
-        self, pointers: Sequence[int], memory: tuple[int, int, int], constants: object
-    ) -> None:
-        every = (*pointers, *memory)
-        if (
-            self._constants is not None
-            and self._prepare is not None
-            and self._constants.content != constants
-        ):
-            with self._constants.lock:
-                self._prepare(every, self.sizes)
-                self._constants.content = constants
-        self._main(every, self.sizes)
+    def _fill(self, pointers: Sequence[int]) -> None:
+        if self._prepare is not None:
+            self._prepare(pointers, self.sizes)
 
 
 def _threads() -> int:

@@ -7,7 +7,7 @@
     void tcc_main(void *const *p, const int64_t *n)
 
 `p` holds inputs, outputs, arena, constants, scratch; `n` holds the rank sizes, the strides of inputs and outputs in
-elements, the bytes of scratch per thread.
+elements, the bytes of scratch per thread, the most threads that there is scratch for.
 """
 
 from __future__ import annotations
@@ -379,7 +379,11 @@ class _Tree:
         )
         s.lines.open("{")
         s.lines.add("const ptrdiff_t used = local - scratch;")
-        s.lines.add("#pragma omp parallel if (" + f"{total} > 1 && {points} > {PARALLEL_POINTS})")
+        most = f"n[{self._scratch_index() + 1}]"
+        s.lines.add(
+            f"#pragma omp parallel num_threads(omp_get_max_threads() < {most} ? "
+            f"omp_get_max_threads() : (int){most}) if ({total} > 1 && {points} > {PARALLEL_POINTS})"
+        )
         s.lines.open("{")
         s.lines.add("#ifdef _OPENMP")
         s.lines.add(
