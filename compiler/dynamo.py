@@ -116,6 +116,8 @@ def built(target: str | None = None, **options: Any) -> Factory:
     """A factory that compiles graphs for a target, in programs between their calls to PyTorch."""
 
     def factory(captured: Captured) -> Execute:
+        import torch
+
         from tcc.frontends._pytorch_segments import segments
         from tcc.program import Program
 
@@ -128,21 +130,25 @@ def built(target: str | None = None, **options: Any) -> Factory:
             free = [r.name for r in part.ranks if r.size is None]
             steps.append((Program(part).compile(target, **options), ins, outs, free))
         wanted = [t.name for t in captured.cascade.outputs]
+        grad_enabled = torch.is_grad_enabled
 
         def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
-            values = {name: t.detach() for name, t in tensors.items()}
+            values = tensors if not grad_enabled() else {n: t.detach() for n, t in tensors.items()}
+            values = dict(values)
             for step, ins, outs, free in steps:
                 if isinstance(step, Extern):
                     found = run_extern(step, values, sizes)
                 else:
                     given = {name: sizes[name] for name in free} if free else None
-                    result = step(*[values[name] for name in ins], sizes=given)
+                    result = step._call.run([values[name] for name in ins], given)
                     found = list(result) if len(outs) > 1 else [result]
                 values.update(zip(outs, found))
             return {name: values[name] for name in wanted}
 
         programs = [step for step, *_ in steps if not isinstance(step, Extern)]
         execute.programs = programs  # type: ignore[attr-defined]
+        if len(steps) == 1 and programs:
+            execute.whole = steps[0]  # type: ignore[attr-defined]
         return execute
 
     return factory
@@ -171,6 +177,14 @@ def compile_graph(
     simple = [o.tensor for o in captured.outputs if o.tensor is not None and _row_major(o, offsets)]
     direct = len(simple) == len(captured.outputs)
 
+    def run_whole(*args: Any) -> list[Any]:
+        """The graph as one program: its inputs are the arguments, its outputs the results."""
+        if grad_enabled():
+            return run(*args)
+        given = {rank: args[n] if d < 0 else args[n].shape[d] for rank, n, d in free} or None
+        found = call([args[n] for n in order], given)
+        return [found] if len(simple) == 1 else [found[n] for n in results]
+
     def run(*args: Any) -> list[Any]:
         sizes = {rank: args[n] for rank, n in ranks}
         for rank, n, d in shapes:
@@ -183,8 +197,21 @@ def compile_graph(
             return [found[name] for name in simple]
         return [_result(o, found, args, sizes, offsets) for o in captured.outputs]
 
-    run.programs = programs  # type: ignore[attr-defined]
-    return run
+    whole = getattr(execute, "whole", None)
+    at = dict(tensors)
+    if whole is None or not direct or not simple or not set(whole[1]) <= set(at):
+        run.programs = programs  # type: ignore[attr-defined]
+        return run
+    import torch
+
+    program, ins, outs, needed = whole
+    call, grad_enabled = program._call.run, torch.is_grad_enabled
+    order = [at[name] for name in ins]
+    results = [outs.index(name) for name in simple]
+    where = {rank: (n, -1) for rank, n in ranks} | {rank: (n, d) for rank, n, d in shapes}
+    free = [(rank, *where[rank]) for rank in needed]
+    run_whole.programs = programs  # type: ignore[attr-defined]
+    return run_whole
 
 
 def _row_major(o: Output, offsets: bool) -> bool:

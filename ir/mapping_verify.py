@@ -39,7 +39,8 @@ class _Kernel:
         ranks = {r.name for r in self.m.ranks}
         for v, e in self.k.variables:
             if names.count(v) > 1:
-                raise CompileError("T0204", f"variable `{v}` is declared twice", self.k.span)
+                raise CompileError("T0204", f"variable `{v}` is declared twice", self.k.span,
+                                   helps="declare it once")  # fmt: skip
             for n in walk(e):
                 if isinstance(n, Size) and n.rank not in ranks:
                     raise CompileError("T0105", f"rank `{n.rank}` is not declared", n.span or self.k.span,
@@ -77,7 +78,7 @@ class _Kernel:
             if a.tensor not in self.visible:
                 where = "not allocated here" if a.tensor in self.known else "unknown"
                 raise CompileError("T0206", f"tensor `{a.tensor}` is {where}", a.span or n.span,
-                                   helps=did_you_mean(a.tensor, sorted(self.visible)))  # fmt: skip
+                                   helps=did_you_mean(a.tensor, sorted(self.visible)) or "allocate it around this `do`")  # fmt: skip
             shape = self.signature.tensors[a.tensor].shape
             if len(shape) != len(a.indices):
                 raise CompileError("T0113", f"`{a.tensor}` has {len(shape)} ranks, but {len(a.indices)} indices are "
@@ -100,7 +101,8 @@ class _Kernel:
                                    n.span, helps=f"move the `do` out of the loop over `{loop.var}`")  # fmt: skip
         for p in e.where:
             if expression_dtype(self.signature, p).kind != "b":
-                raise CompileError("T0117", f"`where {text(p)}` is no predicate", p.span or n.span)
+                raise CompileError("T0117", f"`where {text(p)}` is no predicate", p.span or n.span,
+                                   helps="compare it with something")  # fmt: skip
 
     def _allocated_inside(self, target: str, loops: tuple[Loop, ...]):  # type: ignore[no-untyped-def]
         """Whether the target's buffer lives inside the loop of the given depth, so that each tile has its own."""
