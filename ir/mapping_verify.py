@@ -78,7 +78,8 @@ class _Kernel:
             if a.tensor not in self.visible:
                 where = "not allocated here" if a.tensor in self.known else "unknown"
                 raise CompileError("T0206", f"tensor `{a.tensor}` is {where}", a.span or n.span,
-                                   helps=did_you_mean(a.tensor, sorted(self.visible)) or "allocate it around this `do`")  # fmt: skip
+                                   helps=did_you_mean(a.tensor, sorted(self.visible))
+                                   or "allocate it around this `do`")  # fmt: skip
             shape = self.signature.tensors[a.tensor].shape
             if len(shape) != len(a.indices):
                 raise CompileError("T0113", f"`{a.tensor}` has {len(shape)} ranks, but {len(a.indices)} indices are "
@@ -95,7 +96,8 @@ class _Kernel:
                 continue
             if loop.var in reduced and not local(depth):
                 raise CompileError("T0207", f"`{e.target}` is reduced along `{loop.var}`, whose tiles run in parallel "
-                                   f"on `{loop.on}`", n.span, helps="run that loop in order, or reduce in two steps")  # fmt: skip
+                                   f"on `{loop.on}`", n.span,
+                                   helps="run that loop in order, or reduce in two steps")  # fmt: skip
             if loop.var not in used | set(variables(*e.indices)) and not local(depth):
                 raise CompileError("T0207", f"every tile of `{loop.var}` on `{loop.on}` writes the same `{e.target}`",
                                    n.span, helps=f"move the `do` out of the loop over `{loop.var}`")  # fmt: skip

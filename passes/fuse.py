@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from tcc.ir.cascade import (
@@ -27,6 +28,9 @@ from tcc.passes._algebra import (
     size_estimate,
     tile_variable,
 )
+
+TASKS = 8  # fewer independent tiles than this leave cores idle
+ROWS = 24  # rows of a tile
 
 
 def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 16) -> Cascade:
@@ -104,7 +108,7 @@ class _Fusion:
         d = self._unify(group.einsums, d)
         before = row_variables(group.einsums)
         rows = row_variables([*group.einsums, d])
-        if not rows or not self._enough(rows, before):
+        if not rows or self._tasks(rows) < min(TASKS, self._tasks(before)):
             return None
         if len(rows) < len(before) and not self._near([*group.einsums, d], rows):
             return None
@@ -114,7 +118,7 @@ class _Fusion:
         if mine is None and not splits:
             return d
         tile = tile_variable([*group.einsums, d])
-        if tile is None or (splits and tile != tile_variable(group.einsums)):
+        if tile is None:
             return None
         if mine is not None:
             own = contraction(d, tile)
@@ -123,12 +127,10 @@ class _Fusion:
                 return None
         return d
 
-    def _enough(self, rows: list[str], before: list[str]) -> bool:
-        """Whether the shared loops still have more than one iteration when the group had more before."""
-        one = Const(1)
-        return any(not same(self._extent(v), one) for v in rows) or all(
-            same(self._extent(v), one) for v in before
-        )
+    def _tasks(self, rows: list[str]) -> float:
+        """About how many independent tiles the shared loops give, of a few rows each."""
+        sizes = [size_estimate(self.c, self._extent(v)) for v in rows]
+        return math.prod(sizes) / min(ROWS, max(sizes, default=1))
 
     def _near(self, members: list[Einsum], rows: list[str]) -> bool:
         """Whether what the members hand on for one row fits in the cache next to a core."""

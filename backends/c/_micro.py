@@ -168,7 +168,8 @@ def micro_kernel(key: str) -> str:
     args += [f"int64_t sa{i}" for i in range(loops)] + [f"int64_t sb{i}" for i in range(loops)]
     args += [f"{c} *restrict out", "int64_t pitch", "int first"]
     lines = [f"/* out[{rows}][{vectors * width}] (+)= sum over k of a[row][k] * b[k][column] */",
-             f"static __attribute__((noinline)) void tile{rows}x{vectors * width}_{loops}_{t}({', '.join(args)}) {{"]  # fmt: skip
+             "static __attribute__((noinline)) "
+             f"void tile{rows}x{vectors * width}_{loops}_{t}({', '.join(args)}) {{"]  # fmt: skip
     for i in range(rows):
         lines.append(f"  {vec} " + ", ".join(f"c{i}_{j} = {{0}}" for j in range(vectors)) + ";")
     lines.append("  if (!first) {")
