@@ -8,4 +8,5 @@ packages = [
     for package, folder in FOLDERS.items()
     for name in (package, *(f"{package}.{sub}" for sub in find_packages(folder)))
 ]
-setup(package_dir=FOLDERS, packages=packages)
+# the error pages travel with the code: `tcc explain --code` prints them
+setup(package_dir={**FOLDERS, "tcc.docs": "docs"}, packages=[*packages, "tcc.docs"])

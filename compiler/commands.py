@@ -173,7 +173,9 @@ def _explain_code(code: str) -> int:
 
     if not re.fullmatch(r"T\d{3,4}", code):
         raise UsageError(f"`{code}` is no code of an error", "codes look like T0114")
-    page = Path(next(iter(tcc.__path__))).parent / "docs" / "errors.md"
+    package = Path(next(iter(tcc.__path__)))
+    page = package / "docs" / "errors.md"
+    page = page if page.exists() else package.parent / "docs" / "errors.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     sections = re.split(r"^## (?=T\d)", text, flags=re.MULTILINE)[1:]
     found = [s for s in sections if s.startswith(f"{code}:")]

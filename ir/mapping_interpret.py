@@ -82,9 +82,7 @@ class _Runner(_Interpreter):
                 self.step(k)
             else:
                 self._kernel(k)
-        return {
-            t.name: self.values[t.name].data.astype(t.dtype.numpy) for t in self.m.outputs
-        }
+        return {t.name: self.values[t.name].data.astype(t.dtype.numpy) for t in self.m.outputs}
 
     def _allocate(self, name: str, shape: tuple[Expr, ...]) -> None:
         """Undefined content: NaN, or the largest integer, so that a read before a write shows."""

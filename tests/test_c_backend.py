@@ -104,7 +104,9 @@ def test_c_is_the_interpreter_on_random_programs(first: int) -> None:
     for seed in range(first, first + CHUNK):
         p = generate(seed)
         inputs = {name: fenced(a) for name, a in p.inputs.items()}
-        assert_matches(p.cascade, run(built(p.cascade), p.cascade, inputs, p.sizes), inputs, p.sizes)
+        assert_matches(
+            p.cascade, run(built(p.cascade), p.cascade, inputs, p.sizes), inputs, p.sizes
+        )
 
 
 @pytest.mark.parametrize("first", range(1000, 1080, 20))
@@ -142,7 +144,9 @@ def test_inputs_may_have_any_strides(first: int) -> None:
         rng = np.random.default_rng(seed)
         p = generate(seed, points=5000)
         inputs = {name: restrided(a, rng) for name, a in p.inputs.items()}
-        assert_matches(p.cascade, run(built(p.cascade), p.cascade, inputs, p.sizes), inputs, p.sizes)
+        assert_matches(
+            p.cascade, run(built(p.cascade), p.cascade, inputs, p.sizes), inputs, p.sizes
+        )
 
 
 MATMUL = """
@@ -466,7 +470,9 @@ def test_any_name_may_be_a_tensor(name: str, rng: np.random.Generator) -> None:
             assert not re.search(rf"\b{name}\b\s*(\[|\+ )", code)
 
 
-@pytest.mark.parametrize("name", ["int", "do", "n", "p", "local", "scratch", "task", "_x", "a", "exp"])
+@pytest.mark.parametrize(
+    "name", ["int", "do", "n", "p", "local", "scratch", "task", "_x", "a", "exp"]
+)
 def test_any_name_may_be_a_rank(name: str, rng: np.random.Generator) -> None:
     rank, other = name.upper(), "b" if name == "a" else "a"
     c = parse_cascade(
@@ -527,7 +533,9 @@ def test_python_threads_may_call_one_program_at_once(text: str) -> None:
     def work(n: int) -> None:
         for _ in range(60):
             got = program(**cases[n])
-            pairs = zip(got, wanted[n], strict=True) if isinstance(got, tuple) else [(got, wanted[n])]
+            pairs = (
+                zip(got, wanted[n], strict=True) if isinstance(got, tuple) else [(got, wanted[n])]
+            )
             if not all(np.array_equal(a, b) for a, b in pairs):
                 wrong.append(n)
 
@@ -541,13 +549,18 @@ def test_python_threads_may_call_one_program_at_once(text: str) -> None:
 
 def test_kernels_that_differ_in_names_alone_are_one_function() -> None:
     layers = 6
-    lines = ["in X0: f32[M, K=48]", *(f"in W{n}: f32[48, 48], b{n}: f32[48]" for n in range(layers))]
+    lines = [
+        "in X0: f32[M, K=48]",
+        *(f"in W{n}: f32[48, 48], b{n}: f32[48]" for n in range(layers)),
+    ]
     head = f"ranks M, K=48, N=48\nin X0: f32[M, K], {', '.join(lines[1:]).replace('in ', '')}\n"
     body = [f"out X{layers}: f32[M, N]"]
     for n in range(layers):
         body.append(f"H{n}[m, n] = X{n}[m, k] * W{n}[k, n]")
         body.append(f"X{n + 1}[m, n] = exp(H{n}[m, n] + b{n}[n])")
-    source = tcc.compile(head.replace("48, 48", "K, N").replace("f32[48]", "f32[N]") + "\n".join(body)).source
+    source = tcc.compile(
+        head.replace("48, 48", "K, N").replace("f32[48]", "f32[N]") + "\n".join(body)
+    ).source
     functions = re.findall(r"^static void (\w+)\(", source, re.M)
     assert len(functions) <= 4, functions  # packing and product, each perhaps for the first apart
     main = source[source.index("void tcc_main") :]

@@ -7,11 +7,12 @@ of these shapes and strides; `call(pointers)` runs it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping as MappingABC
 from collections.abc import Callable, Sequence
+from collections.abc import Mapping as MappingABC
 from functools import cached_property
 
 from tcc.backends.c.emit import Program, emit
+from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Size, walk
 from tcc.ir.index import evaluate_size
@@ -23,6 +24,12 @@ Shapes = MappingABC[str, tuple[int, ...]]
 
 def build(mapping: Mapping, target: Target) -> CProgram:
     """The program of a mapping; its C for row-major arrays is built at once, for others when they come."""
+    extern = next((k for k in mapping.kernels if isinstance(k, Extern)), None)
+    if extern is not None:
+        raise CompileError(
+            "T0303", f"`{extern.target}` comes from `{extern.function}`, a call that only PyTorch can make", extern.span,
+            helps="compile the function with `tcc.compile`, which runs such calls between kernels",
+        )  # fmt: skip
     return CProgram(mapping)
 
 

@@ -318,7 +318,9 @@ class Vector:
         old = s.intervals[self.lane]
         tests = []
         for n in (0, self.lanes - 1):
-            s.intervals[self.lane] = Interval(call("add", old.low, Const(self.offset + n)), old.high, 1)
+            s.intervals[self.lane] = Interval(
+                call("add", old.low, Const(self.offset + n)), old.high, 1
+            )
             tests.append(inside(s, s.unsafe(a)))
         s.intervals[self.lane] = old
         loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self._place(a)})"

@@ -20,9 +20,10 @@ from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
 from tcc.backends.c._scalar import HELPERS, scalar
 from tcc.backends.c._scope import C_TYPES, Interval, Lines, Scope, Storage, integer_text
+from tcc.backends.c._slots import slots
 from tcc.backends.c.vector_math import functions as vector_functions
 from tcc.backends.c.vector_math import preamble
-from tcc.ir.cascade import Extern, Tensor
+from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Const, Expr, Size, Var, call
 from tcc.ir.index import poly, same
@@ -209,11 +210,6 @@ class _Emitter:
             strides = tuple(self._stride(t, d) for d in range(len(t.shape)))
             return Storage(self.names.of("tensor", name), t.dtype, strides)
         b = next((b for b in self.m.memory if b.name == name), None)
-        if b is None and any(
-            isinstance(k, Extern) and name in [t.name for t in k.targets] for k in self.m.kernels
-        ):
-            raise CompileError("T0303", f"`{name}` comes from a call that only PyTorch can make",
-                               helps="compile the function with `tcc.compile`")  # fmt: skip
         if b is None:
             return None
         zero = tuple(Const(0) for _ in b.dims)
@@ -227,32 +223,12 @@ class _Emitter:
         return f"({count}) * {b.dtype.itemsize}"
 
     def _slots(self, constant: bool) -> list[tuple[str, list[str]]]:
-        """Buffers that share storage: (bytes, names); intermediates reuse the slot of one that is no longer read."""
-        slots: list[tuple[str, list[str]]] = []
-        free: dict[str, list[int]] = {}
-        last: dict[str, int] = {}
-        first: dict[str, int] = {}
-        for i, k in enumerate(k for k in self.m.kernels if isinstance(k, Kernel)):
-            for name in self._arguments[k.name]:
-                last[name] = i
-                first.setdefault(name, i)
-        live: list[tuple[int, int, str]] = []
-        for b in sorted((b for b in self.m.memory if b.name in first), key=lambda b: first[b.name]):
-            if b.constant != constant:
-                continue
-            size = self.bytes_of(b, b.dims)
-            if not constant:
-                for end, slot, text in [x for x in live if x[0] < first[b.name]]:
-                    live.remove((end, slot, text))
-                    free.setdefault(text, []).append(slot)
-            if not constant and free.get(size):
-                slot = free[size].pop()
-                slots[slot][1].append(b.name)
-            else:
-                slot = len(slots)
-                slots.append((size, [b.name]))
-            live.append((last[b.name], slot, size))
-        return slots
+        """The storage of constant or of other memory buffers: (bytes, names of the buffers that take turns in it)."""
+        order = [self._arguments[k.name] for k in self.m.kernels if isinstance(k, Kernel)]
+        buffers = [
+            (b.name, self.bytes_of(b, b.dims)) for b in self.m.memory if b.constant == constant
+        ]
+        return slots(buffers, order, reuse=not constant)
 
     def _sizes(self) -> str:
         out = []

@@ -47,6 +47,11 @@ class Report:
     level_pj: dict[str, float] = field(default_factory=dict)
 
     @property
+    def source(self) -> str:
+        """The dataflow as text."""
+        return str(self)
+
+    @property
     def array_cycles(self) -> float:
         """Cycles of computing, preloading and draining, without transfers between levels."""
         return sum(c.cycles for c in self.leaves.values())
