@@ -465,7 +465,3 @@ def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) ->
             set_eval_frame(prior)
 
     return run
-
-
-__all__ = ["Backend", "Compiled", "Graph", "Records", "backend", "built", "compile_function", "compile_graph", "interpreter",
-           "restrided"]  # fmt: skip

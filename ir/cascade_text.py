@@ -242,6 +242,3 @@ def _constant(e: Expr) -> float | None:
     if isinstance(e, Call) and e.op == "neg" and isinstance(e.args[0], Const):
         return -float(e.args[0].value)
     return None
-
-
-__all__ = ["GRAMMAR", "Size", "make_extern", "parse_cascade", "parse_cascades", "print_cascade"]

@@ -11,7 +11,7 @@ from typing import Any
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
 from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import MAX_DEPTH, Access, Call, Cast, Const, Expr, Size, Var
-from tcc.ir.ops import INFIX, OPS
+from tcc.ir.ops import OPS
 
 EXPR_GRAMMAR = r"""
 ?expr: coalesce
@@ -259,6 +259,3 @@ class ExprBuilder:
 def children_named(tree: Any, kind: str) -> list[Any]:
     """The direct children of a syntax tree that are of one kind."""
     return [c for c in getattr(tree, "children", []) if getattr(c, "data", None) == kind]
-
-
-__all__ = ["EXPR_GRAMMAR", "INFIX", "ExprBuilder", "Names", "children_named", "parse_tree"]

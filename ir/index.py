@@ -16,7 +16,6 @@ from tcc.ir.expr import (
     Size,
     Var,
     call,
-    children,
     text,
     transform,
     variables,
@@ -295,7 +294,3 @@ def is_size(e: Expr) -> bool:
         or (isinstance(n, Call) and n.op in _INTEGER)
         for n in walk(e)
     )
-
-
-__all__ = ["Extents", "Poly", "bounds", "children", "divide", "evaluate_size", "is_size", "nonnegative", "poly", "same",
-           "simplify_index", "within"]  # fmt: skip

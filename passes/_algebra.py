@@ -17,12 +17,10 @@ from tcc.ir.expr import (
     call,
     children,
     substitute,
-    text,
     variables,
-    walk,
 )
 from tcc.ir.index import evaluate_size
-from tcc.ir.ops import MONOIDS, OPS
+from tcc.ir.ops import OPS
 
 TYPICAL = 512  # what an unknown size counts as in estimates
 
@@ -219,7 +217,3 @@ def renamed(d: Einsum, new: dict[str, str]) -> Einsum:
 def neutral(e: Expr, op: str) -> bool:
     """Whether a constant is the identity of an operator."""
     return isinstance(e, Const) and OPS[op].identity is not None and e.value == OPS[op].identity
-
-
-__all__ = ["MONOIDS", "Contraction", "contraction", "elements", "is_copy", "is_elementwise", "neutral", "operations",
-           "plain_variables", "renamed", "row_variables", "size_estimate", "text", "tile_variable", "walk"]  # fmt: skip

@@ -15,7 +15,6 @@ from tcc.ir.expr import (
     accesses,
     call,
     substitute,
-    text,
     transform,
     variables,
     walk,
@@ -235,6 +234,3 @@ def drop_unit_dimensions(c: Cascade) -> Cascade:
     }
     stops = tuple(replace(s, condition=transform(s.condition, rule)) for s in c.stops)
     return replace(c, definitions=tuple(out), stops=stops, tensors=tensors)
-
-
-__all__ = ["drop_unit_dimensions", "split_ranks", "text"]

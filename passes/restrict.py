@@ -10,7 +10,6 @@ from tcc.ir.expr import (
     Call,
     Const,
     Expr,
-    Size,
     Var,
     accesses,
     call,
@@ -157,6 +156,3 @@ def _selected(e: Expr) -> list[Expr]:
     from tcc.ir.expr import walk
 
     return [n.args[0] for n in walk(e) if isinstance(n, Call) and n.op == "coalesce"]
-
-
-__all__ = ["Size", "restrict"]

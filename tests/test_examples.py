@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tcc
 from tcc.build import lower
 from tcc.cli import main
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
 from tcc.run import run_program
 from tcc.samples import all_sizes, most_points
-from tcc.text import parse_file
 
 EXAMPLES = sorted(
     p
@@ -29,7 +29,7 @@ ROUNDS = 9
 
 
 def cascade_of(path: Path) -> Cascade:
-    node = parse_file(path).node
+    node = tcc.load(path).node
     assert isinstance(node, Cascade)
     return node
 

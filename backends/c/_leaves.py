@@ -8,9 +8,8 @@ from tcc.backends.c._scalar import literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
-from tcc.ir.dtype import DTYPES, DType
-from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, text, variables, walk
-from tcc.ir.index import poly
+from tcc.ir.dtype import DType
+from tcc.ir.expr import Access, Const, Expr, Var, accesses, call, text, variables, walk
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
@@ -392,6 +391,3 @@ def _finish(s: Scope, d: Einsum, sums: _Sum, accumulate: bool) -> None:
     if outer and not accumulate:
         value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {literal(s.tensor(d.target).fill, t)}"
     s.lines.add(f"{place} = {value};")
-
-
-__all__ = ["DTYPES", "Call", "emit_do", "poly", "vector_loop"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
 from tcc.backends.c._vector import CLASSES
-from tcc.ir.expr import Access, Call, Const, Expr, Var, call, text, variables
+from tcc.ir.expr import Access, Call, Const, Expr, Var, call, variables
 from tcc.ir.index import Poly, poly
 from tcc.ir.mapping import Do
 
@@ -205,6 +205,3 @@ def micro_kernel(key: str) -> str:
         lines.append(f"  {stores}")
     lines.append("}")
     return "\n".join(lines)
-
-
-__all__ = ["emit_micro", "micro_kernel", "text"]

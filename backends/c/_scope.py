@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tcc.backends.c._names import Names
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, text, transform
+from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, call, transform
 from tcc.ir.index import bounds, nonnegative, poly, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
@@ -170,6 +170,3 @@ def _simple(shown: str) -> str:
 
 def _grouped(shown: str, e: Expr) -> str:
     return f"({shown})" if isinstance(e, Call) and e.op in ("add", "sub", "neg") else shown
-
-
-__all__ = ["C_TYPES", "Cast", "Interval", "Lines", "Scope", "Storage", "integer_text", "text"]

@@ -14,7 +14,6 @@ from tcc.ir.expr import (
     Cast,
     Const,
     Expr,
-    Size,
     Var,
     accesses,
     call,
@@ -381,6 +380,3 @@ def _loose(shown: str) -> bool:
         if depth == 0 and c == " ":
             return True
     return False
-
-
-__all__ = ["CLASSES", "Size", "Vector", "vector_class"]

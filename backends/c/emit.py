@@ -12,7 +12,7 @@ elements, the bytes of scratch per thread, the most threads that there is scratc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tcc.backends.c._canonical import canonical_key, touched
 from tcc.backends.c._leaves import emit_do, vector_loop
@@ -25,7 +25,7 @@ from tcc.backends.c.vector_math import functions as vector_functions
 from tcc.backends.c.vector_math import preamble
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Const, Expr, Size, Var, call
+from tcc.ir.expr import Const, Expr, Var, call
 from tcc.ir.index import poly, same
 from tcc.ir.mapping import (
     Alloc,
@@ -472,6 +472,3 @@ def _ceiling(length: str, step: int) -> str:
 
 def _grouped(shown: str) -> str:
     return f"({shown})" if " " in shown else shown
-
-
-__all__ = ["Program", "Size", "emit", "replace"]
