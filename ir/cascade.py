@@ -21,7 +21,8 @@ from itertools import groupby
 
 from tcc.ir.diagnostics import Span
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Const, Expr, Size, Var, accesses, text, variables
+from tcc.ir.expr import Access, Const, Expr, Size, Var, accesses, text, transform, variables
+from tcc.ir.index import same
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,6 +187,19 @@ class Cascade:
         rank = self.rank(var.upper())
         assert rank is not None, var
         return rank.size if rank.size is not None else Size(rank.name)
+
+    def resolved(self, size: Expr) -> Expr:
+        """A size with every rank that has a size of its own replaced by it."""
+
+        def rule(n: Expr) -> Expr:
+            rank = self.rank(n.rank) if isinstance(n, Size) else None
+            return n if rank is None or rank.size is None else transform(rank.size, rule)
+
+        return transform(size, rule)
+
+    def same_size(self, a: Expr, b: Expr) -> bool:
+        """Whether two sizes are certainly equal."""
+        return same(a, b) or same(self.resolved(a), self.resolved(b))
 
     def defining(self, tensor: str) -> list[Definition]:
         """The definitions that write `tensor`."""

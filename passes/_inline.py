@@ -18,7 +18,7 @@ from tcc.ir.expr import (
     variables,
     walk,
 )
-from tcc.ir.index import same, within
+from tcc.ir.index import within
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import contraction, is_copy, is_elementwise, operations
 
@@ -119,7 +119,7 @@ def _inlined(c: Cascade, d: Einsum, reader: Einsum) -> Einsum | None:
     for a in reader.reads:
         if a.tensor == d.target:
             for i, s in zip(a.indices, shape, strict=True):
-                if not (isinstance(i, Var) and same(extents[i.name], s)) and not within(
+                if not (isinstance(i, Var) and c.same_size(extents[i.name], s)) and not within(
                     i, s, extents
                 ):
                     return None

@@ -8,13 +8,10 @@ from tcc.ir.expr import (
     Access,
     Const,
     Expr,
-    Size,
     Var,
     call,
-    transform,
     variables,
 )
-from tcc.ir.index import same
 from tcc.ir.layout import row_major
 from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
@@ -158,20 +155,11 @@ class Mapper:
             t = self.c.tensors[d.target]
             first = self.c.defining(d.target)[0] is d
             whole = len(set(plain_variables(d))) == len(d.indices) and all(
-                same(self._resolved(self.c.extent(v)), self._resolved(s))
+                self.c.same_size(self.c.extent(v), s)
                 for v, s in zip(plain_variables(d), t.shape, strict=True)
             )
             if first and not whole:
                 self.clear(d.target, t.shape, t.fill)
-
-    def _resolved(self, size: Expr) -> Expr:
-        """The size with ranks that have a size of their own replaced by it."""
-
-        def rule(n: Expr) -> Expr:
-            rank = self.c.rank(n.rank) if isinstance(n, Size) else None
-            return n if rank is None or rank.size is None else self._resolved(rank.size)
-
-        return transform(size, rule)
 
     def clear(self, name: str, shape: tuple[Expr, ...], fill: float) -> None:
         names = [f"i{n}" for n in range(len(shape))]

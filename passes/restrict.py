@@ -18,7 +18,7 @@ from tcc.ir.expr import (
     transform,
     variables,
 )
-from tcc.ir.index import same, within
+from tcc.ir.index import within
 from tcc.ir.target import Target
 
 Domains = dict[
@@ -110,7 +110,8 @@ def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:
         outside = [
             call("or", call("lt", i, Const(0)), call("ge", i, s))
             for i, s in zip(a.indices, shape, strict=True)
-            if not (isinstance(i, Var) and same(extents[i.name], s)) and not within(i, s, extents)
+            if not (isinstance(i, Var) and c.same_size(extents[i.name], s))
+            and not within(i, s, extents)
         ]  # reading outside gives the fill, which exists
         for o in outside:
             found = [call("or", o, p) for p in found]

@@ -19,7 +19,7 @@ from tcc.ir.expr import (
     transform,
     walk,
 )
-from tcc.ir.index import Extents, is_size, poly, same, simplify_index
+from tcc.ir.index import Extents, is_size, poly, simplify_index
 from tcc.ir.infer import build, expression_dtype
 from tcc.ir.ops import OPS
 from tcc.ir.target import Target
@@ -65,7 +65,7 @@ def _fold(c: Cascade, settled: dict[int, Definition]) -> Cascade:
         def rule(n: Expr) -> Expr:
             if isinstance(n, Access):
                 shape, states = c.tensors[n.tensor].shape, len(c.defining(n.tensor)) > 1
-                new = tuple(i if states and isinstance(i, Var) else _index(i, size, extents)
+                new = tuple(i if states and isinstance(i, Var) else _index(c, i, size, extents)
                             for i, size in zip(n.indices, shape, strict=True))  # fmt: skip
                 return (
                     n
@@ -89,12 +89,12 @@ def _fold(c: Cascade, settled: dict[int, Definition]) -> Cascade:
     return replaced(c, tuple(fold(d) for d in c.definitions))
 
 
-def _index(i: Expr, size: Expr, extents: Extents) -> Expr:
+def _index(c: Cascade, i: Expr, size: Expr, extents: Extents) -> Expr:
     """The index folded; a variable that walks another extent than the dimension's stays `v + 0`: it is meant."""
     if isinstance(i, Const) or accesses(i):
         return i
     new = i if isinstance(i, Var) else _kept(i, simplify_index(i, extents))
-    if isinstance(new, Var) and not same(extents[new.name], size):
+    if isinstance(new, Var) and not c.same_size(extents[new.name], size):
         return call("add", new, Const(0))
     return new
 

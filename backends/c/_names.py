@@ -171,9 +171,11 @@ class Names:
         base = re.sub(r"\W", "_", wish, flags=re.ASCII)
         if not base or not base[0].isalpha():
             base = f"t_{base.strip('_')}"
+        if re.match(r"[fiu]\d+x\d+|(omp|tcc)_", base):
+            base = f"t_{base}"  # no suffix makes these the program's own
         out, n = base, 1
         while out in self._taken or re.search(
-            r"_[fiu](8|16|32|64)(x\d+)?(_u)?$|^[fiu]\d+x\d+|_t$|_scratch$|^(omp|tcc)_", out
+            r"_[fiu](8|16|32|64)(x\d+)?(_u)?$|_t$|_scratch$", out
         ):
             n += 1
             out = f"{base}{'_' if base[-1].isdigit() else ''}{n}"

@@ -8,7 +8,7 @@ from tcc.backends.c._names import Names
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, call, transform
-from tcc.ir.index import bounds, nonnegative, poly, simplify_index, within
+from tcc.ir.index import bounds, nonnegative, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
 
@@ -120,7 +120,9 @@ class Scope:
         shape = self.tensor(a.tensor).shape
         out = []
         for i, s in zip(a.indices, shape, strict=True):
-            inside = isinstance(i, Var) and poly(self.extents.get(i.name, Const(-1))).same(poly(s))
+            inside = isinstance(i, Var) and self.signature.same_size(
+                self.extents.get(i.name, Const(-1)), s
+            )
             if not inside and not within(i, s, self.extents):
                 out.append((i, s))
         return out
