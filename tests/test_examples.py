@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from c_runs import threads
 
 import tcc
 from tcc.build import lower
@@ -50,22 +48,6 @@ def size_rounds(c: Cascade) -> list[dict[str, int]]:
             sizes[largest] = max(s for s in SIZES if s < sizes[largest])
         found.append(sizes)
     return found
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Parallel regions have `count` threads, where the OpenMP runtime is gcc's."""
-    try:
-        openmp = ctypes.CDLL("libgomp.so.1")
-    except OSError:
-        yield
-        return
-    before = openmp.omp_get_max_threads()
-    openmp.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        openmp.omp_set_num_threads(before)
 
 
 def test_there_are_examples() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcc.backends.c._scalar import literal, scalar, typed
-from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
+from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Const, Expr, Var, accesses, call, text, variables, walk
+from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, variables, walk
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
@@ -68,15 +68,11 @@ def emit_do(s: Scope, leaf: Do) -> None:
 def _open_loop(s: Scope, v: str) -> tuple[str, Interval]:
     """A loop over the current interval of `v`, which becomes a point in it."""
     old = s.intervals[v]
-    low, c = integer_text(s, old.low), s.names.fresh(v)
-    s.lines.open(f"for (int64_t {c} = 0; {c} < {old.high} - ({low}); {c}++) {{")
-    s.intervals[v] = Interval(call("add", old.low, Var(c)), old.high, 1, False)
-    s.counters[c] = Const(old.step) if old.step else _extent(s, v)
+    c = s.names.fresh(v)
+    s.lines.open(f"for (int64_t {c} = 0; {c} < {span_text(s, old)}; {c}++) {{")
+    s.intervals[v] = Interval(plus(old.low, Var(c)), old.high, 1, False)
+    s.counters[c] = Const(old.step) if old.step else s.extents[v]
     return v, old
-
-
-def _extent(s: Scope, v: str) -> Expr:
-    return s.extents[v]
 
 
 def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> None:
@@ -153,17 +149,12 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         return
     width = CLASSES[kind][1]
     old = s.intervals[lane]
-    low = integer_text(s, old.low)
     length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
     s.lines.open("{")
-    s.lines.add(
-        f"const int64_t {length} = {old.high} - ({low});"
-        if low != "0"
-        else f"const int64_t {length} = {old.high};"
-    )
+    s.lines.add(f"const int64_t {length} = {span_text(s, old)};")
     s.lines.add(f"int64_t {c} = 0;")
     s.counters[c] = Const(old.step) if old.step else s.extents[lane]
-    s.intervals[lane] = Interval(call("add", old.low, Var(c)), old.high, None, False)
+    s.intervals[lane] = Interval(plus(old.low, Var(c)), old.high, None, False)
     # a loop of few points is not worth four copies of the body
     unroll = (
         UNROLL

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
+from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import CLASSES
 from tcc.ir.expr import Access, Call, Const, Expr, Var, call, variables
 from tcc.ir.index import Poly, poly
@@ -71,15 +71,13 @@ class _Plan:
                 step = s.intervals[v].step
                 s.counters[self.counters[v]] = Const(step) if step else s.extents[v]
                 s.intervals[v] = Interval(
-                    call("add", self.old[v].low, Var(self.counters[v])), self.old[v].high, None
+                    plus(self.old[v].low, Var(self.counters[v])), self.old[v].high, None
                 )
         s.counters["row__"] = Const(self.old[row].step or 1)
         s.counters["lane__"] = Const(self.old[lane].step or 1)
-        s.intervals[row] = Interval(
-            call("add", self.old[row].low, Var("row__")), self.old[row].high, None
-        )
+        s.intervals[row] = Interval(plus(self.old[row].low, Var("row__")), self.old[row].high, None)
         s.intervals[lane] = Interval(
-            call("add", self.old[lane].low, Var("lane__")), self.old[lane].high, None
+            plus(self.old[lane].low, Var("lane__")), self.old[lane].high, None
         )
         self.at_a, self.at_b, self.at_c = (poly(s.address(x)) for x in (a, b, self.c))
 
@@ -117,16 +115,15 @@ class _Plan:
         s = self.s
         self.s.intervals.update(self.old)
         loops = [v for v in self.reduced if self.old[v].step != 1]
-        lengths = [f"{self.old[v].high} - ({integer_text(s, self.old[v].low)})" for v in loops]
+        lengths = [span_text(s, self.old[v]) for v in loops]
         strides_a = [self.at_a.coefficient(self.counters[v]) for v in loops]
         strides_b = [self.at_b.coefficient(self.counters[v]) for v in loops]
         name = f"tile{rows}x{vectors * width}_{len(loops)}_{t}"
         s.functions.add(f"micro:{rows}:{vectors}:{width}:{len(loops)}:{t}")
-        row_low, row_high = integer_text(s, self.old[self.row].low), self.old[self.row].high
         c = C_TYPES[t]
         s.lines.open("{")
         last, base = s.names.fresh("last"), s.names.fresh("rows")
-        s.lines.add(f"const int64_t {last} = {row_high} - ({row_low}) - 1;")
+        s.lines.add(f"const int64_t {last} = {span_text(s, self.old[self.row])} - 1;")
         s.lines.add(
             f"const {c} *{base} = {s.storage[self.a.tensor].pointer} + {self._start(self.at_a)};"
         )
@@ -150,7 +147,7 @@ class _Plan:
             *(self._number(x) for x in strides_a),
             *(self._number(x) for x in strides_b),
         ]
-        s.lines.add(f"{name}({', '.join(starts)}, {b}, {', '.join(numbers)},")
+        s.lines.add(f"{name}({', '.join([*starts, b, *numbers])},")
         s.lines.add(f"    {out}, {pitch}, {first});")
         s.lines.close()
 

@@ -128,6 +128,21 @@ class Scope:
         return out
 
 
+def plus(a: Expr, b: Expr) -> Expr:
+    """a + b, where a zero is left out."""
+    return b if isinstance(a, Const) and a.value == 0 else call("add", a, b)
+
+
+def span_text(s: Scope, interval: Interval) -> str:
+    """C text of the number of coordinates in an interval."""
+    low = integer_text(s, interval.low)
+    return (
+        interval.high
+        if low == "0"
+        else f"{interval.high} - {low if low.isidentifier() else f'({low})'}"
+    )
+
+
 def integer_text(s: Scope, e: Expr) -> str:
     """C text of an index or size expression; operands of `/` and `%` are known to be non-negative."""
     if isinstance(e, Const):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
-from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text
+from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.expr import (
@@ -207,7 +207,7 @@ class Vector:
 
     def _start(self) -> Expr:
         low = self.s.intervals[self.lane].low
-        return call("add", low, Const(self.offset)) if self.offset else low
+        return plus(low, Const(self.offset)) if self.offset else low
 
     def _print(self, e: Expr) -> str:
         if isinstance(e, Access):
@@ -317,9 +317,7 @@ class Vector:
         old = s.intervals[self.lane]
         tests = []
         for n in (0, self.lanes - 1):
-            s.intervals[self.lane] = Interval(
-                call("add", old.low, Const(self.offset + n)), old.high, 1
-            )
+            s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
             tests.append(inside(s, s.unsafe(a)))
         s.intervals[self.lane] = old
         loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self._place(a)})"
@@ -331,11 +329,11 @@ class Vector:
         old = s.intervals[self.lane]
         values = []
         for n in range(self.lanes):
-            at: Expr = call("add", old.low, Const(self.offset + n))
+            at: Expr = plus(old.low, Const(self.offset + n))
             if self.count is not None and n:
                 at = call(
                     "add",
-                    call("add", old.low, Const(self.offset)),
+                    plus(old.low, Const(self.offset)),
                     Var(f"({n} < {self.count} ? {n} : 0)"),
                 )
             s.intervals[self.lane] = Interval(at, old.high, 1)
@@ -362,9 +360,7 @@ class Vector:
         name = self._name(t, value)
         old = s.intervals[self.lane]
         for n in range(self.lanes):
-            s.intervals[self.lane] = Interval(
-                call("add", old.low, Const(self.offset + n)), old.high, 1
-            )
+            s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
             at = integer_text(s, s.address(a))
             shown = f"{name}[{n}] != 0" if t.kind == "b" else f"{name}[{n}]"
             guard = f"if ({n} < {self.count}) " if self.count is not None else ""

@@ -19,14 +19,23 @@ from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
 from tcc.backends.c._scalar import HELPERS, scalar
-from tcc.backends.c._scope import C_TYPES, Interval, Lines, Scope, Storage, integer_text
+from tcc.backends.c._scope import (
+    C_TYPES,
+    Interval,
+    Lines,
+    Scope,
+    Storage,
+    integer_text,
+    plus,
+    span_text,
+)
 from tcc.backends.c._slots import slots
 from tcc.backends.c.vector_math import functions as vector_functions
 from tcc.backends.c.vector_math import preamble
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Const, Expr, Var, call
-from tcc.ir.index import poly, same
+from tcc.ir.index import poly
 from tcc.ir.mapping import (
     Alloc,
     Buffer,
@@ -342,9 +351,7 @@ class _Tree:
         for loop in chain:
             interval = s.intervals[loop.var]
             count = names.fresh(f"{loop.var}_tiles")
-            low = integer_text(s, interval.low)
-            length = interval.high if low == "0" else f"{interval.high} - ({low})"
-            s.lines.add(f"const int64_t {count} = {_ceiling(length, loop.step)};")
+            s.lines.add(f"const int64_t {count} = {_ceiling(span_text(s, interval), loop.step)};")
             counts.append(count)
             counters.append(names.fresh(loop.var))
         total = names.fresh("tiles")
@@ -400,18 +407,16 @@ class _Tree:
         s = self.s
         old = s.intervals[loop.var]
         scaled = Var(counter) if loop.step == 1 else call("mul", Var(counter), Const(loop.step))
-        low: Expr = scaled if same(old.low, Const(0)) else call("add", old.low, scaled)
+        low = plus(old.low, scaled)
         if old.step is not None:
             s.counters[counter] = Const(-(-old.step // loop.step))
         elif loop.step == 1:
             s.counters[counter] = s.extents[loop.var]
         if loop.step == 1:
-            s.intervals[loop.var] = Interval(
-                low, integer_text(s, call("add", low, Const(1))), 1, False
-            )
+            s.intervals[loop.var] = Interval(low, integer_text(s, plus(low, Const(1))), 1, False)
             return
         high = s.names.fresh(f"{loop.var}_end")
-        top = integer_text(s, call("add", low, Const(loop.step)))
+        top = integer_text(s, plus(low, Const(loop.step)))
         s.lines.add(f"const int64_t {high} = {top} < {old.high} ? {top} : {old.high};")
         s.intervals[loop.var] = Interval(low, high, loop.step, False)
 
@@ -422,8 +427,7 @@ class _Tree:
             return
         old = s.intervals[n.var]
         counter = s.names.fresh(n.var)
-        low = integer_text(s, old.low)
-        length = old.high if low == "0" else f"{old.high} - ({low})"
+        length = span_text(s, old)
         stopped = s.names.fresh("stopped") if n.until is not None else ""
         if stopped:
             s.lines.add(f"int {stopped} = 0;")
