@@ -17,6 +17,7 @@ from tcc.ir.expr import (
     text,
     transform,
     variables,
+    walk,
 )
 from tcc.ir.index import within
 from tcc.ir.target import Target
@@ -30,7 +31,7 @@ def restrict(c: Cascade, target: Target) -> Cascade:
     """A definition that reads a tensor gets that tensor's predicates; afterwards nothing is inherited.
 
     S[m,p] = … where m <= p;  E[m,p] = exp(S[m,p])  -->  E[m,p] = exp(S[m,p]) where m <= p
-    a ?? b  -->  select(a exists, a, b)
+    a ?? b  -->  select(a exists, a ?? b, b)
     T = e :: max(m), sum(k)  -->  T_k = e :: sum(k);  T = T_k :: max(m)
     """
     c = c.with_definitions(tuple(_single(c)))
@@ -118,14 +119,27 @@ def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:
         return found
 
     def rule(n: Expr) -> Expr:
-        if not (isinstance(n, Call) and n.op == "coalesce"):
+        if not (isinstance(n, Call) and n.op == "coalesce") or id(n) in explicit:
             return n
         held: Expr | None = None
         for a in accesses(n.args[0]):
             for p in condition(a):
                 held = p if held is None else call("and", held, p)
-        return n.args[0] if held is None else call("select", held, n.args[0], n.args[1])
+        if held is None:
+            return n.args[0]
+        return call(
+            "select", held, n, n.args[1]
+        )  # `map` drops the `??`: under the condition it has nothing to do
 
+    explicit = {
+        id(n.args[1])
+        for n in walk(d.body, *d.where)
+        if isinstance(n, Call)
+        and n.op == "select"
+        and isinstance(n.args[1], Call)
+        and n.args[1].op == "coalesce"
+        if text(n.args[1].args[1]) == text(n.args[2])
+    }
     body = transform(d.body, rule)
     guarded = {id(a) for e in (d.body, *d.where) for n in _selected(e) for a in accesses(n)}
     where = [transform(p, rule) for p in d.where]
@@ -154,6 +168,4 @@ def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:
 
 def _selected(e: Expr) -> list[Expr]:
     """The left sides of `??`, whose absence does not make the definition absent."""
-    from tcc.ir.expr import walk
-
     return [n.args[0] for n in walk(e) if isinstance(n, Call) and n.op == "coalesce"]

@@ -22,7 +22,7 @@ EXAMPLES = sorted(
     if p.suffix in (".tcc", ".yaml")
 )
 SIZES = (1, 2, 3, 7, 37, 64, 127, 128, 129)
-POINTS = 400_000  # of one definition
+POINTS = 200_000  # of one definition
 ROUNDS = 9
 
 
