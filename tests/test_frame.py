@@ -178,7 +178,13 @@ def test_setup_lists_every_folder_that_holds_python(monkeypatch: pytest.MonkeyPa
 def test_the_wheel_holds_every_file_of_the_five_folders(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     files = [path for path in project_files() if _name(path).split("/")[0] in FOLDERS]
-    for path in [*files, ROOT / "docs" / "errors.md", ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "README.md"]:
+    for path in [
+        *files,
+        ROOT / "docs" / "errors.md",
+        ROOT / "pyproject.toml",
+        ROOT / "setup.py",
+        ROOT / "README.md",
+    ]:
         if path.exists():
             copy = tmp_path / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +197,7 @@ def test_the_wheel_holds_every_file_of_the_five_folders(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("tcc/")}
-    wanted = set()
+    wanted = {"tcc/docs/errors.md"}
     for path in files:
         top, below = _name(path).split("/", 1)
         wanted.add(f"{FOLDERS[top].replace('.', '/')}/{below}")
