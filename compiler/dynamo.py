@@ -256,9 +256,9 @@ class Backend:
     """Compiles graphs for one function and keeps their records. `strict` raises where others fall back."""
 
     def __init__(
-        self, factory: Factory = interpreter, strict: bool = False, name: str = "graph"
+        self, factory: Factory | None = None, strict: bool = False, name: str = "graph"
     ) -> None:
-        self.factory, self.strict, self.name = factory, strict, name
+        self.factory, self.strict, self.name = factory or built(), strict, name
         self.records = Records(name)
         self._table: dict[Any, Any] | None = None
 
@@ -369,8 +369,10 @@ def _readable(name: str) -> str:
 
 
 def backend(gm: Any, example_inputs: list[Any], **options: Any) -> Callable[..., Any]:
-    """The entry point of `torch.compile(f, backend="tcc")`."""
-    return Backend(**(options.get("options") or {}))(gm, example_inputs)
+    """The entry point of `torch.compile(f, backend="tcc", options={"target": …, "strict": …})`."""
+    given = dict(options.get("options") or {})
+    strict = bool(given.pop("strict", False))
+    return Backend(built(given.pop("target", None), **given), strict)(gm, example_inputs)
 
 
 class Compiled:
