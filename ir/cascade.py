@@ -100,10 +100,11 @@ class Einsum:
         head = text(Access(self.target, self.indices))
         line = f"{head} = {text(self.body)}"
         groups = [(m, list(vs)) for m, vs in groupby(self.reduced, self.monoid)]
-        if (
-            groups and groups[-1][0] == "sum"
-        ):  # the innermost sum is what is meant when nothing is said
-            groups.pop()
+        if groups and groups[-1][0] == "sum":
+            named = {*self.free, *(v for _, vs in groups[:-1] for v in vs)}
+            implied = [v for v in variables(self.body, *self.where) if v not in named]
+            if groups[-1][1] == implied:  # innermost sums in order of appearance need not be said
+                groups.pop()
         if groups:
             line += " :: " + ", ".join(f"{m}({', '.join(vs)})" for m, vs in groups)
         if self.where:

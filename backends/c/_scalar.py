@@ -193,7 +193,7 @@ def _integer_call(s: Scope, op: str, args: list[str], t: DType, shown: str) -> s
     if op in ("max", "min"):
         return f"({args[0]} {'>' if op == 'max' else '<'} {args[1]} ? {args[0]} : {args[1]})"
     if op == "abs":
-        return args[0] if t.kind != "i" else f"({args[0]} < 0 ? ({name})-{args[0]} : {args[0]})"
+        return args[0] if t.kind != "i" else f"({args[0]} < 0 ? ({name})-({args[0]}) : {args[0]})"
     if op == "sign":
         return f"(({name})(({args[0]} > 0) - ({args[0]} < 0)))"
     if op in ("floor", "ceil", "round", "trunc"):

@@ -7,8 +7,8 @@ from __future__ import annotations
 from tcc.backends.triton._kernel import KernelText, Parameter
 from tcc.backends.triton._names import Lines, Names, quoted
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Call, Const, Expr, Size, walk
-from tcc.ir.mapping import Mapping
+from tcc.ir.expr import Call, Const, Expr, Size, Var, walk
+from tcc.ir.mapping import Kernel, Mapping, leaves, signature, tensors
 
 CHECK = '''def _check(name, tensor, dtype, shape, device):
     """Raises where a tensor is not what the kernels were written for."""
@@ -129,10 +129,27 @@ class _Launcher:
 
     def _allocate(self, name: str, dtype: str, shape: tuple[Expr, ...], device: str) -> None:
         self.tensor[name] = self.names.fresh(name)
+        made = "empty(" if self._whole(name) else "full("
+        fill = "" if made == "empty(" else f"{tensors(self.m)[name].fill!r}, "
         self.lines.add(
-            f"{self.tensor[name]} = torch.empty({self._shape(shape)}, dtype=torch.{_TORCH[dtype]}, "
+            f"{self.tensor[name]} = torch.{made}{self._shape(shape)}, {fill}dtype=torch.{_TORCH[dtype]}, "
             f"device={device})"
         )
+
+    def _whole(self, name: str) -> bool:
+        """Whether one leaf writes every element, so that no gap needs the fill."""
+        c = signature(self.m)
+        for k in self.m.kernels:
+            if not isinstance(k, Kernel):
+                continue
+            for d in leaves(k.body):
+                e, extents = d.einsum, dict(k.variables)
+                plain = [i.name for i in e.indices if isinstance(i, Var)]
+                if e.target == name and len(set(plain)) == len(e.indices):
+                    shape = c.tensors[name].shape
+                    if all(c.same_size(extents[v], s) for v, s in zip(plain, shape, strict=True)):
+                        return True
+        return False
 
     def _launch(self, k: KernelText) -> None:
         add = self.lines.add
