@@ -25,6 +25,7 @@ from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError, Span
 from tcc.ir.expr import Const, Size
 from tcc.ir.index import evaluate_size, same
+from tcc.lookups import checked
 
 Tensor = Any  # torch.Tensor
 Execute = Callable[[dict[str, Tensor], dict[str, int]], dict[str, Tensor]]
@@ -200,8 +201,7 @@ def compile_graph(
     whole = getattr(execute, "whole", None)
     at = dict(tensors)
     if whole is None or not direct or not simple or not set(whole[1]) <= set(at):
-        run.programs = programs  # type: ignore[attr-defined]
-        return run
+        return checked(run, captured, programs)
     import torch
 
     program, ins, outs, needed = whole
@@ -210,8 +210,7 @@ def compile_graph(
     results = [outs.index(name) for name in simple]
     where = {rank: (n, -1) for rank, n in ranks} | {rank: (n, d) for rank, n, d in shapes}
     free = [(rank, *where[rank]) for rank in needed]
-    run_whole.programs = programs  # type: ignore[attr-defined]
-    return run_whole
+    return checked(run_whole, captured, programs)
 
 
 def _row_major(o: Output, offsets: bool) -> bool:

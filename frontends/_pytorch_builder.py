@@ -73,6 +73,9 @@ class Builder:
         self.ranks: dict[str, Rank] = {}
         self.tensors: dict[str, Tensor] = {}
         self.definitions: list[Definition] = []
+        self.lookups: list[
+            tuple[str, Expr]
+        ] = []  # index tensors that eager checks, with the rows of their tables
         self.names: set[str] = set()
         self.node: Any = None
         self.node_name = ""

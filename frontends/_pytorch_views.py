@@ -277,6 +277,7 @@ def _gather(b: Builder, x: Tensor, dim: int, which: Tensor, sparse_grad: bool = 
 def _embedding(b: Builder, table: Tensor, which: Tensor, *_: Any) -> Tensor:
     out = b.out()
     index = b.scope().index(out.shape)
+    b.lookups.append((which.name, table.shape[0]))
     return copied(b, out, table, index, [Access(which.name, tuple(index[:-1])), index[-1]])
 
 

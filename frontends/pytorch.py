@@ -57,6 +57,9 @@ class Captured:
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    lookups: tuple[
+        tuple[str, Expr], ...
+    ] = ()  # index tensors that eager checks, with the rows of their tables
 
     @property
     def externs(self) -> list[Extern]:
@@ -149,7 +152,7 @@ class _Capture:
                     tuple(self.b.definitions))
         )  # fmt: skip
         self.check_sizes(cascade)
-        return Captured(cascade, tuple(self.inputs), outputs, self.constants)
+        return Captured(cascade, tuple(self.inputs), outputs, self.constants, tuple(self.b.lookups))
 
     def check_sizes(self, c: Cascade) -> None:
         """Every symbol must be an input, or the extent of some input's dimension."""

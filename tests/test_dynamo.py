@@ -199,3 +199,24 @@ def test_the_backend_works_through_torch_compile() -> None:
     f = torch.compile(lambda x: torch.softmax(x, -1) @ x, backend=Backend(strict=True))
     x = r(4, 4)
     same(f(x), torch.softmax(x, -1) @ x)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_an_index_outside_a_table_raises_as_eager_does(dynamic: bool | None) -> None:
+    class Tables(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = torch.nn.Embedding(10, 4), torch.nn.Embedding(6, 4)
+
+        def forward(self, ids: Any) -> Any:
+            return self.words(ids) + self.places(torch.arange(ids.shape[1]))
+
+    model = Tables()
+    with torch.no_grad():
+        fast = compile_function(model, dynamic=dynamic, strict=True)
+        good = torch.tensor([[1, 9, 0, 3]])
+        torch.testing.assert_close(fast(good), model(good))
+        for bad in ([[1, 10, 0, 3]], [[1, -1, 0, 3]], [[1, 2, 3, 4, 5, 6, 7]]):
+            for f in (model, fast):
+                with pytest.raises(IndexError, match="index out of range in self"):
+                    f(torch.tensor(bad))
