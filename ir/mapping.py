@@ -20,7 +20,7 @@ from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Einsum, Extern, Rank, Tensor
-from tcc.ir.diagnostics import Span
+from tcc.ir.diagnostics import CompileError, Span, did_you_mean
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Expr, Var, text
 from tcc.ir.layout import Layout, row_major
@@ -157,6 +157,14 @@ def tensors(m: Mapping) -> dict[str, Tensor]:
         for n in walk_nodes(k.body):
             if isinstance(n, Alloc):
                 b = n.buffer
+                unknown = next(
+                    (d.name for d in b.dims if isinstance(d, Var) and d.name not in extents), None
+                )
+                if unknown is not None:
+                    raise CompileError(
+                        "T0205", f"`{unknown}` is no variable of kernel `{k.name}`", b.span or n.span,
+                        helps=did_you_mean(unknown, list(extents)) or f"declare it: `over {unknown}: …`",
+                    )  # fmt: skip
                 shape = tuple(extents[d.name] if isinstance(d, Var) else d for d in b.dims)
                 found[b.name] = Tensor(b.name, b.dtype, shape, b.fill, b.span)
     return found

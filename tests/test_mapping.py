@@ -229,3 +229,30 @@ def test_every_loop_order_gives_the_same_result(
     assert_matches(c, interpret_mapping(mapping, inputs)[0], inputs)
     assert len(leaves(mapping.kernels[0].body)) == 1  # type: ignore[union-attr]
     assert interpret(c, inputs)["C"].shape == (10, 37)
+
+
+def test_a_buffer_over_an_unknown_variable_is_refused_and_an_empty_loop_is_nothing() -> None:
+    text = """mapping scale for cpu
+ranks M
+in  X: f32[M]
+out Y: f32[M]
+
+kernel k over m: M {
+  for m by 8 {
+  }
+  buffer T: f32[WHO] @L1 {
+    do T[m] = X[m] with m on lane
+    do Y[m] = T[m] * 2.0 with m on lane
+  }
+}
+"""
+    with pytest.raises(CompileError) as error:
+        parse_mapping(text.replace("WHO", "mm"))
+    assert error.value.diagnostic.code == "T0205"
+    assert "did you mean `m`" in str(error.value)
+    program = backend.build(parse_mapping(text.replace("WHO", "m")), CPU)
+    x, y = np.arange(5, dtype=np.float32), np.empty(5, np.float32)
+    program.bind({"X": (5,), "Y": (5,)}, {"X": (1,), "Y": (1,)}, {"M": 5})(
+        [x.ctypes.data, y.ctypes.data]
+    )
+    assert (y == 2 * x).all()

@@ -454,7 +454,7 @@ class _Tree:
     def _is_vector_loop(self, n: Loop) -> bool:
         """A loop whose leaves all put its variable on lanes, every other variable being a point."""
         s = self.s
-        if not all(
+        if not n.body or not all(
             isinstance(x, Do) and x.on("lane") == [n.var] and not x.on("unroll") for x in n.body
         ):
             return False
