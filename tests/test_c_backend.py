@@ -15,6 +15,7 @@ import tcc
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.interpret import interpret
+from tcc.ir.mapping_text import parse_mapping
 from tcc.samples import random_inputs
 
 SEEDS, CHUNK = 500, 20
@@ -27,9 +28,11 @@ def test_c_is_the_interpreter_on_random_programs(first: int) -> None:
     for seed in range(first, first + CHUNK):
         p = generate(seed)
         inputs = {name: fenced(a) for name, a in p.inputs.items()}
-        assert_matches(
-            p.cascade, run(built(p.cascade), p.cascade, inputs, p.sizes), inputs, p.sizes
-        )
+        program = built(p.cascade)
+        assert_matches(p.cascade, run(program, p.cascade, inputs, p.sizes), inputs, p.sizes)
+        # what is printed reads back, at both levels
+        assert str(parse_cascade(str(p.cascade))) == str(p.cascade)
+        assert str(parse_mapping(str(program.mapping))) == str(program.mapping)
 
 
 @pytest.mark.parametrize("first", range(1000, 1080, 20))
