@@ -1,1 +1,1 @@
-"""backends"""
+"""Backends: one folder each, with one entry function `build(mapping, target)`; `targets` describes machines."""

@@ -1,1 +1,1 @@
-"""frontends"""
+"""Frontends: one file each, from some notation to a verified cascade."""

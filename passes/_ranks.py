@@ -110,8 +110,8 @@ def _two_ranks(
         used.add(name)
         return name
 
-    a = choose(count, "o")
-    return tuple(ranks), a, choose(by, "i")
+    a, b = choose(count, "o"), choose(by, "i")
+    return tuple(ranks), a, b
 
 
 def _split_variable(d: Einsum, v: str, a: str, b: str, by: Expr, free: bool) -> Einsum:

@@ -220,3 +220,17 @@ def test_an_index_outside_a_table_raises_as_eager_does(dynamic: bool | None) -> 
             for f in (model, fast):
                 with pytest.raises(IndexError, match="index out of range in self"):
                     f(torch.tensor(bad))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_transformer_layer_and_a_pooled_convolution_run_on_the_cpu_target(
+    dynamic: bool | None,
+) -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    pooled = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    ).eval()
+    with torch.no_grad():
+        for model, x in ((layer, torch.randn(2, 5, 16)), (pooled, torch.randn(2, 3, 8, 8))):
+            fast = compile_function(model, target="cpu", dynamic=dynamic, strict=True)
+            torch.testing.assert_close(fast(x), model(x))
