@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from tcc.ir.diagnostics import CompileError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tcc.gradient import Gradient
     from tcc.program import CompiledProgram, Program
 
     __version__: str
 
-__all__ = ["CompileError", "CompiledProgram", "Program", "__version__", "compile", "load", "parse"]
+__all__ = [
+    "CompileError", "CompiledProgram", "Program", "__version__", "compile", "grad", "load", "parse",
+]  # fmt: skip
 
 
 def compile(
@@ -43,6 +48,34 @@ def compile(
     if program is None:
         return lambda function: compile_any(function, target, options)
     return compile_any(program, target, options)
+
+
+def grad(
+    program: str | os.PathLike[str] | Any,
+    wrt: str | Sequence[str] | None = None,
+    *,
+    of: str | Sequence[str] | None = None,
+    seeds: Mapping[str, str | float] | None = None,
+    forward: bool = False,
+    saved: str | Sequence[str] = (),
+    target: str | None = None,
+    **options: Any,
+) -> Gradient:
+    """The gradient of a cascade by its inputs `wrt` (default: all floats), compiled for `target`.
+
+    It takes the inputs of the program, then a cotangent `d_Z` for every output Z in `of` (default:
+    all floats; `seeds={"Z": 1.0}` fixes one), and returns `d_A` for every A in `wrt`; with
+    `forward` the outputs come first. Tensors in `saved` are not computed again: they are inputs
+    after those of the program, and `.forward` is the program that returns them, too.
+
+    >>> import numpy as np, tcc
+    >>> square = "in A: f32[N]\\nout Z: f32\\nZ = A[n] * A[n]"
+    >>> tcc.grad(square, "A", seeds={"Z": 1.0}, target="numpy")(np.arange(4, dtype=np.float32))
+    array([0., 2., 4., 6.], dtype=float32)
+    """
+    from tcc.gradient import grad as gradient
+
+    return gradient(program, wrt, of, seeds, forward, saved, target, options)
 
 
 def load(path: str | os.PathLike[str], *, cascade: str | None = None) -> Program:

@@ -16,18 +16,23 @@ from tcc.program import Program
 
 def compile_any(program: Any, target: str | None, options: MappingABC[str, Any]) -> Any:
     """What `tcc.compile` returns."""
-    if isinstance(program, Program):
-        return program.compile(target, **options)
-    if isinstance(program, (Cascade, Mapping)):
-        return Program(program).compile(target, **options)
-    if isinstance(program, os.PathLike) or (isinstance(program, str) and _is_path(program)):
-        return load_program(program, None).compile(target, **options)
-    if isinstance(program, str):
-        return parse_program(program, "<string>", None).compile(target, **options)
-    if callable(program):
+    if callable(program) and not isinstance(program, Program):
         from tcc.dynamo import compile_function
 
         return compile_function(program, target=target or environment.text("TCC_TARGET"), **options)
+    return as_program(program).compile(target, **options)
+
+
+def as_program(program: Any) -> Program:
+    """The program of a text, a path or an IR node; itself when it is one."""
+    if isinstance(program, Program):
+        return program
+    if isinstance(program, (Cascade, Mapping)):
+        return Program(program)
+    if isinstance(program, os.PathLike) or (isinstance(program, str) and _is_path(program)):
+        return load_program(program, None)
+    if isinstance(program, str):
+        return parse_program(program, "<string>", None)
     raise CompileError(
         "T0145",
         f"a {type(program).__name__} is no program",

@@ -321,6 +321,17 @@ def _add_map(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="the report as one JSON object")
 
 
+def _add_grad(p: argparse.ArgumentParser) -> None:
+    p.add_argument("file", help="a cascade (.tcc) or a TeAAL specification (.yaml)")
+    p.add_argument(
+        "--cascade", metavar="NAME", help="the one that is meant, where the file holds several"
+    )
+    p.add_argument("--wrt", metavar="A,B", help="inputs (default: all floats)")
+    p.add_argument("--of", metavar="Z", help="outputs (default: all floats)")
+    p.add_argument("--saved", metavar="T,U", help="tensors that are inputs, not computed again")
+    p.add_argument("--forward", action="store_true", help="return the program's outputs, too")
+
+
 def _add_target(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", choices=("list", "show"))
     p.add_argument("name", nargs="?", help="the target to show")
@@ -340,6 +351,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]]
     "dump": ("print a program after a pass, or after all", _add_dump, "tcc.commands"),
     "explain": ("tell what was fused and how it runs", _add_explain, "tcc.commands"),
     "map": ("report how a program runs on a spatial array", _add_map, "tcc.commands"),
+    "grad": ("print the gradient of a program as a program", _add_grad, "tcc.commands"),
     "target": ("list the targets, or show one", _add_target, "tcc.doctor"),
     "doctor": ("show compilers, devices, cache and settings", _add_doctor, "tcc.doctor"),
     "cache": ("show or clear the cache of built code", _add_cache, "tcc.doctor"),

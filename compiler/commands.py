@@ -1,4 +1,4 @@
-"""The commands that take a program: run, build, dump, explain, map."""
+"""The commands that take a program: run, build, dump, explain, map, grad."""
 
 from __future__ import annotations
 
@@ -207,6 +207,19 @@ def do_map(o: argparse.Namespace) -> int:
         print(json.dumps(reports if len(reports) > 1 else reports[0]))
     else:
         print("\n\n".join(str(k).rstrip("\n") for k in found))
+    return 0
+
+
+def do_grad(o: argparse.Namespace) -> int:
+    """`tcc grad`."""
+    from tcc.gradient import cascade_of, gradient_of
+
+    wrt, of, saved = (None if w is None else w.split(",") for w in (o.wrt, o.of, o.saved))
+    for n, unit in enumerate(_units(o)):
+        gradient = gradient_of(
+            cascade_of(unit.program), wrt, of, forward=o.forward, saved=saved or ()
+        )
+        sys.stdout.write(("\n" if n else "") + str(gradient))
     return 0
 
 

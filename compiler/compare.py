@@ -25,7 +25,7 @@ def same_meaning(
     before: Cascade | Mapping, after: Cascade | Mapping, extern: ExternCall | None = None
 ) -> str:
     """Empty, or one sentence on the first input at which the programs differ by more than rounding
-    can."""
+    can; of joints that are new, also on one that does not walk as its definitions say."""
     face = before if isinstance(before, Cascade) else signature(before)
     ranks = [r.name for r in face.ranks if r.size is None]
     for n, numbers in enumerate(_ROUNDS[: 3 if ranks else 1]):
@@ -51,6 +51,21 @@ def same_meaning(
                     f"`{name}{at}` is {_at(got[name], found.first_outside)}, before it was "
                     f"{_at(value, found.first_outside)} (sizes {given or 'as declared'}, seed {n})"
                 )
+    return _walks(before, after, extern)
+
+
+def _walks(before: Cascade | Mapping, after: Cascade | Mapping, extern: ExternCall | None) -> str:
+    if not isinstance(after, Cascade) or not after.joints:
+        return ""
+    from tcc.ir.joint import check_body
+
+    known = {str(j) for j in before.joints} if isinstance(before, Cascade) else set()
+    for joint in after.joints:
+        if str(joint) not in known:
+            try:
+                check_body(after, joint, extern)
+            except CompileError as error:
+                return error.diagnostic.message
     return ""
 
 

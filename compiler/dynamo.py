@@ -164,16 +164,8 @@ def compile_graph(
     """
     execute = factory(captured)
     programs: list[Any] = getattr(execute, "programs", [])
-    tensors = [(i.tensor, n) for n, i in enumerate(captured.inputs) if i.tensor is not None]
-    ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank is not None]
-    given = {rank for rank, _ in ranks}
-    shapes: list[tuple[str, int, int]] = []
-    types = {t.name: t for t in captured.cascade.inputs}
-    for name, n in tensors:
-        for d, size in enumerate(types[name].shape):
-            if isinstance(size, Size) and size.rank not in given:
-                given.add(size.rank)
-                shapes.append((size.rank, n, d))
+    tensors, ranks, shapes = _arguments(captured)
+    given_by = reader(captured)
     constants = dict(captured.constants)
     simple = [o.tensor for o in captured.outputs if o.tensor is not None and _row_major(o, offsets)]
     direct = len(simple) == len(captured.outputs)
@@ -187,16 +179,13 @@ def compile_graph(
         return [found] if len(simple) == 1 else [found[n] for n in results]
 
     def run(*args: Any) -> list[Any]:
-        sizes = {rank: args[n] for rank, n in ranks}
-        for rank, n, d in shapes:
-            sizes[rank] = args[n].shape[d]
-        values = {name: args[n] for name, n in tensors}
+        values, sizes = given_by(args)
         if constants:
             values.update(constants)
         found = execute(values, sizes)
         if direct:
             return [found[name] for name in simple]
-        return [_result(o, found, args, sizes, offsets) for o in captured.outputs]
+        return [result_of(o, found, args, sizes, offsets) for o in captured.outputs]
 
     whole = getattr(execute, "whole", None)
     at = dict(tensors)
@@ -213,6 +202,38 @@ def compile_graph(
     return checked(run_whole, captured, programs)
 
 
+def _arguments(
+    captured: Captured,
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[tuple[str, int, int]]]:
+    """Which arguments are tensors, which are ranks, and which dimensions of arguments give the other ranks."""
+    tensors = [(i.tensor, n) for n, i in enumerate(captured.inputs) if i.tensor is not None]
+    ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank is not None]
+    given = {rank for rank, _ in ranks}
+    shapes: list[tuple[str, int, int]] = []
+    types = {t.name: t for t in captured.cascade.inputs}
+    for name, n in tensors:
+        for d, size in enumerate(types[name].shape):
+            if isinstance(size, Size) and size.rank not in given:
+                given.add(size.rank)
+                shapes.append((size.rank, n, d))
+    return tensors, ranks, shapes
+
+
+def reader(
+    captured: Captured,
+) -> Callable[[Sequence[Any]], tuple[dict[str, Tensor], dict[str, int]]]:
+    """A function of a graph's arguments that gives its tensors and the sizes of its ranks."""
+    tensors, ranks, shapes = _arguments(captured)
+
+    def read(args: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        sizes = {rank: args[n] for rank, n in ranks}
+        for rank, n, d in shapes:
+            sizes[rank] = args[n].shape[d]
+        return {name: args[n] for name, n in tensors}, sizes
+
+    return read
+
+
 def _row_major(o: Output, offsets: bool) -> bool:
     """Whether the wanted strides are those of a contiguous tensor at the start of its storage, for all sizes."""
     if offsets and not same(o.offset, Const(0)):
@@ -221,8 +242,9 @@ def _row_major(o: Output, offsets: bool) -> bool:
     return all(is_one(n) or same(s, e) for n, s, e in zip(o.shape, o.strides, expected))
 
 
-def _result(o: Output, found: dict[str, Tensor], args: Sequence[Any], sizes: dict[str, int],
-            offsets: bool) -> Any:  # fmt: skip
+def result_of(o: Output, found: dict[str, Tensor], args: Sequence[Any], sizes: dict[str, int],
+              offsets: bool) -> Any:  # fmt: skip
+    """What PyTorch expects as an output, from the tensors that a program gives."""
     if o.passed is not None:
         return args[o.passed]
     if o.size is not None:
@@ -265,12 +287,16 @@ class Backend:
         import torch
         from torch._dynamo.backends.common import aot_autograd
 
-        if self._table is None:
-            self._table = decompositions()
         names = {
             n: _readable(p.name)
             for n, p in enumerate(p for p in gm.graph.nodes if p.op == "placeholder")
         }
+        if torch.is_grad_enabled() and any(getattr(e, "requires_grad", 0) for e in example_inputs):
+            from tcc.backward import with_gradient
+
+            own = with_gradient(self, gm, example_inputs, names)
+            if own is not None:
+                return own
         direct: list[tuple[int, Callable[..., Any]]] = []
 
         def compiler(kind: str) -> Callable[[Any, list[Any]], Callable[..., Any]]:
@@ -285,12 +311,18 @@ class Backend:
 
         wrapped: Callable[..., Any] = aot_autograd(
             fw_compiler=compiler("forward"), bw_compiler=compiler("backward"),
-            inference_compiler=compiler("inference"), decompositions=self._table,
+            inference_compiler=compiler("inference"), decompositions=self.table(),
         )(gm, example_inputs)  # fmt: skip
         context = torch._guards.TracingContext.try_get()
-        if len(direct) == 1 and direct[0][0] == len(example_inputs) and _plain(context):
+        if len(direct) == 1 and direct[0][0] == len(example_inputs) and plain(context):
             return direct[0][1]
         return wrapped
+
+    def table(self) -> dict[Any, Any]:
+        """What PyTorch takes apart itself."""
+        if self._table is None:
+            self._table = decompositions()
+        return self._table
 
     def _graph(self, gm: Any, kind: str, names: dict[int, str]) -> Callable[..., Any]:
         import torch
@@ -298,8 +330,8 @@ class Backend:
         record = Graph(f"{self.name}_{len(self.records.graphs)}", kind)
         self.records.graphs.append(record)
         try:
-            captured = _with_constants(capture(gm, record.name, names))
-            aliases = not _plain(torch._guards.TracingContext.try_get())
+            captured = with_constants(capture(gm, record.name, names))
+            aliases = not plain(torch._guards.TracingContext.try_get())
             run = compile_graph(captured, self.factory, aliases)
         except Exception as error:
             if self.strict:
@@ -312,7 +344,7 @@ class Backend:
         return run
 
 
-def _with_constants(captured: Captured) -> Captured:
+def with_constants(captured: Captured) -> Captured:
     """Parameters and buffers of modules are constant inputs: what is packed from them is kept between calls."""
     import torch
 
@@ -335,7 +367,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _plain(context: Any) -> bool:
+def plain(context: Any) -> bool:
     """Whether AOTAutograd's analysis found neither mutation, aliasing, subclasses nor effects."""
     meta = getattr(context, "fw_metadata", None)
     if (

@@ -1,5 +1,5 @@
-"""What the compiler made of a program: kernels and what was fused into each, loops, buffers, and
-calls out of tcc."""
+"""What the compiler made of a program: passes over its ranks, kernels and what was fused into each,
+loops, buffers, and calls out of tcc."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tcc.ir.cascade import Cascade, Einsum, Extern, targets
 from tcc.ir.diagnostics import Span
 from tcc.ir.expr import Var, text
 from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, Node, leaves
+from tcc.pass_counts import Derived, RankReport, passes_json, passes_text, place, rank_reports
 from tcc.pipeline import Result
 
 
@@ -66,7 +67,8 @@ class Explanation:
     kernels: tuple[KernelReport, ...]
     memory: tuple[BufferReport, ...]
     externs: tuple[ExternReport, ...]
-    passes: tuple[tuple[str, bool], ...]
+    ran: tuple[tuple[str, bool], ...]
+    ranks: tuple[RankReport, ...] = ()
     eager: tuple[EagerReport, ...] = ()
 
     def json(self) -> dict[str, Any]:
@@ -75,7 +77,8 @@ class Explanation:
             "program": self.program,
             "target": self.target,
             "definitions": self.definitions,
-            "passes": [{"name": name, "changed": changed} for name, changed in self.passes],
+            "ran": [{"name": name, "changed": changed} for name, changed in self.ran],
+            **passes_json(self.ranks),
             "kernels": [
                 {
                     "name": k.name,
@@ -96,7 +99,10 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        return "\n".join([*self._summary(), *self._list(), *self._details()]) + "\n"
+        return (
+            "\n".join([*self._summary(), *self._list(), *passes_text(self.ranks), *self._details()])
+            + "\n"
+        )
 
     def _summary(self) -> list[str]:
         fused = sum(len(k.computes) > 1 for k in self.kernels)
@@ -106,9 +112,9 @@ class Explanation:
             f"{self.program} for {self.target}: {_count(self.definitions, 'definition')} in "
             f"{_count(len(self.kernels), 'kernel')}, {fused} of them fused"
         ]
-        ran = [f"{name}{'' if changed else ' (unchanged)'}" for name, changed in self.passes]
+        ran = [f"{name}{'' if changed else ' (unchanged)'}" for name, changed in self.ran]
         if ran:
-            lines.append(f"passes: {', '.join(ran)}")
+            lines.append(f"ran: {', '.join(ran)}")
         constant = [b for b in self.memory if b.constant]
         lines.append(
             f"between kernels: {_count(stored, 'tensor')} in memory; "
@@ -158,7 +164,7 @@ class Explanation:
 def explain(result: Result) -> Explanation:
     """The report on what the passes made."""
     program, first = result.program, result.stages[0].program
-    passes = tuple((s.name, s.changed) for s in result.stages if s.name != "input")
+    ran = tuple((s.name, s.changed) for s in result.stages if s.name != "input")
     externs: Iterable[Extern]
     memory: tuple[BufferReport, ...] = ()
     if isinstance(program, Mapping):
@@ -171,9 +177,23 @@ def explain(result: Result) -> Explanation:
     calls = tuple(_call(e) for e in externs)
     if isinstance(first, Cascade):
         count = sum(isinstance(d, Einsum) for d in first.definitions)
+        ranks = rank_reports(first, _derived(result))
     else:
-        count = sum(len(k.computes) for k in kernels)
-    return Explanation(program.name, result.target.name, count, kernels, memory, calls, passes)
+        count, ranks = sum(len(k.computes) for k in kernels), ()
+    return Explanation(program.name, result.target.name, count, kernels, memory, calls, ran, ranks)
+
+
+def _derived(result: Result) -> Derived | None:
+    """What can be derived of the program, with what forbids more, and what the pass made of it."""
+    from tcc.passes.derive import derivation
+
+    made = {s.name: s.program for s in result.stages}
+    start, used = made.get("simplify", result.stages[0].program), made.get("derive")
+    if not isinstance(start, Cascade) or start.joints:
+        return None
+    found = derivation(start)
+    reasons = tuple((b.source, b.target, b.why) for b in found.barriers)
+    return Derived(found.program, used if isinstance(used, Cascade) else None, reasons)
 
 
 class Graph(Protocol):
@@ -190,17 +210,23 @@ class Graph(Protocol):
 
 
 def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
-    """One report on all graphs of a function; kernels of different programs get their number."""
+    """One report on all graphs of a function; kernels and ranks of different programs get their number."""
     graphs = list(graphs)
     reports: list[Explanation] = [p.explain() for g in graphs for p in g.programs]
+    several = len(reports) > 1
     kernels = [
-        replace(k, name=f"{n}.{k.name}") if len(reports) > 1 else k
+        replace(k, name=f"{n}.{k.name}") if several else k
         for n, r in enumerate(reports)
         for k in r.kernels
     ]
+    ranks = [
+        replace(k, rank=f"{n}.{k.rank}") if several else k
+        for n, r in enumerate(reports)
+        for k in r.ranks
+    ]
     changed: dict[str, bool] = {}
     for r in reports:
-        for step, yes in r.passes:
+        for step, yes in r.ran:
             changed[step] = changed.get(step, False) or yes
     return Explanation(
         name,
@@ -210,20 +236,13 @@ def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
         tuple(b for r in reports for b in r.memory),
         tuple(_call(e) for g in graphs for e in g.externs),
         tuple(changed.items()),
-        tuple(EagerReport(g.name, g.reason, _place(g.span)) for g in graphs if g.captured is None),
+        tuple(ranks),
+        tuple(EagerReport(g.name, g.reason, place(g.span)) for g in graphs if g.captured is None),
     )
 
 
-def _place(span: Span | None) -> str:
-    """The source line itself, behind its place."""
-    if span is None:
-        return ""
-    line = span.source.line(span.line).strip()
-    return f"{span.source.name}:{span.line}{f': {line}' if line else ''}"
-
-
 def _call(e: Extern) -> ExternReport:
-    return ExternReport(e.function, targets(e), _place(e.span))
+    return ExternReport(e.function, targets(e), place(e.span))
 
 
 def _grouped(c: Cascade) -> Iterable[KernelReport]:

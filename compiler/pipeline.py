@@ -20,6 +20,7 @@ from tcc.ir.target import Target
 PASSES = (
     "restrict",  # cascade -> cascade: which points exist becomes explicit
     "simplify",  # cascade -> cascade: fold, share, inline, drop
+    "derive",  # cascade -> cascade: reductions that depend on each other become one walk
     "fuse",  # cascade -> cascade: which definitions make one kernel
     "map",  # cascade -> mapping: loops, tiles, buffers, parallel resources
 )

@@ -25,7 +25,7 @@ from tcc.ir.expr import (
 )
 from tcc.ir.index import same
 from tcc.ir.infer import expression_dtype
-from tcc.ir.ops import MONOIDS, OPS
+from tcc.ir.ops import INDEX_REDUCTIONS, MONOIDS, OPS
 
 Value = Any  # Tensor, size expression, Python number, None, or a list of these
 Lowering = Callable[..., Value]
@@ -178,9 +178,9 @@ class Builder:
         free = set(variables(*indices))
         inner = [v for v in variables(body, *where) if v not in free]
         kinds = {v: (reduced or {}).get(v, monoid) for v in inner}
-        boolean = any(MONOIDS[m].result == "bool" for m in kinds.values())
+        changing = any(m in INDEX_REDUCTIONS or MONOIDS[m].result == "bool" for m in kinds.values())
         dtype = expression_dtype(self._typing, body)
-        if dtype != t.dtype and not boolean:
+        if dtype != t.dtype and not changing:
             body = convert(body, t.dtype, dtype)
         body = transform(body, self._partly)
         self.tensors[t.name] = t

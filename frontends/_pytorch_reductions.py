@@ -11,7 +11,8 @@ from tcc.frontends._pytorch_pointwise import add, div, mul, select, sub
 from tcc.frontends._pytorch_sizes import is_one, minus, plus, product, times
 from tcc.ir.cascade import Tensor
 from tcc.ir.dtype import BOOL, DType
-from tcc.ir.expr import Access, Const, Expr, call
+from tcc.ir.expr import Access, Const, Expr, Var, call
+from tcc.ir.ops import INDEX_REDUCTIONS
 
 _ZERO, _ONE = Const(0), Const(1)
 
@@ -121,18 +122,48 @@ def _variance(root: bool, with_mean: bool = False) -> Lowering:
 
 
 def _with_index(monoid: str) -> Lowering:
-    """max.dim, min.dim: the values; who reads the indices gets an extern call."""
+    """max.dim, min.dim: the values, and the first coordinates at which they are taken, if these are read."""
 
     def lower(b: Builder, x: Tensor, dim: Value = None, keepdim: bool = False) -> Value:
         if isinstance(dim, Tensor):  # the element-wise overload
             from tcc.frontends._pytorch_pointwise import pointwise
 
             return pointwise(b, lambda p, q: call(monoid, p, q), x, dim)
+        axes = axes_of(x, dim)
         if not isinstance(b.node.meta["val"], (list, tuple)):
-            return reduce(b, b.out(), x, axes_of(x, dim), keepdim, monoid)
-        if b.used(1):
-            raise NotLowered
-        return [reduce(b, b.out(0), x, axes_of(x, dim), keepdim, monoid), None]
+            return reduce(b, b.out(), x, axes, keepdim, monoid)
+        values = reduce(b, b.out(0), x, axes, keepdim, monoid)
+        return [values, places(b, b.out(1), x, axes, keepdim, values) if b.used(1) else None]
+
+    return lower
+
+
+def places(
+    b: Builder, out: Tensor, x: Tensor, axes: Sequence[int], keepdim: bool, extreme: Tensor
+) -> Tensor:
+    """The first coordinate over `axes` (counted through, the last fastest) at which x is its extreme, or NaN."""
+    index = b.scope().index(x.shape)
+    kept = kept_index(index, axes, keepdim)
+    place: Expr = _ZERO
+    for n in axes:
+        place = plus(times(place, x.shape[n]), index[n])
+    value = b.read(x, index)
+    held = call("or", call("eq", value, b.read(extreme, kept)), call("ne", value, value))
+    return b.define(out, kept, place, "min", [held])
+
+
+def _place(kind: str) -> Lowering:
+    """argmax, argmin: of one dimension, or of all counted through."""
+
+    def lower(b: Builder, x: Tensor, dim: Value = None, keepdim: bool = False) -> Tensor:
+        axes = axes_of(x, dim)
+        index = b.scope().index(x.shape)
+        if len(axes) == 1 and isinstance(index[axes[0]], Var):
+            return b.define(b.out(), kept_index(index, axes, keepdim), b.read(x, index), kind)
+        out, monoid = b.out(), INDEX_REDUCTIONS[kind]
+        shape = kept_shape(x, axes) if keepdim else out.shape
+        extreme = reduce(b, b.temp(monoid, x.dtype, shape), x, axes, keepdim, monoid)
+        return places(b, out, x, axes, keepdim, extreme)
 
     return lower
 
@@ -381,6 +412,8 @@ LOWERINGS: dict[str, Lowering] = {
     "aten.all": _reduction("all"),
     "aten.max": _with_index("max"),
     "aten.min": _with_index("min"),
+    "aten.argmax": _place("argmax"),
+    "aten.argmin": _place("argmin"),
     "aten.aminmax": _aminmax,
     "aten.mean": _mean,
     "aten.var": _variance(False),

@@ -4,6 +4,7 @@
     definition ::= T[i, …] = e :: monoid(v, …), …  where p, …
                  | extern T: dtype[size, …] = function '…'
                | stop v when p
+               | joint v: T by e, …
                | kernel name: T, …
 
 A definition holds for every point of the box of its variables at which its predicates hold and every tensor that it
@@ -21,8 +22,9 @@ from itertools import groupby
 
 from tcc.ir.diagnostics import Span
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Const, Expr, Size, Var, accesses, text, transform, variables
+from tcc.ir.expr import Access, Const, Expr, Size, Var, accesses, call, text, transform, variables
 from tcc.ir.index import same
+from tcc.ir.ops import INDEX_REDUCTIONS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,6 +155,44 @@ Definition = Einsum | Extern
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Field:
+    """One component of a joint reduction's state, and how a partial value follows when the components before it move.
+
+    `correction` is what the value becomes: an expression over the values of the partial state (`Access("T", ())`) and
+    those of the state that it joins (`Access("T'", ())`, of earlier components alone). None: it depends on no other.
+    """
+
+    tensor: str
+    correction: Expr | None = None
+    span: Span | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        if self.correction is None:
+            return self.tensor
+        return f"{self.tensor} by {text(self.correction)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """Reductions over one variable as a single reduction over the tuple of their values: one walk computes them all.
+
+    The definitions of the fields stay what they mean; the corrections say how the tuple combines:
+    a ⊕ b = (…, correction_i(a) ⊕_i correction_i(b), …), each towards the components that are already combined.
+    """
+
+    var: str
+    fields: tuple[Field, ...]
+    span: Span | None = field(default=None, repr=False)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(f.tensor for f in self.fields)
+
+    def __str__(self) -> str:
+        return f"joint {self.var}: {', '.join(map(str, self.fields))}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Cascade:
     """A verified program. Build one with `tcc.ir.infer.build`, which checks it and infers `tensors` and `ranks`."""
 
@@ -165,6 +205,7 @@ class Cascade:
     groups: tuple[
         tuple[str, tuple[str, ...]], ...
     ] = ()  # kernels, once `fuse` has chosen them: name, tensors
+    joints: tuple[Joint, ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     _by_name: dict[str, dict[str, list[Definition]] | dict[str, Rank]] = field(
         init=False, default_factory=dict, repr=False
@@ -259,23 +300,25 @@ def steps(c: Cascade) -> Iterator[Step]:
     yield from schedule(c)
 
 
-def nested(d: Einsum, taken: set[str]) -> tuple[Einsum, Einsum] | None:
+def nested(d: Einsum, taken: set[str]) -> tuple[Einsum, ...] | None:
     """A definition with different monoids as two: the innermost reductions of one kind, then the others.
 
     T[i] = e :: max(m), sum(k)  -->  T_k[i,m] = e :: sum(k);  T[i] = T_k[i,m] :: max(m)
+
+    And one that gives where an extreme is taken (the first, a NaN before all numbers) as ordinary reductions:
+
+    T[i] = e :: argmax(m)  -->  T_of[i,m] = e;  T_max[i] = T_of[i,m] :: max(m)
+                                T[i] = m :: min(m) where T_of[i,m] == T_max[i] or T_of[i,m] != T_of[i,m]
     """
     reduced = d.reduced
     kinds = [d.monoid(v) for v in reduced]
     if len(set(kinds)) < 2:
-        return None
+        return _extreme(d, reduced[0], taken) if kinds and kinds[0] in INDEX_REDUCTIONS else None
     cut = len(kinds)
     while cut and kinds[cut - 1] == kinds[-1]:
         cut -= 1
     outer, inner = reduced[:cut], reduced[cut:]
-    name, n = f"{d.target}_{'_'.join(inner)}", 1
-    while name in taken:
-        n += 1
-        name = f"{d.target}_{'_'.join(inner)}{n}"
+    name = _fresh(f"{d.target}_{'_'.join(inner)}", taken)
     at = tuple(Var(v) for v in (*d.free, *outer))
     free = set(d.free)
     first = Einsum(name, at, d.body, tuple(Reduction(v, kinds[-1]) for v in inner), d.where, d.span)
@@ -285,3 +328,31 @@ def nested(d: Einsum, taken: set[str]) -> tuple[Einsum, Einsum] | None:
         tuple(p for p in d.where if set(variables(p)) <= free), d.span,
     )  # fmt: skip
     return first, second
+
+
+def _extreme(d: Einsum, var: str, taken: set[str]) -> tuple[Einsum, ...]:
+    """The definitions of an argmax or argmin over one variable."""
+    kind = INDEX_REDUCTIONS[d.monoid(var)]
+    free = set(d.free)
+    value, where, made = d.body, d.where, []
+    if not isinstance(value, Access):  # computed once, so that it equals itself
+        at = tuple(Var(v) for v in (*d.free, var))
+        name = _fresh(f"{d.target}_of", taken)
+        made = [Einsum(name, at, value, (), where, d.span)]
+        value, where = Access(name, at), tuple(p for p in where if set(variables(p)) <= free)
+    found = _fresh(f"{d.target}_{kind}", taken)
+    at = tuple(Var(v) for v in d.free)
+    made.append(Einsum(found, at, value, (Reduction(var, kind),), where, d.span))
+    here = call("or", call("eq", value, Access(found, at)), call("ne", value, value))
+    made.append(
+        Einsum(d.target, d.indices, Var(var), (Reduction(var, "min"),), (*where, here), d.span)
+    )
+    return tuple(made)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    out, n = name, 1
+    while out in taken:
+        n += 1
+        out = f"{name}{n}"
+    return out

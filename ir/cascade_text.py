@@ -13,20 +13,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Reduction, Stop, Tensor
+from tcc.ir.cascade import (
+    Cascade,
+    Definition,
+    Einsum,
+    Extern,
+    Field,
+    Joint,
+    Rank,
+    Reduction,
+    Stop,
+    Tensor,
+)
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
 from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import Const, Expr, Size, text, walk
 from tcc.ir.expr_text import ExprBuilder, Names, children_named, parse_tree
 from tcc.ir.infer import build
-from tcc.ir.ops import MONOIDS, PLANNED_MONOIDS
+from tcc.ir.ops import INDEX_REDUCTIONS, MONOIDS, PLANNED_MONOIDS
 
 GRAMMAR = r"""
 program: _NL* (unit | block+)
 unit: statement*
 block: header statement*
 header: "cascade" NAME _NL+
-?statement: (ranks | inputs | outputs | definition | extern | stop | group) _NL+
+?statement: (ranks | inputs | outputs | definition | extern | stop | joint | group) _NL+
 ranks: "ranks" rank ("," rank)*
 rank: NAME ["=" expr]
 inputs: "in" tensor ("," tensor)*
@@ -40,6 +51,8 @@ predicate: expr [(IN expr ".." expr)]
 IN: /in(?=\s)/
 extern: "extern" tensor ("," tensor)* "=" QUALIFIED STRING
 stop: "stop" NAME "when" expr
+joint: "joint" NAME ":" field ("," field)*
+field: NAME ["by" expr]
 group: "kernel" NAME ":" NAME ("," NAME)*
 QUALIFIED: /[A-Za-z_]\w*(\.\w+)+/
 STRING: /'[^'\n]*'/
@@ -54,6 +67,7 @@ def print_cascade(c: Cascade) -> str:
         lines.append(f"ranks {', '.join(ranks)}")
     lines += [f"in  {t}" for t in c.inputs] + [f"out {t}" for t in c.outputs]
     lines += [""] + [str(d) for d in c.definitions] + [str(s) for s in c.stops]
+    lines += [str(j) for j in c.joints]
     lines += [f"kernel {name}: {', '.join(members)}" for name, members in c.groups]
     return "\n".join(lines) + "\n"
 
@@ -102,6 +116,7 @@ def _cascade(source: Source, block: Any) -> Cascade:
     definitions: list[Definition] = []
     stops: list[Stop] = []
     groups: list[tuple[str, tuple[str, ...]]] = []
+    joints: list[Joint] = []
     for s in statements:
         if s.data == "ranks":
             ranks += [b.rank(r) for r in s.children]
@@ -113,6 +128,8 @@ def _cascade(source: Source, block: Any) -> Cascade:
             definitions.append(b.definition(s))
         elif s.data == "extern":
             definitions.append(b.extern(s))
+        elif s.data == "joint":
+            joints.append(b.joint(s))
         elif s.data == "group":
             groups.append((str(s.children[0]), tuple(str(n) for n in s.children[1:])))
         else:
@@ -127,6 +144,7 @@ def _cascade(source: Source, block: Any) -> Cascade:
             tuple(definitions),
             tuple(stops),
             tuple(groups),
+            tuple(joints),
         )
     )
 
@@ -196,13 +214,29 @@ class Block:
 
     def _reduction(self, node: Any) -> list[Reduction]:
         monoid, *names = node.children
+        known = [*MONOIDS, *INDEX_REDUCTIONS]
         if str(monoid) in PLANNED_MONOIDS:
             raise CompileError("T0123", f"the reduction `{monoid}` is not supported yet", self.span(monoid),
-                               helps=f"use one of {', '.join(MONOIDS)}")  # fmt: skip
-        if str(monoid) not in MONOIDS:
+                               helps=f"use one of {', '.join(known)}")  # fmt: skip
+        if str(monoid) not in known:
             raise CompileError("T0101", f"unknown reduction `{monoid}`", self.span(monoid),
-                               helps=did_you_mean(str(monoid), list(MONOIDS)) or f"known: {', '.join(MONOIDS)}")  # fmt: skip
+                               helps=did_you_mean(str(monoid), known) or f"known: {', '.join(known)}")  # fmt: skip
+        if str(monoid) in INDEX_REDUCTIONS and len(names) > 1:
+            raise CompileError("T0123", f"`{monoid}` over several variables is not supported yet", self.span(names[1]),
+                               helps=f"it gives one coordinate: `{monoid}({names[0]})`")  # fmt: skip
         return [Reduction(str(v), str(monoid), self.span(v)) for v in names]
+
+    def joint(self, node: Any) -> Joint:
+        var, *fields = node.children
+        self.expr.primes = True
+        made = tuple(self._field(f) for f in fields)
+        self.expr.primes = False
+        return Joint(str(var), made, self.span(node))
+
+    def _field(self, node: Any) -> Field:
+        name, correction = node.children
+        made = self.expr.build(correction) if correction is not None else None
+        return Field(str(name), made, self.span(name))
 
     def extern(self, node: Any) -> Extern:
         *tensors, function, arguments = node.children

@@ -85,3 +85,19 @@ def _jump(op: Op, x: list[Array], e: list[Array], result: Array, u: float) -> Ar
         return np.where((e[0] + e[1] > 0) | close, np.inf, own)
     moved = (op.evaluate(x[0] - e[0]) != result) | (op.evaluate(x[0] + e[0]) != result)
     return np.where(moved & (e[0] > 0), np.inf, 0.0)
+
+
+def fold_error(
+    combine: str, x: Array, total: Array, error: Array, axis: tuple[int, ...], u: float
+) -> Array:
+    """Error of a reduction in any order: n roundings of partial results no larger than the sum of magnitudes."""
+    if combine == "add":
+        return np.sum(error, axis=axis) + u * np.sum(
+            np.abs(np.nan_to_num(x, posinf=0, neginf=0)) + error, axis=axis
+        )
+    if combine == "mul":
+        relative = np.sum(error / np.maximum(np.abs(x), 1e-300), axis=axis) + u
+        return np.abs(total) * relative * (1 + relative)
+    if combine in ("max", "min"):
+        return np.max(error, axis=axis, initial=0)
+    return np.where(np.sum(error, axis=axis) > 0, np.inf, 0.0)

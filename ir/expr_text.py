@@ -41,10 +41,14 @@ EXPR_GRAMMAR = r"""
 ?power: atom | atom "**" unary -> op_pow
 ?atom: NUMBER -> number
     | NAME -> name
+    | END -> end
+    | PRIMED -> primed
     | NAME "[" [expr ("," expr)*] "]" -> access
     | NAME "(" [expr ("," expr)*] ")" -> apply
     | "(" expr ")"
 NAME: /[A-Za-z_]\w*/
+PRIMED.2: /[A-Za-z_]\w*'/
+END.2: /[a-z_]\w*\.(low|high)\b/
 NUMBER: /(\d+\.\d+|\.\d+|\d+\.(?!\.)|\d+)([eE][+-]?\d+)?/
 COMMENT: /#[^\n]*/
 _NL: /\r?\n/
@@ -142,7 +146,18 @@ def _unexpected(source: Source, error: Any) -> CompileError:
     width = 1 if token.type == "_NL" else len(token)
     span = Span(source, token.line, token.column, token.column + width)
     if token.type == "NAME":
-        known = ["ranks", "in", "out", "where", "cascade", "extern", "stop", "when"]
+        known = [
+            "ranks",
+            "in",
+            "out",
+            "where",
+            "cascade",
+            "extern",
+            "stop",
+            "when",
+            "joint",
+            "kernel",
+        ]
         first = source.line(token.line).split()[0]
         helps = (*(did_you_mean(first, known) or did_you_mean(str(token), known)), *helps)
     return CompileError("T0100", f"unexpected {shown}", span, helps=helps)
@@ -172,6 +187,8 @@ class ExprBuilder:
 
     def __init__(self, source: Source, names: Names) -> None:
         self.source, self.names = source, names
+        self.ends = False  # whether `v.low` and `v.high`, the ends of a tile, are known here
+        self.primes = False  # whether `T'`, a component of the joined state, is known here
 
     def span(self, node: Any) -> Span:
         if hasattr(node, "meta"):
@@ -192,6 +209,16 @@ class ExprBuilder:
             return self._number(head, span)
         if node.data == "name":
             return self._name(head, span)
+        if node.data == "end":
+            if not self.ends:
+                raise CompileError("T0100", f"`{head}` has a meaning only in `when` of a loop over tiles", span,
+                                   helps="an end of a tile is known only in a mapping")  # fmt: skip
+            return Var(head, span)
+        if node.data == "primed":
+            if not self.primes:
+                raise CompileError("T0136", f"`{head}` has a meaning only in the corrections of a `joint`", span,
+                                   helps="a prime marks the value that a component has in the joined state")  # fmt: skip
+            return Access(head, (), span)
         args = [c for c in node.children[1:] if c is not None]
         if node.data == "access":
             return Access(head, tuple(self.build(a) for a in args), span)

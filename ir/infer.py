@@ -33,7 +33,7 @@ from tcc.ir.expr import (
     walk,
 )  # fmt: skip
 from tcc.ir.index import Poly, bounds, evaluate_size, is_size, nonnegative, poly
-from tcc.ir.ops import MONOIDS
+from tcc.ir.ops import INDEX_REDUCTIONS, MONOIDS
 from tcc.ir.schedule import schedule
 from tcc.ir.sizes import check_sizes
 
@@ -88,10 +88,15 @@ class _Inference:
             if self._expr(stop.condition, stop.span).kind != "b":
                 raise CompileError("T0117", f"`{text(stop.condition)}` is no predicate", stop.span,
                                    helps="compare something: `stop t when R[t] < 0.001`")  # fmt: skip
-        return replace(
+        made = replace(
             self.c, ranks=tuple(self.ranks.values()), definitions=tuple(ordered),
             tensors=dict(self.tensors),
         )  # fmt: skip
+        if made.joints:
+            from tcc.ir.joint_verify import check_joints
+
+            check_joints(made)
+        return made
 
     # ---- ranks and declarations
 
@@ -337,6 +342,10 @@ class _Inference:
                 why = "it is in the output" if r.var in d.free else "it does not occur"
                 raise CompileError("T0115", f"`{r.var}` can not be reduced: {why}", r.span or d.span,
                                    helps="reduce a variable of the right side that the output lacks")  # fmt: skip
+        several = [v for v in d.reduced if d.monoid(v) in INDEX_REDUCTIONS][1:]
+        if several:
+            raise CompileError("T0123", f"`{d.target}` looks for an extreme along more than one variable", d.span,
+                               helps=f"reduce `{several[0]}` in a definition of its own")  # fmt: skip
         body, out = self._body(d), self.tensors[d.target].dtype
         for p in d.where:
             if self._expr(p, d.span).kind != "b":
@@ -440,18 +449,16 @@ class _Inference:
 
 def _twice(what: str, span: Span | None, first: Span | None) -> CompileError:
     labels = (Label(first, "first declared here"),) if first and first is not span else ()
-    return CompileError(
-        "T0104",
-        f"{what} is declared twice",
-        span,
-        labels=labels,
-        helps="give one of them another name",
-    )
+    return CompileError("T0104", f"{what} is declared twice", span, labels=labels,
+                        helps="give one of them another name")  # fmt: skip
 
 
 def reduced_dtype(d: Einsum, t: DType) -> DType:
-    """The type of a reduction of values of type `t`: sums of bools count, `any` and `all` give bool."""
-    for var in d.reduced:
+    """The type of a reduction of values of type `t`: sums of bools count, `any` and `all` give bool, `argmax` i64."""
+    for var in reversed(d.reduced):
+        if d.monoid(var) in INDEX_REDUCTIONS:
+            t = I64
+            continue
         m = MONOIDS[d.monoid(var)]
         if m.result == "int" and t.is_float:
             raise CompileError("T0116", f"`{m.name}` reduces integers, not {t}", d.span,

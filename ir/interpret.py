@@ -8,6 +8,7 @@ whatever the order of its reductions and whether or not products are fused: the 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -221,34 +222,38 @@ class _Interpreter:
     def einsum(self, d: Einsum) -> None:
         parts = nested(d, set(self.c.tensors) - self.split)
         if parts is not None:
-            inner, outer = parts
-            dtype = reduced_dtype(inner, expression_dtype(self.c, inner.body))
-            shape = tuple(self.c.extent(v) for v in inner.free)
-            t = Tensor(inner.target, dtype, shape)
-            self.split.add(inner.target)
-            self.c = replace(self.c, tensors={**self.c.tensors, t.name: t})
-            self.einsum(inner)
-            self.einsum(outer)
+            for inner in parts[:-1]:
+                dtype = reduced_dtype(inner, expression_dtype(self.c, inner.body))
+                t = Tensor(inner.target, dtype, tuple(self.c.extent(v) for v in inner.free))
+                self.split.add(inner.target)
+                self.c = replace(self.c, tensors={**self.c.tensors, t.name: t})
+                self.einsum(inner)
+            self.einsum(parts[-1])
             return
         out = self.storage(self.c.tensors[d.target])
         free = [v for v in d.free if v not in self.fixed]
         reduced = [v for v in d.reduced if v not in self.fixed]
-        extents = {v: evaluate_size(size, self.sizes) for v, size in self.c.extents(d).items()}
-        points = int(np.prod([extents[v] for v in reduced], dtype=object)) if reduced else 1
+        spans = {v: self.interval(v, size) for v, size in self.c.extents(d).items()}
+        points = math.prod(spans[v][1] - spans[v][0] for v in reduced)
         blocks: list[list[tuple[int, int]]] = []
         for n, v in enumerate(free):
-            after = int(np.prod([extents[u] for u in free[n + 1 :]], dtype=object)) * points
-            step = max(1, min(extents[v], CHUNK // max(1, after)))
-            blocks.append([(b, min(b + step, extents[v])) for b in range(0, extents[v], step)])
+            after = math.prod(spans[u][1] - spans[u][0] for u in free[n + 1 :]) * points
+            low, high = spans[v]
+            step = max(1, min(high - low, CHUNK // max(1, after)))
+            blocks.append([(b, min(b + step, high)) for b in range(low, high, step)])
         for block in itertools.product(*blocks):
-            self._block(d, out, dict(zip(free, block, strict=True)), reduced, extents)
+            self._block(d, out, dict(zip(free, block, strict=True)), reduced, spans)
+
+    def interval(self, var: str, extent: Expr) -> tuple[int, int]:
+        """The coordinates of a variable that definitions are evaluated at: all."""
+        return 0, evaluate_size(extent, self.sizes)
 
     def _block(self, d: Einsum, out: Value, block: dict[str, tuple[int, int]], reduced: list[str],
-               extents: dict[str, int]) -> None:  # fmt: skip
+               spans: dict[str, tuple[int, int]]) -> None:  # fmt: skip
         order = [*block, *reduced]
         self.grid = {}
         for n, v in enumerate(order):
-            low, high = block.get(v, (0, extents.get(v, 0)))
+            low, high = block.get(v) or spans.get(v, (0, 0))
             shape = [1] * len(order)
             shape[n] = high - low
             self.grid[v] = np.arange(low, high).reshape(shape)
@@ -332,7 +337,9 @@ class _Interpreter:
                 kept.shape[:-1], identity_of_value(m.name, kept.dtype), kept.dtype)  # fmt: skip
             data = data.astype(kept.dtype)
             if error is not None:
-                error = _fold_error(
+                from tcc.ir.error_bounds import fold_error
+
+                error = fold_error(
                     m.combine, kept, data, error, axis, dtype.roundoff * max(count, 1)
                 )
             if mask is not None:
@@ -481,19 +488,3 @@ def _coalesce(a: Value, b: Value) -> Value:
 def identity_of_value(monoid: str, dtype: Any) -> Any:
     """The identity of a monoid in an interpreter's array type."""
     return identity_of(MONOIDS[monoid], dtype)
-
-
-def _fold_error(
-    combine: str, x: Array, total: Array, error: Array, axis: tuple[int, ...], u: float
-) -> Array:
-    """Error of a reduction in any order: n roundings of partial results no larger than the sum of magnitudes."""
-    if combine == "add":
-        return np.sum(error, axis=axis) + u * np.sum(
-            np.abs(np.nan_to_num(x, posinf=0, neginf=0)) + error, axis=axis
-        )
-    if combine == "mul":
-        relative = np.sum(error / np.maximum(np.abs(x), 1e-300), axis=axis) + u
-        return np.abs(total) * relative * (1 + relative)
-    if combine in ("max", "min"):
-        return np.max(error, axis=axis, initial=0)
-    return np.where(np.sum(error, axis=axis) > 0, np.inf, 0.0)

@@ -5,6 +5,7 @@
     node    ::= for v by step on resource { node … }      cut the interval of v into tiles
               | buffer T[…] @level { node … }             storage for a window of T while the body runs
               | do T[…] = e :: … where …  with v on …     a tile-level Einsum over the current intervals
+              | update T[…] = e :: … where …  with v on … the same, combined into what T holds already
 
 Every variable of a kernel has a *current interval*, at first its whole extent. A loop cuts it into consecutive tiles and
 runs its body once per tile; loops over the same variable nest. A `do` evaluates its Einsum over the current intervals:
@@ -48,10 +49,15 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Do:
-    """A tile-level Einsum. `bind` puts variables of its tile on resources of the executing unit: `lane`, `unroll`, PE rows."""
+    """A tile-level Einsum. `bind` puts variables of its tile on resources of the executing unit: `lane`, `unroll`, PE rows.
+
+    It sets its target where all reduced intervals start at 0 and combines into it elsewhere; with `update` it always
+    combines, so that tiles may be skipped or come in any order.
+    """
 
     einsum: Einsum
     bind: tuple[tuple[str, str], ...] = ()
+    update: bool = field(default=False, kw_only=True)
     span: Span | None = field(default=None, repr=False)
 
     def on(self, resource: str) -> list[str]:
@@ -65,6 +71,8 @@ class Loop:
 
     `on` names the parallel resource that the tiles are spread over; None is sequential, in order. Of nested loops on the
     same resource the tiles are spread together. Once `until` holds after a step, `hold` runs instead of the body.
+    Tiles at which `when` does not hold are left out: it is a condition on the ends of intervals, `Var("v.low")` and
+    `Var("v.high")`, of this variable's tile and of those around it.
     """
 
     var: str
@@ -73,6 +81,7 @@ class Loop:
     on: str | None = None
     until: Expr | None = None
     hold: tuple[Do, ...] = ()
+    when: Expr | None = None
     span: Span | None = field(default=None, repr=False)
 
 

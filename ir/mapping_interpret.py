@@ -126,12 +126,21 @@ class _Runner(_Interpreter):
         stopped = False
         for at in range(low, high, n.step):
             self.intervals[n.var] = (at, min(at + n.step, high))
+            if n.when is not None and not self._holds(n.when):
+                continue
             for child in n.hold if stopped else n.body:
                 self._node(child)
             if n.until is not None and not stopped:
                 self.grid = {n.var: np.asarray(at)}
                 stopped = bool(np.all(self.evaluate(n.until, []).data))
         self.intervals[n.var] = (low, high)
+
+    def _holds(self, when: Expr) -> bool:
+        """A condition on the ends of the current intervals."""
+        self.grid = {}
+        for v, (low, high) in self.intervals.items():
+            self.grid |= {f"{v}.low": np.asarray(low), f"{v}.high": np.asarray(high)}
+        return bool(np.all(self.evaluate(when, []).data))
 
     def _leaf(self, n: Do) -> None:
         e = n.einsum
@@ -165,12 +174,13 @@ class _Runner(_Interpreter):
                     data = np.where(np.broadcast_to(p, full), data, identity_of(m, data.dtype))
             data = m.fold(data, axis=axis) if data.shape[-1] else np.full(
                 data.shape[:-1], identity_of(m, data.dtype))  # fmt: skip
-        self._store(e, np.asarray(data), outer, order, full[: len(free)])
+        self._store(e, np.asarray(data), outer, order, full[: len(free)], n.update)
         self._count_reads(e, order)
 
     def _store(
-        self, e: Einsum, data: Array, outer: list[Array], order: list[str], shape: tuple[int, ...]
-    ) -> None:
+        self, e: Einsum, data: Array, outer: list[Array], order: list[str], shape: tuple[int, ...],
+        update: bool,
+    ) -> None:  # fmt: skip
         out = self.values[e.target].data
         at = []
         for i in e.indices:
@@ -178,14 +188,15 @@ class _Runner(_Interpreter):
             at.append(np.broadcast_to(v.reshape(v.shape[: len(shape)]), shape))
         where = tuple(at)
         self._inside(e.target, where, e)
-        first = all(self.intervals[v][0] == self.whole[v][0] for v in e.reduced)
+        first = not update and all(self.intervals[v][0] == self.whole[v][0] for v in e.reduced)
         new = np.broadcast_to(data, shape).astype(out.dtype)
         if not first:
             m = MONOIDS[e.monoid(e.reduced[0])]
             new = np.asarray(OPS[m.combine].evaluate(out[where], new)).astype(out.dtype)
         for p in outer:
             held = np.broadcast_to(np.asarray(p).reshape(np.shape(p)[: len(shape)]), shape)
-            new = np.where(held, new, np.asarray(self.c.tensors[e.target].fill, out.dtype))
+            other = out[where] if update else np.asarray(self.c.tensors[e.target].fill, out.dtype)
+            new = np.where(held, new, other)
         out[where] = new
         touched = _distinct(where, shape)
         key = (self.level[e.target], e.target)

@@ -32,14 +32,16 @@ PREPARE: /prepare(?=\s)/
 variable: NAME ":" expr
 body: "{" _NL+ (node _NL+)* "}"
 ?node: loop | alloc | do
-loop: "for" NAME "by" NUMBER [ON NAME] [until] body
+loop: "for" NAME "by" NUMBER [ON NAME] [when] [until] body
+when: "when" expr
 ON: /on(?=\s)/
 until: "until" expr "hold" body
 alloc: "buffer" buffer body
 buffer: NAME ":" NAME "[" [expr ("," expr)*] "]" "@" NAME [layout] [CONSTANT]
 layout: "layout" "[" [digit ("," digit)*] "]"
 digit: NUMBER ["/" NUMBER] ["%" NUMBER]
-do: "do" definition ["with" binding ("," binding)*]
+do: DO definition ["with" binding ("," binding)*]
+DO: /(do|update)(?=\s)/
 binding: NAME "on" NAME
 """
     + CASCADE_GRAMMAR
@@ -74,11 +76,12 @@ def print_nodes(nodes: tuple[Node, ...], depth: int) -> list[str]:
     for n in nodes:
         if isinstance(n, Do):
             bind = f" with {', '.join(f'{v} on {r}' for v, r in n.bind)}" if n.bind else ""
-            lines.append(f"{pad}do {n.einsum}{bind}")
+            lines.append(f"{pad}{'update' if n.update else 'do'} {n.einsum}{bind}")
         elif isinstance(n, Alloc):
             lines += [f"{pad}buffer {n.buffer} {{", *print_nodes(n.body, depth + 1), f"{pad}}}"]
         else:
             head = f"{pad}for {n.var} by {n.step}" + (f" on {n.on}" if n.on else "")
+            head += f" when {text(n.when)}" if n.when is not None else ""
             if n.until is not None:
                 lines += [
                     f"{head} until {text(n.until)} hold {{",
@@ -148,7 +151,7 @@ class _Builder:
             return Alloc(
                 self.buffer(n.children[0]), self.nodes(n.children[1]), self.b.span(n.children[0])
             )
-        var, step, _, on, until, body = n.children
+        var, step, _, on, when, until, body = n.children
         condition: Expr | None = None
         hold: tuple[Do, ...] = ()
         if until is not None:
@@ -158,13 +161,21 @@ class _Builder:
             raise CompileError("T0202", f"the step {step} is no positive integer", self.b.span(step),
                                helps="a tile has at least one coordinate")  # fmt: skip
         return Loop(str(var), int(step), self.nodes(body), str(on) if on is not None else None,
-                    condition, hold, self.b.span(var))  # fmt: skip
+                    condition, hold, self.condition(when), self.b.span(var))  # fmt: skip
+
+    def condition(self, when: Any) -> Expr | None:
+        if when is None:
+            return None
+        self.b.expr.ends = True
+        found = self.b.expr.build(when.children[0])
+        self.b.expr.ends = False
+        return found
 
     def do(self, n: Any) -> Do:
-        definition, *bindings = [c for c in n.children if c is not None]
+        word, definition, *bindings = [c for c in n.children if c is not None]
         einsum: Einsum = self.b.definition(definition)
         bind = tuple((str(b.children[0]), str(b.children[1])) for b in bindings)
-        return Do(einsum, bind, self.b.span(definition))
+        return Do(einsum, bind, self.b.span(definition), update=str(word) == "update")
 
     def buffer(self, n: Any) -> Buffer:
         name, dtype, *rest = [c for c in n.children if c is not None]

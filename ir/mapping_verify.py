@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcc.ir.cascade import Einsum, Extern
 from tcc.ir.diagnostics import CompileError, did_you_mean
-from tcc.ir.expr import Expr, Size, Var, text, variables, walk
+from tcc.ir.expr import Access, Expr, Size, Var, text, variables, walk
 from tcc.ir.infer import expression_dtype
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, Node, leaves, signature, walk_nodes
 
@@ -64,6 +64,8 @@ class _Kernel:
             self.visible.discard(n.buffer.name)
         else:
             self.variable(n.var, n)
+            if n.when is not None:
+                self.condition(n, loops)
             for child in (*n.body, *n.hold):
                 self.node(child, (*loops, n))
 
@@ -71,6 +73,24 @@ class _Kernel:
         if name not in self.extents:
             raise CompileError("T0205", f"`{name}` is no variable of kernel `{self.k.name}`", n.span,
                                helps=did_you_mean(name, list(self.extents)) or f"declare it: `over {name}: …`")  # fmt: skip
+
+    def condition(self, n: Loop, loops: tuple[Loop, ...]) -> None:
+        """`when` is a predicate over sizes and the ends of intervals, and stands in no parallel loop's place."""
+        assert n.when is not None
+        if n.on is not None:
+            raise CompileError("T0209", f"the tiles of `{n.var}` run on `{n.on}`, so that none can be left out", n.span,
+                               helps="put the condition on a loop that runs in order")  # fmt: skip
+        for x in walk(n.when):
+            if isinstance(x, Access) or (
+                isinstance(x, Var) and not x.name.endswith((".low", ".high"))
+            ):
+                raise CompileError("T0209", f"`when {text(n.when)}` mentions `{text(x)}`", x.span or n.span,
+                                   helps="it may mention sizes and ends of tiles: `v.low`, `v.high`")  # fmt: skip
+            if isinstance(x, Var):
+                self.variable(x.name.rpartition(".")[0], n)
+        if expression_dtype(self.signature, n.when).kind != "b":
+            raise CompileError("T0117", f"`when {text(n.when)}` is no predicate", n.when.span or n.span,
+                               helps="compare it with something")  # fmt: skip
 
     def leaf(self, n: Do, loops: tuple[Loop, ...]) -> None:
         e = n.einsum
@@ -88,6 +108,9 @@ class _Kernel:
             self.variable(v, n)
         for v, _ in n.bind:
             self.variable(v, n)
+        if n.update and not e.reduced:
+            raise CompileError("T0212", f"`update {e.target}` reduces nothing", n.span,
+                               helps="write `do`: without a reduction there is nothing to combine")  # fmt: skip
         used = set(variables(e.body, *e.where))
         reduced = set(e.reduced)
         local = self._allocated_inside(e.target, loops)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Reduction
@@ -14,13 +14,14 @@ from tcc.ir.expr import (
     Expr,
     Size,
     Var,
+    accesses,
     call,
     children,
     substitute,
     variables,
 )
-from tcc.ir.index import evaluate_size
-from tcc.ir.ops import OPS
+from tcc.ir.index import evaluate_size, poly
+from tcc.ir.ops import MONOIDS, OPS, Monoid
 
 TYPICAL = 512  # what an unknown size counts as in estimates
 
@@ -42,22 +43,35 @@ class Contraction:
     where: tuple[Expr, ...]  # predicates over free variables alone
 
 
-def contraction(d: Definition, row: str | None = None) -> Contraction | None:
+def contraction(
+    d: Definition, row: str | None = None, column: str | None = None
+) -> Contraction | None:
     """How a definition splits into a sum of products of two factors, or None when it does not.
 
-    There may be several splits: the columns are the last target variables that allow one with `row` among the rows.
+    There may be several splits: the columns are the last target variables that allow one with `row` among the rows and
+    `column` among the columns.
     """
-    return next((s for s in contractions(d) if row is None or row in s.rows), None)
+    return next(
+        (s for s in contractions(d)
+         if (row is None or row in s.rows) and (column is None or column in s.columns)),
+        None,
+    )  # fmt: skip
 
 
-def contractions(d: Definition) -> Iterator[Contraction]:
-    """Every split, those with late target variables as columns first."""
-    if not isinstance(d, Einsum) or not d.reduced or any(d.monoid(v) != "sum" for v in d.reduced):
+def contractions(d: Definition, monoids: Collection[str] = ("sum",)) -> Iterator[Contraction]:
+    """Every split, those with late target variables as columns first.
+
+    With other `monoids` a product is what their `group` makes: max and min take sums as products.
+    """
+    if not isinstance(d, Einsum) or not d.reduced or len(kinds := {*map(d.monoid, d.reduced)}) > 1:
+        return
+    m = MONOIDS.get(kinds.pop())
+    if m is None or m.name not in monoids or m.group is None:
         return
     reduced = tuple(d.reduced)
-    factors = _factors(d.body)
-    inner = [f for f in factors if set(variables(f)) & set(reduced)]
-    scale = [f for f in factors if not set(variables(f)) & set(reduced)]
+    parts = factors(d.body, m.group)
+    inner = [f for f in parts if set(variables(f)) & set(reduced)]
+    scale = [f for f in parts if not set(variables(f)) & set(reduced)]
     free = [v for v in d.free if any(v in variables(f) for f in inner)]
     conditions = [p for p in d.where if set(variables(p)) & set(reduced)]
     for column in reversed(free):
@@ -77,41 +91,45 @@ def contractions(d: Definition) -> Iterator[Contraction]:
         if any(set(variables(p)) & set(rows) for p in theirs):
             continue
         yield Contraction(
-            _product(scale) if scale else None,
-            _guard(mine, _product(first)), _guard(theirs, _product(second)), rows, columns,
+            product(scale, m.group) if scale else None,
+            _guard(mine, product(first, m.group), m), _guard(theirs, product(second, m.group), m),
+            rows, columns,
             tuple(v for v in free if v in row_vars and v in column_vars), reduced,
             tuple(p for p in d.where if not set(variables(p)) & set(reduced)),
         )  # fmt: skip
 
 
-def _factors(e: Expr) -> list[Expr]:
-    """Factors of a product; a quotient contributes the reciprocals of its denominator's factors."""
+def factors(e: Expr, op: str = "mul") -> list[Expr]:
+    """Factors of a product by `op`; a quotient contributes the inverses of its second operand's factors."""
     out: list[Expr] = []
     stack = [(e, False)]
     while stack:
         n, inverse = stack.pop()
-        if isinstance(n, Call) and n.op == "mul":
+        if isinstance(n, Call) and n.op == op:
             stack += [(n.args[1], inverse), (n.args[0], inverse)]
-        elif isinstance(n, Call) and n.op == "div":
+        elif isinstance(n, Call) and n.op == OPS[op].inverse:
             stack += [(n.args[1], not inverse), (n.args[0], inverse)]
-        elif isinstance(n, Call) and n.op == "neg":
+        elif isinstance(n, Call) and n.op == "neg" and op == "mul":
             out.append(Const(-1))
             stack.append((n.args[0], inverse))
+        elif not inverse:
+            out.append(n)
         else:
-            out.append(call("div", Const(1.0), n) if inverse else n)
+            out.append(call("div", Const(1.0), n) if op == "mul" else call("neg", n))
     return out
 
 
-def _product(factors: list[Expr]) -> Expr:
+def product(factors: list[Expr], op: str = "mul") -> Expr:
     out = factors[0]
     for f in factors[1:]:
-        out = call("mul", out, f)
+        out = call(op, out, f)
     return out
 
 
-def _guard(predicates: list[Expr], value: Expr) -> Expr:
+def _guard(predicates: list[Expr], value: Expr, m: Monoid) -> Expr:
+    """The value where the predicates hold, elsewhere what a product with adds nothing."""
     for p in predicates:
-        value = call("select", p, value, Const(0))
+        value = call("select", p, value, Const(m.identity))
     return value
 
 
@@ -171,6 +189,55 @@ def plain_variables(d: Einsum) -> list[str]:
     return [i.name for i in d.indices if isinstance(i, Var)]
 
 
+def own_variables(c: Cascade, d: Einsum) -> list[str]:
+    """Variables of which every combination has an element of the target of its own: those that stand alone, and the
+    digits of an index such as `a·N + b`, with b below N."""
+    found = plain_variables(d)
+    for i in d.indices:
+        if not isinstance(i, Var | Const):
+            found += [v for v in _digits(c, i) if v not in found]
+    return found
+
+
+def fills(c: Cascade, d: Einsum) -> bool:
+    """Whether a definition writes every element of its target."""
+    free = d.free
+    sizes = c.tensors[d.target].shape
+    for i, size in zip(d.indices, sizes, strict=True):
+        if isinstance(i, Var):
+            full = c.same_size(c.extent(i.name), size)
+        elif isinstance(i, Const):
+            full = i.value == 0 and poly(c.resolved(size)).constant == 1
+        else:
+            count = poly(Const(1))
+            for v in (names := _digits(c, i)):
+                count = count * poly(c.resolved(c.extent(v)))
+            full = bool(names) and count.same(poly(c.resolved(size)))
+        if not full:
+            return False
+    return len(free) == sum(len(variables(i)) for i in d.indices)
+
+
+def _digits(c: Cascade, e: Expr) -> list[str]:
+    """The variables of a mixed-radix index, the slowest first; none where it is something else."""
+    if accesses(e):
+        return []
+    rest, names, radix = poly(e), variables(e), poly(Const(1))
+    found: list[str] = []
+    while names:
+        for v in names:
+            k = rest.coefficient(v)
+            if k is not None and poly(c.resolved(k.expr())).same(radix):
+                break
+        else:
+            return []
+        names = [n for n in names if n != v]
+        rest = rest.without(v)
+        radix = radix * poly(c.resolved(c.extent(v)))
+        found.insert(0, v)
+    return found if rest.constant == 0 else []
+
+
 def tile_variable(members: Iterable[Einsum]) -> str | None:
     """A shared outer variable that can be a row of every contraction of a group: the last such."""
     group = list(members)
@@ -181,14 +248,48 @@ def tile_variable(members: Iterable[Einsum]) -> str | None:
     return next(iter([*preferred, *possible]), None)
 
 
-def row_variables(members: Iterable[Einsum]) -> list[str]:
+def side_by_side(members: Iterable[Einsum], tile: str | None = None) -> str | None:
+    """The column that all products of a group share, when none of them needs another: it can then be cut for all.
+
+    What reads a product has to have that column, too, and may not reduce it.
+    """
+    group = list(members)
+    tile = tile or tile_variable(group)
+    splits = {d.target: s for d in group if tile and (s := contraction(d, tile)) is not None}
+    columns = {s.columns[-1] for s in splits.values()}
+    if len(columns) != 1:
+        return None
+    (column,) = columns
+    late: set[str] = set()
+    for d in group:
+        needs = any(a.tensor in late for a in d.reads)
+        if d.target in splits and needs:
+            return None
+        if needs or d.target in splits:
+            late.add(d.target)
+            if column not in plain_variables(d):
+                return None
+        elif column in (*d.free, *d.reduced):
+            return None
+    for d in group:
+        for a in d.reads:
+            if a.tensor in late and not any(
+                isinstance(i, Var) and i.name == column for i in a.indices
+            ):
+                return None
+    return column
+
+
+def row_variables(members: Iterable[Einsum], c: Cascade | None = None) -> list[str]:
     """Variables that every member's target has alone and that every read inside the group keeps in place.
 
-    Over these the group can be cut into independent slices: no slice reads what another computes.
+    Over these the group can be cut into independent slices: no slice reads what another computes. With the program,
+    variables that are digits of an index count as well.
     """
     group = list(members)
     made = {d.target: d for d in group}
-    common = [v for v in plain_variables(group[0]) if all(v in plain_variables(d) for d in group)]
+    own_of = [plain_variables(d) if c is None else own_variables(c, d) for d in group]
+    common = [v for v in own_of[0] if all(v in own for own in own_of)]
     while True:
         bad = {
             v
@@ -197,7 +298,9 @@ def row_variables(members: Iterable[Einsum]) -> list[str]:
             if a.tensor in made
             for v in common
             for i, own in zip(a.indices, made[a.tensor].indices, strict=True)
-            if isinstance(own, Var) and own.name == v and not (isinstance(i, Var) and i.name == v)
+            if v in variables(own) and not (
+                isinstance(own, Var) and isinstance(i, Var) and i.name == v
+            )
         }
         if not bad:
             return common

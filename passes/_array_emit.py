@@ -195,11 +195,11 @@ class _Emitter:
             where=tuple(transform(p, rule) for p in e.where),
         )
         if leaf.still is None:
-            return _looped(leaf.local, (Do(new, _pairs(leaf.bind), e.span),))
+            return _looped(leaf.local, (Do(new, _pairs(leaf.bind), span=e.span),))
         still = leaf.still
         home = self.homes.get(still.tensor)
         if home is not None and home.level == leaf.unit.level:
-            return _looped(leaf.local, (Do(new, _pairs(leaf.bind), e.span),))
+            return _looped(leaf.local, (Do(new, _pairs(leaf.bind), span=e.span),))
         if not all(isinstance(i, Var) for i in still.indices) or len(set(variables(still))) != len(
             still.indices
         ):
@@ -212,7 +212,9 @@ class _Emitter:
         source = self._source(still, leaf.stage)
         dtype = (self.p.made.get(still.tensor) or self.p.c.tensors[still.tensor]).dtype
         kept = Access(fresh(f"{still.tensor}_{leaf.unit.level}", self.p.taken), still.indices)
-        load = Do(Einsum(kept.tensor, kept.indices, source, span=e.span), _pairs(leaf.bind), e.span)
+        load = Do(
+            Einsum(kept.tensor, kept.indices, source, span=e.span), _pairs(leaf.bind), span=e.span
+        )
         shown = text(source)
         new = replace(
             new,
@@ -223,7 +225,7 @@ class _Emitter:
         b = Buffer(
             kept.tensor, dtype, still.indices, leaf.unit.level, row_major(len(still.indices))
         )
-        return _looped(leaf.local, (Alloc(b, (load, Do(new, _pairs(leaf.bind), e.span))),))
+        return _looped(leaf.local, (Alloc(b, (load, Do(new, _pairs(leaf.bind), span=e.span))),))
 
     def _source(self, a: Access, stage: int) -> Access:
         """Where a leaf reads a tensor from; copies of inputs are made on first use."""
@@ -247,7 +249,7 @@ class _Emitter:
             place.buffers.append(
                 Buffer(name, t.dtype, a.indices, "buffer", row_major(len(a.indices)), t.fill)
             )
-            place.copies.append(Do(Einsum(name, a.indices, a, span=a.span), (), a.span))
+            place.copies.append(Do(Einsum(name, a.indices, a, span=a.span), (), span=a.span))
         return Access(self.inputs[key, text(a)], a.indices, a.span)
 
     def _leave(self, leaf: Leaf) -> None:
@@ -262,7 +264,7 @@ class _Emitter:
         copy = Do(
             Einsum(e.target, e.indices, Access(home.name, e.indices), span=e.span),
             _pairs(leaf.bind) if inside else (),
-            e.span,
+            span=e.span,
         )
         self.nodes.setdefault(stage, []).append(_looped(leaf.local if inside else [], (copy,)))
 

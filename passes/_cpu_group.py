@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,14 @@ from tcc.ir.expr import Access, Call, Expr, Var, accesses, call, text, transform
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
-from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
 from tcc.passes._algebra import (
     Contraction,
     contraction,
     elements,
     plain_variables,
     row_variables,
+    side_by_side,
     size_estimate,
     tile_variable,
 )
@@ -24,6 +27,8 @@ from tcc.passes._cpu_vectors import vector_nodes
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
+
+TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
 class GroupKernel:
@@ -33,30 +38,50 @@ class GroupKernel:
         self.m, self.c, self.name = m, m.c, name
         self.members = members
         self.tile = tile_variable(members) if any(contraction(d) for d in members) else None
-        self.rows = row_variables(members)
-        self.locals: dict[str, Buffer] = {}
+        self.rows = row_variables(members, self.c)
+        self.locals: MutableMapping[str, Buffer] = {}
         self.used: list[str] = []
         self.column: str | None = None
+        self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 
     def build(self) -> Kernel:
         if self.tile is None:
             return self._vector_kernel()
-        rows = [v for v in self.rows if v != self.tile]
-        splits = [(d, s) for d in self.members if (s := contraction(d, self.tile)) is not None]
-        if len(splits) == 1 and splits[0][1].columns[-1] in rows:
-            self.column = splits[0][1].columns[-1]
-            rows.remove(self.column)
-        body = self._tile_body()
-        for b in reversed(list(self.locals.values())):
-            body = (Alloc(b, body),)
+        splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
+        column = splits[0].columns[-1] if len(splits) == 1 else None
+        self.column = column if column in self.rows else side_by_side(self.members, self.tile)
+        rows = [v for v in self.rows if v not in (self.tile, self.column)]
+        before, body = self._tile_body()
+        again = self.column is not None and self._again(before)
+        inner = [b for b in self.locals.values() if again or self._in_column(b)]
+        outer = [b for b in self.locals.values() if not any(b is x for x in inner)]
+        body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
-            body = (Loop(self.column, self._column_block(), body, "core"),)
-        block = self.m.block_rows if len(splits) == 1 and self.column else self.m.block_rows // 2
+            block = self._column_block() if again else self.m.block_columns
+            body = (Loop(self.column, block, body, "core" if again else None),)
+        body = _allocated(outer, body if again else (*before, *body))
+        one = self.column is not None and not before
+        block = self.m.block_rows if one else self.m.block_rows // 2
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
         names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
         return Kernel(self.name, self.m.extents(names), body)
+
+    def _in_column(self, b: Buffer) -> bool:
+        """Whether a buffer holds columns of a block only."""
+        return any(isinstance(d, Var) and d.name == self.column for d in b.dims)
+
+    def _again(self, before: tuple[Node, ...]) -> bool:
+        """Whether blocks of columns are tasks of their own, in which what precedes the products is computed again."""
+        if not before:
+            return True
+        if any(self.m.in_memory(n.einsum.target) for n in leaves(before)):
+            return False
+        sizes = [poly(self.c.resolved(self.c.extent(v))).constant for v in (*self.rows,)]
+        if any(size is None for size in sizes):
+            return True
+        return math.prod(size or 1 for size in sizes) < TASKS * self.m.block_rows
 
     def _column_block(self) -> int:
         """Columns per task: few enough that small problems still have several tasks."""
@@ -126,7 +151,8 @@ class GroupKernel:
 
     # ---- groups with contractions
 
-    def _tile_body(self) -> tuple[Node, ...]:
+    def _tile_body(self) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        """The nodes of one tile: those that do not depend on the columns, where these are cut, and the others."""
         assert self.tile is not None
         plan: list[tuple[Einsum, Contraction | None]] = []
         for d in self.members:
@@ -151,6 +177,7 @@ class GroupKernel:
         names = [id(d) for d, _ in plan]
         reused = self._reuse([d for d, _ in plan], [])
         split = {i: s for i, (_, s) in zip(names, plan, strict=True)}
+        before: list[Node] = []
         nodes: list[Node] = []
         pending: list[Einsum] = []
         for key, d in zip(names, reused, strict=True):
@@ -160,10 +187,15 @@ class GroupKernel:
             if s is None:
                 pending.append(d)
                 continue
-            nodes += self._flush(pending)
+            first = nodes if self.column is None else before
+            early = [x for x in pending if self.column not in x.free]
+            first += self._flush(early)
+            nodes += self._flush([x for x in pending if not any(x is y for y in early)])
             pending = []
-            nodes += self._contraction(d, s, reused)
-        return (*nodes, *self._flush(pending))
+            fill, product = self._contraction(d, s, reused)
+            first += fill
+            nodes += product
+        return tuple(before), (*nodes, *self._flush(pending))
 
     def _outer(self) -> list[str]:
         return [v for v in self.rows if v not in (self.tile, self.column)]
@@ -209,7 +241,10 @@ class GroupKernel:
         inner = vector_nodes(self.c, pending, [*self._outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
 
-    def _contraction(self, d: Einsum, s: Contraction, members: list[Einsum]) -> list[Node]:
+    def _contraction(
+        self, d: Einsum, s: Contraction, members: list[Einsum]
+    ) -> tuple[list[Node], list[Node]]:
+        """What fills the first operand, and the product itself."""
         m, column = self.m, s.columns[-1]
         packed, before = self._column_operand(d, s, column)
         rows, fill = self._row_operand(d, s, members)
@@ -220,12 +255,12 @@ class GroupKernel:
         leaf = (Loop(column, self._columns(d), (Loop(self.tile or "", m.rows, leaf),)),)
         if len(s.reduced) == 1:
             size = poly(self.c.extent(s.reduced[0])).constant
-            if size is None or size > 2 * m.block_depth:
+            if size is None or size > m.block_depth:
                 leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
         extra = [v for v in (*s.rows, *s.columns[:-1], *s.batch) if v not in self.rows]
         for v in reversed(extra):
             leaf = (Loop(v, 1, leaf),)
-        return [*before, *fill, *leaf]
+        return fill, [*before, *leaf]
 
     def _columns(self, d: Einsum) -> int:
         """Columns of a register tile: as many vectors whatever the element's size."""
@@ -255,6 +290,8 @@ class GroupKernel:
             self.tile or "",
             *(v for v in s.reduced if v in names),
         ]
+        if text(e) in self.operands:
+            return self.operands[text(e)], []
         name = self._temporary(f"{d.target}_rows", e, order)
         self.locals[name] = Buffer(
             name,
@@ -263,7 +300,7 @@ class GroupKernel:
             "L2",
             row_major(len(order)),
         )
-        access = Access(name, tuple(Var(v) for v in order))
+        access = self.operands[text(e)] = Access(name, tuple(Var(v) for v in order))
         fill = Einsum(name, access.indices, e)
         nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
         return access, [Loop(self.tile or "", 1, tuple(nodes))]
@@ -320,6 +357,13 @@ class GroupKernel:
             Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), body, keep)
         )
         return access
+
+
+def _allocated(buffers: Iterable[Buffer], body: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The body inside its buffers."""
+    for b in reversed(list(buffers)):
+        body = (Alloc(b, body),)
+    return body
 
 
 def _panels(

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, steps, targets
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.index import poly
+from tcc.ir.ops import MONOIDS
+from tcc.passes._algebra import contractions
+from tcc.passes._gpu_tiles import constant_extent
 
 Launch = tuple[str, list[Definition]]
 
@@ -66,14 +68,19 @@ def stored_tensors(c: Cascade, members: list[Definition]) -> list[str]:
 
 
 def merged(
-    c: Cascade, launches: list[Launch], whole: int, possible: Callable[[list[Launch], Launch], bool]
+    c: Cascade,
+    launches: list[Launch],
+    whole: int,
+    row: int,
+    possible: Callable[[list[Launch], Launch], bool],
 ) -> list[Launch]:
     """The launches, a kernel joined with one that it reads wherever that takes no parallelism away.
 
-    A variable may leave the grid when it is short (at most `whole` coordinates, so it stays in one
-    tile), when it is that of a recurrence, whose steps follow each other anyway, or when the
-    reader walks it and what it reads is cheap to compute again in each walk: every reduction of
-    the first kernel is short. `possible` tells whether a joined kernel has a mapping.
+    A variable may leave the grid when it is short, so that it stays in one tile (at most `whole`
+    coordinates, or `row` where no matrix product needs the registers), when it is that of a
+    recurrence, whose steps follow each other anyway, or when the reader walks it and what it reads
+    is cheap to compute again in each walk: every reduction of the first kernel is short. `possible`
+    tells whether a joined kernel has a mapping.
     """
     sequential = {s.var for s in steps(c) if isinstance(s, Recurrence)}
     position = {id(d): n for n, d in enumerate(c.definitions)}
@@ -83,12 +90,14 @@ def merged(
         for a, b in _pairs(launches):
             both = sorted([*a[1], *b[1]], key=lambda d: position[id(d)])
             lost = (_grid(a[1]) | _grid(b[1])) - _grid(both)
+            products = any(next(contractions(d, MONOIDS), None) is not None for d in both)
+            short = whole if products else row
             cheap = all(
                 _short(c, v, whole) for d in a[1] if isinstance(d, Einsum) for v in d.reduced
             )
             walked = _grid(a[1]) - _grid(b[1]) if cheap else set()
             if any(
-                v not in sequential and v not in walked and not _short(c, v, whole) for v in lost
+                v not in sequential and v not in walked and not _short(c, v, short) for v in lost
             ):
                 continue
             if _grid(a[1]) and _grid(b[1]) and not _grid(both):
@@ -119,5 +128,5 @@ def _grid(members: list[Definition]) -> set[str]:
 
 
 def _short(c: Cascade, v: str, whole: int) -> bool:
-    extent = poly(c.extent(v)).constant
+    extent = constant_extent(c, c.extent(v))
     return extent is not None and extent <= whole

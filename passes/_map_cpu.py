@@ -16,10 +16,9 @@ from tcc.ir.layout import row_major
 from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
-from tcc.passes._algebra import (
-    plain_variables,
-)
+from tcc.passes._algebra import fills
 from tcc.passes._cpu_group import GroupKernel
+from tcc.passes._cpu_stream import StreamKernel
 from tcc.passes._cpu_vectors import vector_nodes
 
 
@@ -37,7 +36,10 @@ class Mapper:
         )
         self.block_rows = int(target.parameter("block_rows", 48))
         self.block_columns = int(target.parameter("block_columns", 256))
-        self.block_depth = int(target.parameter("block_depth", 512))
+        self.stream_rows = int(target.parameter("stream_rows", 96))
+        self.stream_row = int(target.parameter("stream_row", 4096))
+        self.stream_tile = int(target.parameter("stream_tile", 192))
+        self.block_depth = int(target.parameter("block_depth", 256))
         self.memory: dict[str, Buffer] = {}
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
@@ -64,7 +66,12 @@ class Mapper:
                 self.kernels.append(_recurrence_kernel(self, name, recurrence))
             else:
                 self._clear(einsums)
-                self.kernels.append(GroupKernel(self, name, einsums).build())
+                made = {d.target for d in einsums}
+                joint = next((j for j in self.c.joints if set(j.tensors) <= made), None)
+                if joint is not None:
+                    self.kernels.append(StreamKernel(self, name, einsums, joint).build())
+                else:
+                    self.kernels.append(GroupKernel(self, name, einsums).build())
         return Mapping(self.c.name, "cpu", self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
                        tuple(self.kernels))  # fmt: skip
 
@@ -153,12 +160,7 @@ class Mapper:
         """Tensors whose definitions may leave gaps start out as their fill."""
         for d in members:
             t = self.c.tensors[d.target]
-            first = self.c.defining(d.target)[0] is d
-            whole = len(set(plain_variables(d))) == len(d.indices) and all(
-                self.c.same_size(self.c.extent(v), s)
-                for v, s in zip(plain_variables(d), t.shape, strict=True)
-            )
-            if first and not whole:
+            if self.c.defining(d.target)[0] is d and not fills(self.c, d):
                 self.clear(d.target, t.shape, t.fill)
 
     def clear(self, name: str, shape: tuple[Expr, ...], fill: float) -> None:

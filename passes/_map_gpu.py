@@ -8,8 +8,13 @@ block: *whole*, in one tile, where their extent is small and known, else *walked
 tensor with a walked variable is *streamed*: it exists one tile at a time and is computed again in
 each walk that reads it, so no buffer grows with a walked rank. Every other tensor of the kernel,
 and every tensor that leaves it, ends a walk (a *sink*). Sinks that walk the same variables and do
-not need each other share a walk. A row whose sum needs its maximum is so walked three times, or
-not at all where it fits.
+not need each other share a walk, and so do the fields of a joint reduction: a row whose sum needs
+its maximum is walked twice without a joint, once with it, and not at all where it fits.
+
+    for m by 64 { … }  -->  for m by 64 when full { … };  for m by 64 when partial { … }
+
+A walk of sinks with affine predicates visits full tiles without a mask, then partial ones with it,
+and skips empty ones; its sinks start at their identities (`do`) and take up each tile (`update`).
 """
 
 from __future__ import annotations
@@ -17,17 +22,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Field
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, transform, variables
-from tcc.ir.index import poly
+from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, text, transform, variables, walk
+from tcc.ir.joint_verify import walk_of
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
+from tcc.passes._gpu_check import check_reads
+from tcc.passes._gpu_joint import Together, corrected, held, identity, parts_of, so_far
 from tcc.passes._gpu_merge import Launch, launches_of, merged, ordered, stored_tensors
-from tcc.passes._gpu_roles import Contraction, contraction
 from tcc.passes._gpu_states import State, find_states
+from tcc.passes._gpu_tiles import Space, constant_extent
 
 
 def map_gpu(c: Cascade, target: Target) -> Mapping:
@@ -39,8 +46,12 @@ def map_gpu(c: Cascade, target: Target) -> Mapping:
     """
     launches = ordered(c, launches_of(c))
     if target.parameter("merge", 1):
-        whole = int(target.parameter("whole_extent", 128))
-        launches = merged(c, launches, whole, lambda all_, one: _has_mapping(c, target, all_, one))
+        whole, row = (
+            int(target.parameter(p, n)) for p, n in (("whole_extent", 128), ("row_elements", 1024))
+        )
+        launches = merged(
+            c, launches, whole, row, lambda all_, one: _has_mapping(c, target, all_, one)
+        )
     launches = ordered(c, launches)
     kernels: list[Kernel | Extern] = []
     crossing: list[str] = []
@@ -84,11 +95,6 @@ def _has_mapping(c: Cascade, target: Target, launches: list[Launch], joined: Lau
     return True
 
 
-def power_of_two(n: int) -> int:
-    """The least power of two that is n or more."""
-    return 1 << max(0, n - 1).bit_length()
-
-
 @dataclass
 class _KernelMapper:
     c: Cascade
@@ -102,10 +108,14 @@ class _KernelMapper:
     tile: dict[str, int] = field(
         default_factory=dict
     )  # of grid and walked variables; whole variables are absent
+    joints: list[Together] = field(default_factory=list)
+    fields: dict[str, Einsum] = field(default_factory=dict)  # of the walk that is being emitted
+    between: frozenset[str] = frozenset()  # what that walk evaluates though none of it is walked
+    certain: frozenset[str] = frozenset()  # predicates that hold on every tile of that walk
 
     def kernel(self) -> Kernel:
         self.states, self.members = find_states(self.c, self.members, self.stored)
-        self._check()
+        check_reads(self.name, self.members, self.states)
         every = [d for s in self.states for d in (s.first, s.step)] + self.members
         for d in every:
             for v in [*d.free, *d.reduced]:
@@ -114,128 +124,36 @@ class _KernelMapper:
             self.extents.setdefault(s.var, self.c.extent(s.var))
         shared = set.intersection(*(set(d.free) for d in every))
         self.grid = [v for v in every[-1].free if v in shared]
-        self._choose_tiles()
+        joints = [j for j in self.c.joints if set(j.tensors) <= {d.target for d in self.members}]
+        kept = {v for j in joints for d in self.members if d.target in j.tensors for v in d.free}
+        self.grid += [v for v in self.extents if v in kept and self._spreads(v, every)]
+        steps = frozenset(s.var for s in self.states)
+        self.tile = Space(
+            self.c, self.target, tuple(self.members), self.extents, tuple(self.grid), steps,
+            frozenset(kept), self.stored,
+        ).tiles()  # fmt: skip
+        made = {d.target: d for d in self.members}
+        walks = [held(walk_of(self.c, j), made, lambda d: not self._walked(d.free)) for j in joints]
+        self.joints = [w for w in walks if self._walked([w.var]) and len(w.fields) > 1]
         body = self._walks()
         for v in reversed(self.grid):
             body = (Loop(v, self.tile[v], body, "block"),)
         return Kernel(self.name, tuple(self.extents.items()), body)
 
-    # ---- what the kernel may hold
-
-    def _check(self) -> None:
-        """In one kernel a variable is one loop, so a tensor is read with the variables that it is
-        written with.
+    def _spreads(self, v: str, every: list[Einsum]) -> bool:
+        """Whether the state of a joint is cut over the grid along `v`, which registers can not hold: what lacks `v` is
+        computed again in each block, so it may not leave the kernel.
         """
-        written: dict[str, Einsum] = {}
-        for d in self.members:
-            for a in d.reads:
-                if a.tensor in written:
-                    self._same_point(a, written[a.tensor], d)
-            if d.target in written and any(
-                a.tensor == d.target for m in self.members for a in m.reads
-            ):
-                raise CompileError(
-                    "T0221",
-                    f"`{d.target}` is defined in parts and read inside kernel `{self.name}`",
-                    d.span,
-                    helps="put the definitions that read it into another kernel",
-                )
-            written[d.target] = d
-
-    def _same_point(self, a: Access, writer: Einsum, reader: Einsum) -> None:
-        names = [i.name for i in writer.indices if isinstance(i, Var)]
-        plain = len(names) == len(writer.indices) and len(set(names)) == len(names)
-        if not plain or [text(i) for i in a.indices] != names:
-            raise CompileError(
-                "T0222",
-                f"`{reader.target}` reads `{text(a)}`, but kernel `{self.name}` computes "
-                f"`{text(Access(writer.target, writer.indices))}`",
-                a.span or reader.span,
-                helps="read it with the variables that it is written with, or use two kernels",
-            )
-
-    # ---- tiles
-
-    def _constant(self, v: str) -> int | None:
-        """The extent of a variable where it is a known number, derived ranks unfolded."""
-        from tcc.ir.expr import Size
-
-        def unfold(n: Expr) -> Expr:
-            size = rank.size if isinstance(n, Size) and (rank := self.c.rank(n.rank)) else None
-            return transform(size, unfold) if size is not None else n
-
-        return poly(transform(self.extents[v], unfold)).constant
-
-    def _choose_tiles(self) -> None:
-        found = [f for d in self.members if self._is_float(d) and (f := contraction(d))]
-        if found:
-            self._contraction_tiles(found)
-        else:
-            self._row_tiles()
-
-    def _is_float(self, d: Einsum) -> bool:
-        return self.c.tensors[d.target].dtype.is_float and self.c.tensors[d.target].dtype.bits <= 32
-
-    def _contraction_tiles(self, found: list[Contraction]) -> None:
-        """Rows, columns and depth by parameters; other grid and reduced variables one coordinate
-        at a time.
-        """
-        rows, columns, depths = (
-            {getattr(f, role) for f in found} for role in ("row", "column", "depth")
+        size = constant_extent(self.c, self.extents[v])
+        short = size is not None and size <= int(self.target.parameter("state_extent", 256))
+        stored = [d for d in every if d.target in self.stored]
+        return (
+            v not in self.grid
+            and not short
+            and not self.states
+            and all(v in d.free for d in stored)
+            and not any(v in d.reduced for d in every)
         )
-        sides = {v: "tile_rows" if v in rows else "tile_columns" for v in [*rows, *columns]}
-        limit = int(self.target.parameter("whole_extent", 128))
-        exact_chain = len(found) > 1 and not self.target.parameter("tf32", 0)
-        for v in self.extents:
-            size = self._constant(v)
-            wanted = int(self.target.parameter(sides.get(v, "tile_depth"), 32))
-            if v not in sides and v not in depths:
-                wanted = 1
-            if any(v == s.var for s in self.states):
-                wanted = 1
-            if (
-                v in self.grid and v in sides and exact_chain
-            ):  # exact products use many more registers
-                wanted = int(self.target.parameter("chain_rows", 32))
-            if v in self.grid:
-                self.tile[v] = (
-                    wanted
-                    if size is None
-                    else min(wanted, power_of_two(max(size, 16 if wanted > 1 else 1)))
-                )
-            elif size is None or size > limit or wanted == 1:
-                self.tile[v] = wanted
-
-    def _row_tiles(self) -> None:
-        """The variable along which memory is contiguous gets the most elements; what is left goes
-        to the next ones.
-        """
-        inner = [v for v in self.extents if v not in self.grid]
-        last = [
-            i.name
-            for d in self.members
-            for a in (*d.reads, Access(d.target, d.indices))
-            if a.indices and isinstance(i := a.indices[-1], Var)
-        ]
-        order = sorted(
-            self.extents,
-            key=lambda v: (-last.count(v), v in self.grid, -list(self.extents).index(v)),
-        )
-        budget = int(self.target.parameter("block_elements", 4096)) // (1 if inner else 4)
-        row, walk = (int(self.target.parameter(p, 1024)) for p in ("row_elements", "walk_elements"))
-        for n, v in enumerate(order):
-            size = self._constant(v)
-            if any(v == s.var for s in self.states):
-                self.tile[v] = 1
-            elif v in self.grid:
-                most = budget if not inner else 128 if n == 0 else 16
-                self.tile[v] = min(budget, most, power_of_two(size) if size is not None else budget)
-                budget //= self.tile[v]
-            elif size is not None and (size <= row if n == 0 else power_of_two(size) <= budget):
-                budget = max(1, budget // power_of_two(size))
-            else:
-                self.tile[v] = min(budget, walk if n == 0 else 32)
-                budget //= self.tile[v]
 
     # ---- walks
 
@@ -248,10 +166,7 @@ class _KernelMapper:
         """
         if tensor not in self.stored:
             return tensor
-        name = f"{tensor}_tile"
-        while name in self.c.tensors:
-            name += "_"
-        return name
+        return self._fresh(f"{tensor}_tile")
 
     def _ring(self, s: State) -> Buffer:
         """The register tiles of two steps of a state."""
@@ -272,18 +187,26 @@ class _KernelMapper:
         dims = tuple(Var(v) for v in names)
         return Buffer(self._local(d.target), self.c.tensors[d.target].dtype, dims, "reg", layout)
 
-    def _rewritten(self, d: Einsum, target: str) -> Do:
+    def _rewritten(self, d: Einsum, target: str, update: bool = False) -> Do:
         own = {m.target for m in self.members}
+        compared = {
+            id(a)
+            for n in walk(d.body, *d.where)
+            if isinstance(n, Call) and n.spec.result == "bool"
+            for a in n.args
+        }
 
         def rule(n: Expr) -> Expr:
-            return (
-                replace(n, tensor=self._local(n.tensor))
-                if isinstance(n, Access) and n.tensor in own
-                else n
-            )
+            if not isinstance(n, Access) or n.tensor not in own:
+                return n
+            value = replace(n, tensor=self._local(n.tensor))
+            f = self.fields.get(n.tensor)
+            return value if f is None or id(n) in compared else so_far(self.c, f, value)
 
-        where = tuple(transform(p, rule) for p in d.where)
-        return Do(replace(d, target=target, body=transform(d.body, rule), where=where))
+        where = tuple(transform(p, rule) for p in d.where if text(p) not in self.certain)
+        return Do(
+            replace(d, target=target, body=transform(d.body, rule), where=where), update=update
+        )
 
     def _store(self, d: Einsum) -> Do:
         """The copy of a finished register tile to memory."""
@@ -328,29 +251,122 @@ class _KernelMapper:
         """The walks that end in `sinks`, then the nodes `after` them, inside the buffers that the
         walks fill.
         """
-        walks: list[tuple[tuple[str, ...], bool, list[Einsum]]] = []
-        for d in sinks:
-            streamed = bool(self._walked(d.free))
-            loops = self._walked(d.free) if streamed else self._walked(d.reduced)
+        walks: list[tuple[tuple[str, ...], bool, list[Einsum], Together | None]] = []
+        for unit, joint in self._units(sinks):
+            streamed = joint is None and bool(self._walked(unit[0].free))
+            loops = self._walked(unit[0].free if streamed else unit[0].reduced)
             if (
-                walks
+                joint is None
+                and walks
+                and walks[-1][3] is None
                 and walks[-1][:2] == (loops, streamed)
-                and not any(self._needs(d, other) for other in walks[-1][2])
+                and not any(self._needs(unit[0], other) for other in walks[-1][2])
             ):
-                walks[-1][2].append(d)
+                walks[-1][2].append(unit[0])
             else:
-                walks.append((loops, streamed, [d]))
+                walks.append((loops, streamed, unit, joint))
         nodes = after
-        for loops, streamed, members in reversed(walks):
+        for loops, streamed, members, joint in reversed(walks):
             if streamed:
                 nodes = (*self._emit(members, loops, (), frozenset(), self._stream), *nodes)
                 continue
             kept = [d for d in members if not self._direct(d)]
             stores = tuple(self._store(d) for d in kept if d.target in self.stored)
-            nodes = (*self._emit(members, loops, (), frozenset(), self._keep), *stores, *nodes)
+            if joint is None and self._in_parts(loops, members):
+                joint = Together(loops[0], tuple((Field(d.target), d) for d in members))
+            walk = (
+                self._together(joint)
+                if joint is not None
+                else self._emit(members, loops, (), frozenset(), self._keep)
+            )
+            nodes = (*walk, *stores, *nodes)
             for d in reversed(kept):
                 nodes = (Alloc(self._buffer(d), nodes),)
         return nodes
+
+    def _units(self, sinks: list[Einsum]) -> list[tuple[list[Einsum], Together | None]]:
+        """The sinks in order, the fields of a joint together: after what they need, before what needs them."""
+        units: list[tuple[list[Einsum], Together | None]] = [([d], None) for d in sinks]
+        for w in self.joints:
+            if not all(d in sinks for d in w.members):
+                continue
+            others = [u for u in units if u[0][0] not in w.members]
+            late = [u for u in others if any(self._needs(d, f) for d in u[0] for f in w.members)]
+            early = [u for u in others if u not in late]
+            early, rest = (
+                [u for u in early if any(self._needs(f, d) for d in u[0] for f in w.members)],
+                [u for u in early if not any(self._needs(f, d) for d in u[0] for f in w.members)],
+            )
+            units = [*early, (w.members, w), *sorted([*rest, *late], key=others.index)]
+        return units
+
+    def _in_parts(self, loops: tuple[str, ...], members: list[Einsum]) -> bool:
+        """Whether a walk has tiles that predicates leave out, or that need none of their masks."""
+        if len(loops) != 1 or any(len({d.monoid(v) for v in d.reduced}) > 1 for d in members):
+            return False
+        return any(loops[0] in variables(p) for d in members for p in d.where)
+
+    # ---- one walk for several sinks, in registers from the first tile to the last
+
+    def _together(self, w: Together) -> tuple[Node, ...]:
+        start = tuple(
+            Do(Einsum(self._local(d.target), d.indices, identity(self.c, d))) for d in w.members
+        )
+        conditions = [{text(p): p for p in d.where if w.var in variables(p)} for d in w.members]
+        shared = [p for shown, p in conditions[0].items() if all(shown in c for c in conditions)]
+        step = self.tile[w.var]
+        size = constant_extent(self.c, self.extents[w.var])
+        loops: list[Node] = []
+        for when, certain in parts_of(
+            shared, w.var, step, self.extents, size is not None and size % step == 0
+        ):
+            self.certain, self.between = certain, w.between
+            body = self._fields(w, 0, frozenset(), {})
+            loops.append(Loop(w.var, step, body, when=when))
+        self.certain, self.between = frozenset(), frozenset()
+        return (*start, *loops)
+
+    def _fields(
+        self, w: Together, n: int, ready: frozenset[str], old: dict[str, str]
+    ) -> tuple[Node, ...]:
+        """What a tile does to the fields from the n-th on."""
+        if n == len(w.fields):
+            return ()
+        f, d = w.fields[n]
+        self.fields = {e.target: e for e in w.members[:n]}
+        producers = self._producers([d], (w.var,), ready)
+
+        def nest(i: int, ready: frozenset[str]) -> tuple[Node, ...]:
+            self.fields = {e.target: e for e in w.members[:n]}
+            if i < len(producers):
+                q = producers[i]
+                own = self._emit([q], self._walked(q.reduced), (w.var,), ready, self._local_do)
+                return (Alloc(self._buffer(q), (*own, *nest(i + 1, ready | {q.target}))),)
+            return remember(ready)
+
+        def remember(ready: frozenset[str]) -> tuple[Node, ...]:
+            if not w.remembered(n):
+                return step(ready, old)
+            name = self._fresh(f"{d.target}_old")
+            b = replace(self._buffer(d), name=name)
+            keep = Do(Einsum(name, d.indices, Access(self._local(d.target), d.indices)))
+            return (Alloc(b, (keep, *step(ready, {**old, d.target: name}))),)
+
+        def step(ready: frozenset[str], old: dict[str, str]) -> tuple[Node, ...]:
+            moved = corrected(self.c, w, n, self._local, old)
+            move = () if moved is None else (Do(Einsum(self._local(d.target), d.indices, moved)),)
+            inner = tuple(p for p in d.where if set(variables(p)) & set(d.reduced))
+            take = self._rewritten(replace(d, where=inner), self._local(d.target), True)
+            return (*move, take, *self._fields(w, n + 1, ready, old))
+
+        nodes = nest(0, ready)
+        self.fields = {}
+        return nodes
+
+    def _fresh(self, name: str) -> str:
+        while name in self.c.tensors:
+            name += "_"
+        return name
 
     def _direct(self, d: Einsum) -> bool:
         """Whether a tensor needs no register copy: it is written once and only to memory."""
@@ -446,7 +462,7 @@ class _KernelMapper:
                 d is None
                 or name in ready
                 or name in wanted
-                or not self._walked(d.free)
+                or not (self._walked(d.free) or name in self.between)
                 or name in mine
             ):
                 continue

@@ -53,8 +53,12 @@ def _split_at(c: Cascade, d: Einsum, fixed: set[str]) -> tuple[str, Expr, Expr, 
         if v not in d.free:
             return v, by, count.expr(), None
         places = [i for i, e in enumerate(d.indices) if v in variables(e)]
-        if d.target not in fixed and len(places) == 1 and isinstance(d.indices[places[0]], Var):
+        if len(places) != 1 or not isinstance(d.indices[places[0]], Var):
+            continue
+        if d.target not in fixed:
             return v, by, count.expr(), places[0]
+        if d.reduced:  # the result stays where it is, at a·N + b
+            return v, by, count.expr(), None
     return None
 
 

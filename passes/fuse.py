@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from tcc.ir.cascade import (
@@ -10,47 +9,42 @@ from tcc.ir.cascade import (
     Definition,
     Einsum,
     Extern,
-    Rank,
+    Joint,
     Recurrence,
     steps,
     targets,
 )
-from tcc.ir.expr import Const, Expr, Size, Var, accesses, variables
-from tcc.ir.index import same
+from tcc.ir.expr import Var, accesses
 from tcc.ir.target import Target
 from tcc.passes._algebra import (
     Contraction,
     contraction,
-    elements,
-    plain_variables,
     renamed,
     row_variables,
-    size_estimate,
+    side_by_side,
     tile_variable,
 )
+from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
+from tcc.passes._fuse_joints import gathered, renamed_joint, walks
+from tcc.passes._fuse_names import Names
 
-TASKS = 8  # fewer independent tiles than this leave cores idle
-ROWS = 24  # rows of a tile
 
-
-def fuse(c: Cascade, target: Target, *, ratio: float = 4.0, max_members: int = 16) -> Cascade:
+def fuse(c: Cascade, target: Target, *, max_members: int = 16) -> Cascade:
     """Partitions the definitions into kernels; in one kernel, variables of one name are one loop.
 
-    A definition joins the kernel of its latest producer when the two still share outer loops, over which every slice
-    is independent. A contraction joins another when both belong to the same batch, so that no operand is shared between
-    slices, or when the tensor between them is more than `ratio` times larger than each other operand: then keeping its
-    tiles near beats streaming it.
+    What a joint reduction walks is one kernel. Any other definition joins, of the kernel of its latest producer and
+    those that read what it reads, the one in which it saves most time, if the two still share outer loops, over which
+    every slice is independent. Saved are launches, and stores and loads of what stays near a core; what is computed
+    again for each block of columns, and operands that are streamed more often, count against it.
     """
-    if c.groups:
-        return c
-    inner = [level.bytes for level in target.levels[1:] if level.bytes]
-    return _Fusion(c, ratio, max_members, (max(inner[1:], default=1 << 19) // 8)).run()
+    return c if c.groups else _Fusion(c, target, max_members).run()
 
 
 @dataclass
 class _Group:
     members: list[Definition]
     closed: bool
+    walk: str | None = None  # the variable of a joint reduction
 
     @property
     def einsums(self) -> list[Einsum]:
@@ -58,16 +52,26 @@ class _Group:
 
 
 class _Fusion:
-    def __init__(self, c: Cascade, ratio: float, max_members: int, near: int) -> None:
-        self.near = near
-        self.c, self.ratio, self.max_members = c, ratio, max_members
+    def __init__(self, c: Cascade, target: Target, max_members: int) -> None:
+        self.c, self.max_members = c, max_members
         self.groups: list[_Group] = []
         self.where: dict[str, int] = {}  # tensor -> index of the group that makes it
-        self.ranks = {r.name: r for r in c.ranks}
+        self.names = Names(c)
+        self.estimate = Estimate(c, target, self.names)
 
     def run(self) -> Cascade:
+        units = walks(self.c)
+        unit_of = {id(d): n for n, (_, members) in enumerate(units) for d in members}
+        for _, members in units:
+            order = gathered(self.c.definitions, members)
+            self.c = replace(self.c, definitions=tuple(order))
+        joints: list[Joint] = []
         for step in steps(self.c):
-            if isinstance(step, Recurrence | Extern):
+            at = unit_of.get(id(step))
+            if at is not None:
+                if step is units[at][1][0]:
+                    joints.append(self._walk(*units[at]))
+            elif isinstance(step, Recurrence | Extern):
                 self._open(
                     list(step.steps) if isinstance(step, Recurrence) else [step], closed=True
                 )
@@ -79,7 +83,12 @@ class _Fusion:
             definitions += g.members
             made = tuple(dict.fromkeys(t for d in g.members for t in targets(d)))
             names.append((f"k{n}_{made[-1]}", made))
-        fused = replace(self.c, ranks=tuple(self.ranks.values()), groups=tuple(names))
+        fused = replace(
+            self.c,
+            ranks=tuple(self.names.ranks.values()),
+            groups=tuple(names),
+            joints=tuple(joints),
+        )
         return fused.with_definitions(tuple(definitions))
 
     def _open(self, members: list[Definition], closed: bool = False) -> None:
@@ -88,113 +97,114 @@ class _Fusion:
             for t in targets(d):
                 self.where[t] = len(self.groups) - 1
 
-    def _place(self, d: Einsum) -> None:
-        made = [self.where[a.tensor] for a in d.reads if a.tensor in self.where]
-        alone = len(self.c.defining(d.target)) > 1
-        if made and not alone:
-            at = max(made)
-            joined = self._join(self.groups[at], d)
-            if joined is not None:
-                self.groups[at].members.append(joined)
-                self.where[d.target] = at
-                return
-        self._open([d], closed=alone)
+    def _walk(self, j: Joint, unit: list[Einsum]) -> Joint:
+        """The kernel of a joint reduction; element-wise definitions over its rows may still join."""
+        members: list[Einsum] = []
+        for d in unit:
+            members.append(self.names.unify(members, d))
+        j = renamed_joint(j, [d for d in members if d.target in j.tensors])
+        self._open([*members])
+        self.groups[-1].walk = j.var
+        return j
 
-    def _join(self, group: _Group, d: Einsum) -> Einsum | None:
+    def _place(self, d: Einsum) -> None:
+        """Into the kernel that gains most from it, of its latest producer and of those that read what it reads."""
+        best: tuple[float, int, Einsum] | None = None
+        if len(self.c.defining(d.target)) == 1:
+            producers = [self.where[a.tensor] for a in d.reads if a.tensor in self.where]
+            last = max(producers, default=-1)
+            reads = {a.tensor for a in d.reads}
+            for at in range(max(last, 0), len(self.groups)):
+                group = self.groups[at]
+                if at != last and not any(
+                    a.tensor in reads for x in group.einsums for a in x.reads
+                ):
+                    continue
+                found = self._join(group, d, at == last)
+                if found is not None and (best is None or found[0] > best[0]):
+                    best = (found[0], at, found[1])
+        if best is None:
+            self._open([d], closed=len(self.c.defining(d.target)) > 1)
+        else:
+            self.groups[best[1]].members.append(best[2])
+            self.where[d.target] = best[1]
+
+    def _join(self, group: _Group, d: Einsum, produced: bool) -> tuple[float, Einsum] | None:
+        """The seconds that are saved when d joins a kernel, and d in the kernel's names; None where it cannot."""
         if group.closed or len(group.members) >= self.max_members:
             return None
         if any(len(self.c.defining(x.target)) > 1 for x in group.einsums):
             return None
-        d = self._unify(group.einsums, d)
-        before = row_variables(group.einsums)
-        rows = row_variables([*group.einsums, d])
-        if not rows or self._tasks(rows) < min(TASKS, self._tasks(before)):
+        members = group.einsums
+        d = self.names.unify(members, d, {} if produced else _ties(members, d))
+        c = self.names.program()
+        before, rows = row_variables(members, c), row_variables([*members, d], c)
+        if not rows or self.estimate.tasks(rows) < min(TASKS, self.estimate.tasks(before)):
             return None
-        if len(rows) < len(before) and not self._near([*group.einsums, d], rows):
+        if len(rows) < len(before) and not (produced and self.estimate.fits([*members, d], rows)):
             return None
-        made = {x.target: x for x in group.einsums}
-        splits = [x for x in group.einsums if contraction(x) is not None]
         mine = contraction(d)
-        if mine is None and not splits:
-            return d
-        tile = tile_variable([*group.einsums, d])
-        if tile is None:
-            return None
-        if mine is not None:
-            own = contraction(d, tile)
-            others = [s for x in splits if (s := contraction(x, tile)) is not None]
-            if own is None or not self._worth(own, d, others, made):
+        if group.walk is not None:
+            stays = group.walk not in (*d.free, *d.reduced) and mine is None and produced
+            return (self.estimate.gain(members, d), d) if stays and rows == before else None
+        splits = [x for x in members if contraction(x) is not None]
+        if mine is None and (produced or not splits):
+            if splits and tile_variable([*members, d]) is None:
                 return None
-        return d
+            return max(self.estimate.gain(members, d), 0.0), d
+        tile = tile_variable([*members, d])
+        own = contraction(d, tile) if tile is not None else None
+        if own is None:
+            return None
+        others = [s for x in splits if (s := contraction(x, tile)) is not None]
+        return self._product(members, d, own, others)
 
-    def _tasks(self, rows: list[str]) -> float:
-        """About how many independent tiles the shared loops give, of a few rows each."""
-        sizes = [size_estimate(self.c, self._extent(v)) for v in rows]
-        return math.prod(sizes) / min(ROWS, max(sizes, default=1))
-
-    def _near(self, members: list[Einsum], rows: list[str]) -> bool:
-        """Whether what the members hand on for one row fits in the cache next to a core."""
-        read = {a.tensor for d in members for a in d.reads}
-        per_row = 1
-        for v in rows:
-            per_row *= size_estimate(self.c, self._extent(v))
-        return all(
-            elements(self.c, d.target) // per_row <= self.near for d in members if d.target in read
-        )
-
-    def _extent(self, v: str) -> Expr:
-        size = self.ranks[v.upper()].size
-        return size if size is not None else Size(v.upper())
-
-    def _worth(
-        self, mine: Contraction, d: Einsum, split: list[Contraction], made: dict[str, Einsum]
-    ) -> bool:
-        inside = [a.tensor for a in accesses(mine.row_factor) if a.tensor in made]
-        if not inside or any(a.tensor in made for a in accesses(mine.column_factor)):
-            return False
-        if split and all(s.batch for s in (*split, mine)):
-            return self._near([*made.values(), d], row_variables([*made.values(), d]))
-        between = max(elements(self.c, t) for t in inside)
-        others = [a.tensor for s in (*split, mine) for a in accesses(s.column_factor)] + [d.target]
-        return bool(split) and all(between > self.ratio * elements(self.c, t) for t in others)
-
-    # ---- one name for one loop
-
-    def _unify(self, members: list[Einsum], d: Einsum) -> Einsum:
-        """d with its variables renamed to those of the producers that they walk."""
+    def _product(
+        self, members: list[Einsum], d: Einsum, own: Contraction, others: list[Contraction]
+    ) -> tuple[float, Einsum] | None:
+        """A product joins what makes its first operand, a product of which that operand is made, or one that reads the
+        same first operand."""
         made = {x.target: x for x in members}
-        new: dict[str, str] = {}
-        for a in d.reads:
-            if a.tensor not in made:
-                continue
-            for i, own in zip(a.indices, made[a.tensor].indices, strict=True):
-                if isinstance(i, Var) and isinstance(own, Var) and own.name not in new.values():
-                    new.setdefault(i.name, own.name)
-        mine = list(dict.fromkeys([*variables(*d.indices, d.body, *d.where)]))
-        taken = set(new.values())
-        used = {v for x in members for v in variables(*x.indices, x.body, *x.where)}
-        for v in mine:
-            if v not in new and (v in taken or (v in used and not self._same_loop(members, d, v))):
-                new[v] = self._fresh(v, used | taken | set(mine))
-                taken.add(new[v])
-        new = {k: v for k, v in new.items() if k != v}
-        return renamed(d, new) if new else d
+        inside = [a.tensor for a in accesses(own.row_factor) if a.tensor in made]
+        if any(a.tensor in made for a in accesses(own.column_factor)):
+            return None
+        chained = any(_from_product(made, t) for t in inside)
+        if chained and all(s.batch for s in (*others, own)):
+            rows = row_variables([*members, d], self.names.program())
+            return (LAUNCH, d) if self.estimate.fits([*members, d], rows) else None
+        if not chained and (inside or others):
+            d = self._beside(d, own, others)
+            if side_by_side([*members, d]) is None:
+                return None
+        gain = self.estimate.gain(members, d, own, others if chained else ())
+        return (gain, d) if gain > 0 else None
 
-    def _same_loop(self, members: list[Einsum], d: Einsum, v: str) -> bool:
-        """A variable of the same name that no access ties may stay one loop when both walk outer dimensions with it."""
-        return v in plain_variables(d) or v in d.reduced
-
-    def _fresh(self, v: str, used: set[str]) -> str:
-        size = self._extent(v)
-        n = 1
-        while f"{v}_{n}" in used or (
-            f"{v}_{n}".upper() in self.ranks
-            and not same(self.ranks[f"{v}_{n}".upper()].size or _ONE, size)
+    def _beside(self, d: Einsum, own: Contraction, others: list[Contraction]) -> Einsum:
+        """d with the columns of the products that are there already."""
+        mine = own.columns[-1]
+        theirs = next((s.columns[-1] for s in others), mine)
+        taken = {*d.free, *d.reduced}
+        if theirs in taken or not self.c.same_size(
+            self.names.extent(mine), self.names.extent(theirs)
         ):
-            n += 1
-        name = f"{v}_{n}"
-        self.ranks[name.upper()] = Rank(name.upper(), size)
-        return name
+            return d
+        return renamed(d, {mine: theirs})
 
 
-_ONE = Const(1)
+def _ties(members: list[Einsum], d: Einsum) -> dict[str, str]:
+    """Variables of d that walk a tensor as those of a member do."""
+    ties: dict[str, str] = {}
+    for a in d.reads:
+        other = next((b for x in members for b in x.reads if b.tensor == a.tensor), None)
+        for i, j in zip(a.indices, other.indices if other is not None else (), strict=False):
+            if isinstance(i, Var) and isinstance(j, Var) and j.name not in ties.values():
+                ties.setdefault(i.name, j.name)
+    return ties
+
+
+def _from_product(made: dict[str, Einsum], tensor: str) -> bool:
+    """Whether a tensor of a kernel is made of a product of the same kernel."""
+    d = made[tensor]
+    return contraction(d) is not None or any(
+        _from_product(made, a.tensor) for a in d.reads if a.tensor in made and a.tensor != tensor
+    )

@@ -33,8 +33,10 @@ def restrict(c: Cascade, target: Target) -> Cascade:
     S[m,p] = … where m <= p;  E[m,p] = exp(S[m,p])  -->  E[m,p] = exp(S[m,p]) where m <= p
     a ?? b  -->  select(a exists, a ?? b, b)
     T = e :: max(m), sum(k)  -->  T_k = e :: sum(k);  T = T_k :: max(m)
+    I = e :: argmax(m)  -->  I_of[m] = e;  I_max = I_of[m] :: max(m);  I = m :: min(m) where I_of[m] == I_max or NaN
     """
-    c = c.with_definitions(tuple(_single(c)))
+    taken = set(c.tensors)
+    c = c.with_definitions(tuple(part for d in c.definitions for part in _single(d, taken)))
     partial: set[str] = (
         set()
     )  # tensors with several definitions that need a companion that says where they exist
@@ -87,15 +89,15 @@ def _fresh(name: str, taken: set[str]) -> str:
     return out
 
 
-def _single(c: Cascade) -> Iterator[Definition]:
-    """Definitions that reduce with different monoids, one monoid at a time."""
-    names = set(c.tensors)
-    for d in c.definitions:
-        while isinstance(d, Einsum) and (parts := nested(d, names)) is not None:
-            yield parts[0]
-            names.add(parts[0].target)
-            d = parts[1]
+def _single(d: Definition, taken: set[str]) -> Iterator[Definition]:
+    """A definition that reduces with different monoids, one monoid at a time."""
+    parts = nested(d, taken) if isinstance(d, Einsum) else None
+    if parts is None:
         yield d
+        return
+    taken |= {p.target for p in parts}
+    for p in parts:
+        yield from _single(p, taken)
 
 
 def _explicit(c: Cascade, d: Einsum, domains: Domains) -> Einsum:

@@ -49,6 +49,7 @@ FEATURES = (
     "mod",
     "convolution",
     "fill",
+    "argmax",
 )
 
 
@@ -210,7 +211,8 @@ class _Writer:
         for n in range(self.random.randint(1, 6)):
             self.definition(f"T{n}")
         head = [f"cascade random_{self.seed}", f"ranks {', '.join(self.ranks)}", *self.inputs]
-        inferred = parse_cascade("\n".join(head + self.lines + self.stops)).tensors
+        places = self.places()
+        inferred = parse_cascade("\n".join(head + self.lines + places + self.stops)).tensors
         made = list(dict.fromkeys(line.split("[")[0].split(" ")[0] for line in self.lines))
         read = " ".join(line.split("=", 1)[1] for line in self.lines)
         outputs = []
@@ -224,11 +226,30 @@ class _Writer:
                 floats = t.dtype.is_float or t.dtype.kind == "i"
                 fill = self.one(" fill 3", " fill -1") if floats and self.maybe(0.1, "fill") else ""
                 outputs.append(f"out {t}{fill}")
+        outputs += [f"out {inferred[line.split('[')[0].split(' ')[0]]}" for line in places]
         cascade = parse_cascade(
-            "\n".join(head + outputs + self.lines + self.stops), f"generate({self.seed})"
+            "\n".join(head + outputs + self.lines + places + self.stops), f"generate({self.seed})"
         )
         inputs = {name: self.array(name) for name in self.arrays}
         return Program(self.seed, cascade, inputs, dict(self.sizes), frozenset(self.used))
+
+    def places(self) -> list[str]:
+        """Perhaps where a tensor has its extreme. Draws of its own: the rest of the program is the same without."""
+        random_ = random.Random(-1 - self.seed)
+        found = [t for t in self.tensors if t.exact and t.ranks and t.dtype != BOOL]
+        if "argmax" in self.without or not found or random_.random() > 0.15:
+            return []
+        self.used.add("argmax")
+        t = random_.choice(found)
+        names = [r.lower() for r in t.ranks]
+        v = random_.choice(names)
+        free = [n for n in names if n != v]
+        where = random_.choice(["", "", f" where {v} % 3 != 1", f" where {v} > {names[0]}"])
+        if "where" in self.without:
+            where = ""
+        head = f"A[{', '.join(free)}]" if free else "A"
+        kind = random_.choice(["argmax", "argmin"])
+        return [f"{head} = {t.name}[{', '.join(names)}] :: {kind}({v}){where}"]
 
     def input(
         self, ranks: list[str], dtype: DType, low: float = -2, high: float = 2, shape: str = ""

@@ -292,7 +292,7 @@ def test_the_explanation_is_text_and_json() -> None:
     found = report.json()
     computed = [name for k in found["kernels"] for name in k["computes"]]
     assert found["program"] == "two" and {"S", "D"} <= set(computed)
-    assert [p["name"] for p in found["passes"]] == list(PASSES)
+    assert [p["name"] for p in found["ran"]] == list(PASSES)
     assert "kernels" in tcc.compile(TWO, target="numpy").explain().json()
 
 

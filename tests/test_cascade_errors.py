@@ -19,6 +19,22 @@ from tcc.ir.ops import MONOIDS, OPS
 
 HEAD = "cascade bad\nin  A: f32[M, K], B: f32[K, N], J: i64[M], G: bool[M]\nout Z: f32[M, N]\n"
 
+JOINT = """in X: f32[M, P]
+out Y: f32[P]
+Max[p] = X[m, p] :: max(m)
+E[m, p] = exp(X[m, p] - Max[p])
+Sum[p] = E[m, p]
+Y[p] = log(Sum[p]) + Max[p]
+"""
+RECURRENCE = """in X: f32[M, T]
+out Y: f32[T]
+S[0] = 0.0
+R[t] = X[m, t] * S[t]
+S[t + 1] = S[t] + R[t]
+Y[t] = S[t + 1]
+joint m: R
+"""
+
 
 def failure(text: str) -> Any:
     with pytest.raises(CompileError) as caught:
@@ -45,7 +61,14 @@ BAD = [
     ("T0101", "expp", "did you mean `exp`?", HEAD + "Z[m, n] = expp(A[m, k]) * B[k, n]"),
     ("T0101", "summ", "did you mean `sum`?", HEAD + "Z[m, n] = A[m, k] * B[k, n] :: summ(k)"),
     ("T0101", "int", "did you mean", HEAD + "Z[m, n] = int(A[m, k]) * B[k, n]"),
-    ("T0123", "argmax", "use one of", HEAD + "Z[m, n] = A[m, k] * B[k, n] :: argmax(k)"),
+    ("T0123", "topk", "use one of", HEAD + "Z[m, n] = A[m, k] * B[k, n] :: topk(k)"),
+    ("T0123", "n", "argmax(k)", HEAD + "Z[m, m] = A[m, k] * B[k, n] :: argmax(k, n)"),
+    (
+        "T0123",
+        "Z[m] = A[m, k, n] :: argmax(n), argmin(k)",
+        "definition of its own",
+        "in A: f32[M, K, N]\nout Z: i64[M]\nZ[m] = A[m, k, n] :: argmax(n), argmin(k)",
+    ),
     ("T0104", "A: i32", "another name", "in A: f32, A: i32\nout Z: f32\nZ = A"),
     ("T0104", "M=4", "another name", "ranks M=3, M=4\nout Z: i64\nZ = m * 1"),
     ("T0104", "Z: f64", "another name", "in A: f32\nout Z: f32, Z: f64\nZ = A"),
@@ -142,6 +165,92 @@ BAD = [
     ("T0116", "not A[m, k]", "x != 0", HEAD + "Z[m, n] = B[k, n] where not A[m, k]"),
     ("T0117", "A[m, k]", "compare something", HEAD + "Z[m, n] = A[m, k] * B[k, n] where A[m, k]"),
     ("T0124", "exp(A[m, k], 2)", "commas", HEAD + "Z[m, n] = exp(A[m, k], 2) * B[k, n]"),
+    # joints: the components
+    ("T0135", "Sum", "before", JOINT + "joint m: Sum by Sum * exp(Max - Max'), Max"),
+    ("T0135", "Max", "once", JOINT + "joint m: Max, Max"),
+    ("T0135", "Max", "once", JOINT + "joint m: Max\njoint m: Max"),
+    ("T0135", "joint q: Max", "all fields reduce", JOINT + "joint q: Max"),
+    ("T0135", "Max", "definition of its own", JOINT + "joint p: Max"),
+    ("T0135", "Summ", "did you mean `Sum`?", JOINT + "joint m: Max, Summ"),
+    ("T0135", "X", "a definition reduces to", JOINT + "joint m: X"),
+    ("T0135", "Y", "definition of its own", JOINT + "joint m: Y"),
+    ("T0135", "All", "definition of its own", JOINT + "All = X[m, p] :: max(m, p)\njoint m: All"),
+    (
+        "T0135",
+        "Two",
+        "one definition",
+        JOINT + "Two[0] = X[m, 0]\nTwo[1] = X[m, 1]\njoint m: Two",
+    ),
+    ("T0135", "Far", "define it as `Far[p]`", JOINT + "Far[p + 1] = X[m, p]\njoint m: Far"),
+    (
+        "T0135",
+        "Late",
+        "make it a field, too",
+        JOINT + "S2[p] = E[m, p]\nD[m, p] = E[m, p] / S2[p]\nLate[p] = D[m, p]\n"
+        "joint m: Max, Late by Late * exp(Max - Max')",
+    ),
+    (
+        "T0135",
+        "Turned",
+        "same names",
+        JOINT + "ranks U=P\nTurned[u] = exp(X[m, u] - Max[u])\n"
+        "joint m: Max, Turned by Turned * exp(Max - Max')",
+    ),
+    (
+        "T0135",
+        "Shifted",
+        "coordinate of the walk",
+        JOINT + "Shifted[p] = E[m - 1, p]\njoint m: Max, Shifted by Shifted * exp(Max - Max')",
+    ),
+    (
+        "T0135",
+        "Few",
+        "same names",
+        JOINT + "Few = exp(X[m, 0] - Max[0])\njoint m: Max, Few by Few",
+    ),
+    ("T0135", "R", "outside of recurrences", RECURRENCE),
+    # joints: the corrections
+    ("T0136", "Sum", "say how its value follows", JOINT + "joint m: Max, Sum"),
+    ("T0136", "Max'", "joined state", JOINT + "Z[p] = Max'"),
+    ("T0136", "Max[p]", "write `Max`", JOINT + "joint m: Max, Sum by Sum * exp(Max[p] - Max')"),
+    ("T0136", "Sum'", "comes earlier", JOINT + "joint m: Max, Sum by Sum' * exp(Max - Max')"),
+    ("T0136", "X'", "earlier component", JOINT + "joint m: Max, Sum by Sum * exp(Max - X')"),
+    ("T0136", "Max'", "comes earlier", JOINT + "joint m: Max by Max'"),
+    ("T0136", "Sum * 1.0", "(`Max'`)", JOINT + "joint m: Max, Sum by Sum * 1.0"),
+    ("T0136", "m", "`Sum[p]`", JOINT + "joint m: Max, Sum by Sum * exp(Max - Max') * m"),
+    ("T0136", "Y[p]", "components", JOINT + "joint m: Max, Sum by Sum * exp(Max - Max') + Y[p]"),
+    (
+        "T0103",
+        "Q[p]",
+        "tensor of the program",
+        JOINT + "joint m: Max, Sum by Sum * (Max - Max') * Q[p]",
+    ),
+    ("T0105", "Q", "use a rank", JOINT + "joint m: Max, Sum by Sum * (Max - Max') * Q"),
+    ("T0113", "X[p]", "per rank", JOINT + "joint m: Max, Sum by Sum * (Max - Max') * X[p]"),
+    (
+        "T0116",
+        "f64(Sum) * exp(Max - Max')",
+        "convert: `f32(…)`",
+        JOINT + "joint m: Max, Sum by f64(Sum) * exp(Max - Max')",
+    ),
+    (
+        "T0137",
+        "Sum * exp(Max' - Max)",
+        "under the new references",
+        JOINT + "joint m: Max, Sum by Sum * exp(Max' - Max)",
+    ),
+    (
+        "T0137",
+        "Sum * (Max - Max')",
+        "under the new references",
+        JOINT + "joint m: Max, Sum by Sum * (Max - Max')",
+    ),
+    (
+        "T0137",
+        "Sum + (Max - Max') ** 2",
+        "under the new references",
+        JOINT + "joint m: Max, Sum by Sum + (Max - Max') ** 2",
+    ),
     ("T0124", "max()", "commas", HEAD + "Z[m, n] = max() * B[m, n]"),
 ]
 

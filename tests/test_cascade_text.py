@@ -11,7 +11,7 @@ from random_programs import FEATURES, POINTS, generate
 from tcc.ir.cascade import Einsum
 from tcc.ir.cascade_text import parse_cascade, parse_cascades
 from tcc.ir.expr import MAX_DEPTH, Call, depth, walk
-from tcc.ir.ops import MONOIDS, OPS
+from tcc.ir.ops import INDEX_REDUCTIONS, MONOIDS, OPS
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -44,7 +44,7 @@ def test_random_programs_use_every_operator_monoid_and_feature() -> None:
             monoids |= {d.monoid(v) for v in d.reduced}
             operators |= {e.op for e in walk(d.body, *d.where, *d.indices) if isinstance(e, Call)}
     assert operators == set(OPS)
-    assert monoids == set(MONOIDS)
+    assert monoids == {*MONOIDS, *INDEX_REDUCTIONS}
     assert features == set(FEATURES)
 
 
@@ -78,6 +78,7 @@ PRINTED = [
     "Z[i] = C[i, j] * C[j, k] * B[k] :: max(j), min(k)",
     "Z[i] = C[i, j] * C[j, k] * B[k] :: sum(j), min(k)",
     "Z[i] = C[i, j] * C[j, k] * B[k] :: max(j)",
+    "Z[i] = C[i, j] + A[j] :: argmin(j)",
     "Z[i] = A[(I - 1) - i] + A[i // 2 + (i - 3) % 5]",
 ]
 
@@ -91,6 +92,24 @@ def test_a_definition_keeps_its_meaning_in_text(line: str) -> None:
     assert str(first.definitions[0]) == plain
 
 
+def test_a_joint_keeps_its_corrections_in_text() -> None:
+    text = """cascade walk
+ranks I, J
+in  A: f32[I, J], B: f32[J]
+out Z: f32[J]
+
+T[j] = A[i, j] :: max(i)
+S[j] = exp(A[i, j] * B[j] - T[j] * B[j])
+by[j] = A[i, j]
+Z[j] = S[j] + by[j]
+joint i: T, S by S * exp((T - T') * B[j]), by
+"""
+    c = parse_cascade(text)
+    assert [f.tensor for f in c.joints[0].fields] == ["T", "S", "by"]
+    assert str(c) == text.replace(", B: f32", "\nin  B: f32")
+    assert str(parse_cascade(str(c))) == str(c)
+
+
 def test_reductions_nest_in_the_order_in_which_they_are_written() -> None:
     head = "in C: f32[I, J]\nout Z: f32\n"
     outer_max = parse_cascade(head + "Z = C[i, j] :: max(j)").definitions[0]
@@ -98,6 +117,9 @@ def test_reductions_nest_in_the_order_in_which_they_are_written() -> None:
     outer_sum = parse_cascade(head + "Z = C[i, j] :: sum(i), max(j)").definitions[0]
     assert isinstance(outer_sum, Einsum) and outer_sum.reduced == ["i", "j"]
     assert str(outer_sum) == "Z = C[i, j] :: sum(i), max(j)"
+    head = "in C: f32[I, J]\nout Z: i64\n"
+    rows = parse_cascade(head + "T = C[i, j] > 0.5 :: sum(i), any(j)\nZ = T")
+    assert str(rows.tensors["T"].dtype) == "i64"  # how many rows have one
 
 
 def test_statements_continue_over_lines_and_comments_are_skipped() -> None:

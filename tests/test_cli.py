@@ -162,6 +162,34 @@ def test_explain_is_text_or_json(add: str, shell: Shell) -> None:
     assert json.loads(shell("explain", add, "--json")[1])["program"] == "add"
 
 
+def test_explain_counts_passes_and_says_what_forces_them(shell: Shell) -> None:
+    Path("rows.tcc").write_text(
+        "in X: f32[M, N]\nout Y: f32[M, N]\n"
+        "Max[m] = X[m, n] :: max(n)\nScale[m] = 1.0 / Max[m]\nY[m, n] = X[m, n] * Scale[m]\n"
+    )
+    code, out, _ = shell("explain", "rows.tcc", "--json")
+    found = json.loads(out)
+    assert code == 0 and [p["name"] for p in found["ran"]] == list(pipeline.PASSES)
+    assert found["passes"] == {"M": 1, "N": 2} and found["tensors"] == {"X": {"M": 1, "N": 2}}
+    (barrier,) = found["barriers"]
+    assert (barrier["rank"], barrier["from"], barrier["to"]) == ("N", "Max", "Y")
+    assert barrier["through"] == ["Scale"] and "`Max`, through `Scale`, " in barrier["why"]
+    assert barrier["place"] == "rows.tcc:5: Y[m, n] = X[m, n] * Scale[m]"
+    lines = shell("explain", "rows.tcc")[1].split("\n")
+    assert any(line.startswith("ran: restrict") for line in lines)
+    at = next(n for n, line in enumerate(lines) if line.startswith("passes over N: 2"))
+    assert "Max walks all of N" in lines[at + 1] and "rows.tcc:3: Max[m] = " in lines[at + 1]
+    assert (
+        "2  Y needs all of Max (through Scale)" in lines[at + 2] and "rows.tcc:5" in lines[at + 2]
+    )
+    assert lines[at + 3] == "one pass over M"
+
+
+def test_explain_of_a_mapping_counts_no_passes(add: str, shell: Shell) -> None:
+    Path("mapped.tcc").write_text(shell("dump", add, "--after", "map")[1])
+    assert json.loads(shell("explain", "mapped.tcc", "--json")[1])["passes"] == {}
+
+
 def test_explain_code_prints_the_section_about_it(shell: Shell) -> None:
     code, out, _ = shell("explain", "--code", "T0107")
     assert code == 0 and out.startswith("T0107: ") and "## " not in out

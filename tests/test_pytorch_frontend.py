@@ -338,8 +338,20 @@ def test_what_is_no_tensor_algebra_becomes_an_extern() -> None:
 
     captured = check(f, r(3, 4), externs=2)
     assert [e.function for e in captured.externs] == ["aten.sort.default", "aten.topk.default"]
-    check(lambda x: x.argmax(1), r(3, 4), externs=1)
-    check(lambda x: x.max(1), r(3, 4), externs=1)
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: x.argmax(1), lambda x: x.argmin(0, keepdim=True), lambda x: x.argmax(), lambda x: x.argmin(-1),
+    lambda x: x.max(1), lambda x: x.min(0, keepdim=True), lambda x: x.max(2).indices, lambda x: x.min(1).indices + 1,
+    lambda x: x.argmax(keepdim=True),
+])  # fmt: skip
+def test_places_of_extremes_are_the_first(f: Any) -> None:
+    check(f, r(3, 4, 5))
+    x = (r(6, 3, 4) * 2).round()  # ties
+    check(f, x)
+    x[2, 1, 1] = x[4, 1, 1] = x[3, 2, 0] = math.nan
+    check(f, x)
+    check(f, torch.full((2, 1, 3), -math.inf))
 
 
 def test_what_lies_between_externs_is_compiled_alone() -> None:

@@ -231,9 +231,10 @@ def test_no_buffer_grows_with_a_walked_rank(h100: Target) -> None:
     assert not m.memory
     (k,) = m.kernels
     shown = print_mapping(m)
-    assert shown.count("for m by") == 3  # three passes over the keys
-    assert shown.count("do QK[") == 3  # with the scores of a tile computed again in each
-    assert len(leaves(k.body)) == 10  # type: ignore[union-attr]
+    assert shown.count("for m by") == 2 * 3  # three passes over the keys: full tiles, partial ones
+    assert shown.count("do QK[") == 2 * 3  # with the scores of a tile computed again in each
+    updates = [d for d in leaves(k.body) if d.update]  # type: ignore[union-attr]
+    assert len(updates) == 2 * 3
 
 
 @pytest.mark.parametrize("name", ["attention causal", "attention in one pass"])
@@ -279,7 +280,7 @@ def test_source_opens_with_the_cascade_and_keeps_names(h100: Target) -> None:
 def test_the_running_form_of_attention_becomes_one_loop(h100: Target) -> None:
     source = triton_backend.emit(map_gpu(parse_cascade(ONE_PASS), h100), h100)
     assert re.findall(r"^ *for (\w+) in", source, re.MULTILINE) == ["m1"]
-    assert "RM_next = tl.maximum(RM, LM)" in source
+    assert "RM_next = tl.maximum(RM, LM, " in source
     assert source.count("tl.dot(") == 2
 
 

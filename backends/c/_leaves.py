@@ -8,7 +8,7 @@ from tcc.backends.c._scalar import literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
-from tcc.ir.dtype import DType
+from tcc.ir.dtype import F32, F64, DType
 from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, variables, walk
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
@@ -32,6 +32,8 @@ def combine(s: Scope, monoid: str, a: str, b: str, t: DType, suffix: str | None 
 
 def first_visit(s: Scope, d: Einsum) -> str | None:
     """The condition that no loop has combined into the target before; None when that is certain."""
+    if id(d) in s.updates:
+        return "0"
     terms = []
     for v in d.reduced:
         interval = s.intervals[v]
@@ -45,6 +47,8 @@ def emit_do(s: Scope, leaf: Do) -> None:
     from tcc.backends.c._micro import emit_micro
 
     d = leaf.einsum
+    if leaf.update:
+        s.updates.add(id(d))
     lanes = leaf.on("lane")
     if lanes and leaf.on("unroll") and emit_micro(s, leaf):
         return
@@ -88,20 +92,22 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
         monoid = d.monoid(reduced[0])
         first = first_visit(s, d)
         acc = s.names.fresh("sum" if monoid == "sum" else monoid)
-        start = literal(MONOIDS[monoid].identity, t)
+        # one chain of additions: in double precision it rounds no more than many short ones
+        wide = F64 if t == F32 and MONOIDS[monoid].combine == "add" else t
+        start = literal(MONOIDS[monoid].identity, wide)
         s.lines.add(
-            f"{C_TYPES[t.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};"
+            f"{C_TYPES[wide.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};"
         )
         loops = [_open_loop(s, v) for v in reduced if s.intervals[v].step != 1]
         guard = f"if ({' && '.join(scalar(s, p) for p in inner)}) " if inner else ""
-        s.lines.add(f"{guard}{acc} = {combine(s, monoid, acc, typed(s, d.body, t), t)};")
+        s.lines.add(f"{guard}{acc} = {combine(s, monoid, acc, typed(s, d.body, t), wide)};")
         for v, old in reversed(loops):
             s.lines.close()
             s.intervals[v] = old
-        value = acc
+        value = acc if wide == t else f"({C_TYPES[t.name]}){acc}"
     if outer:
-        fill = literal(s.tensor(d.target).fill, t)
-        value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {fill}"
+        other = place if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
+        value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
     s.lines.add(f"{place} = {value};")
     for v, old in reversed(opened):
         s.lines.close()
@@ -346,6 +352,8 @@ def _store(
     if outer:
         fill = s.tensor(d.target).fill
         other = f"{e.fn('bc', e._loaded(t))}({literal(fill, e._class(t))})"
+        if id(d) in s.updates:
+            other = e.value(Access(d.target, d.indices), t)
         value = f"{e.fn('select', t)}({' & '.join(e.mask(p) for p in outer)}, {value}, {other})"
     if padded and count is not None:
         keep = f"{e.fn('firstn', e.integer)}({count})"
@@ -380,5 +388,6 @@ def _finish(s: Scope, d: Einsum, sums: _Sum, accumulate: bool) -> None:
         value = joined if accumulate else f"{first} ? {value} : {joined}"
     outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
     if outer and not accumulate:
-        value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {literal(s.tensor(d.target).fill, t)}"
+        other = place if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
+        value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
     s.lines.add(f"{place} = {value};")

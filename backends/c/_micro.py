@@ -44,7 +44,7 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
         return False
     if not _whole_tiles(s, Access(d.target, d.indices), row, rows):
         return False
-    plan = _Plan(s, d.target, d.indices, a, b, lane, row, list(d.reduced))
+    plan = _Plan(s, d.target, d.indices, a, b, lane, row, list(d.reduced), leaf.update)
     if not plan.affine():
         return False
     plan.emit(rows, columns // width, width, t.name)
@@ -52,15 +52,21 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
 
 
 def _whole_tiles(s: Scope, x: Access, v: str, tile: int) -> bool:
-    """Whether storage is padded to whole tiles along a variable."""
+    """Whether storage is padded to whole tiles along a variable, or the variable's extent is a multiple of them."""
     layout = s.storage[x.tensor].layout
     at = [n for n, i in enumerate(x.indices) if isinstance(i, Var) and i.name == v]
-    return layout is not None and len(at) == 1 and layout.padding(at[0]) % tile == 0
+    if len(at) != 1:
+        return False
+    if layout is not None:
+        return layout.padding(at[0]) % tile == 0
+    size = poly(s.signature.resolved(s.extents[v])).constant
+    return size is not None and size % tile == 0 and s.intervals[v].step == tile
 
 
 class _Plan:
     def __init__(self, s: Scope, target: str, indices: tuple[Expr, ...], a: Access, b: Access, lane: str, row: str,
-                 reduced: list[str]) -> None:  # fmt: skip
+                 reduced: list[str], update: bool) -> None:  # fmt: skip
+        self.update = update
         self.s, self.a, self.b, self.lane, self.row = s, a, b, lane, row
         self.reduced = reduced
         self.c = Access(target, indices)
@@ -139,6 +145,8 @@ class _Plan:
             first_visit(s, Einsum(self.c.tensor, self.c.indices, call("mul", self.a, self.b)))
             or "1"
         )
+        if self.update:
+            first = "0"
         b = f"{s.storage[self.b.tensor].pointer} + {self._start(self.at_b)}"
         out = f"{s.storage[self.c.tensor].pointer} + {self._start(self.at_c)}"
         pitch = self._number(self.at_c.coefficient("row__"))
@@ -169,13 +177,6 @@ def micro_kernel(key: str) -> str:
              f"void tile{rows}x{vectors * width}_{loops}_{t}({', '.join(args)}) {{"]  # fmt: skip
     for i in range(rows):
         lines.append(f"  {vec} " + ", ".join(f"c{i}_{j} = {{0}}" for j in range(vectors)) + ";")
-    lines.append("  if (!first) {")
-    for i in range(rows):
-        loads = " ".join(
-            f"c{i}_{j} = ld_{vec}(out + {i} * pitch + {j * width});" for j in range(vectors)
-        )
-        lines.append(f"    {loads}")
-    lines.append("  }")
     pad = "  "
     for k in range(loops):
         lines.append(f"{pad}for (int64_t k{k} = 0; k{k} < n{k}; k{k}++) {{")
@@ -195,6 +196,13 @@ def micro_kernel(key: str) -> str:
     for _ in range(loops):
         pad = pad[2:]
         lines.append(f"{pad}}}")
+    lines.append("  if (!first) {  /* after the sum: what it is added to does not lengthen its chain of roundings */")
+    for i in range(rows):
+        adds = " ".join(
+            f"c{i}_{j} += ld_{vec}(out + {i} * pitch + {j * width});" for j in range(vectors)
+        )
+        lines.append(f"    {adds}")
+    lines.append("  }")
     for i in range(rows):
         stores = " ".join(
             f"st_{vec}(out + {i} * pitch + {j * width}, c{i}_{j});" for j in range(vectors)

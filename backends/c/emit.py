@@ -12,6 +12,7 @@ elements, the bytes of scratch per thread, the most threads that there is scratc
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tcc.backends.c._canonical import canonical_key, touched
@@ -34,7 +35,7 @@ from tcc.backends.c.vector_math import functions as vector_functions
 from tcc.backends.c.vector_math import preamble
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Const, Expr, Var, call
+from tcc.ir.expr import Const, Expr, Var, call, transform
 from tcc.ir.index import poly
 from tcc.ir.mapping import (
     Alloc,
@@ -134,8 +135,6 @@ class _Emitter:
 
     def _unpack(self, used: str, strides: bool = True) -> list[str]:
         """Declarations of the sizes and strides that occur in a text."""
-        import re
-
         words = set(re.findall(r"\w+", used))
         lines = [
             f"const int64_t {self._rank(r.name)} = n[{i}];"
@@ -423,7 +422,9 @@ class _Tree:
     def _loop(self, n: Loop, loops: tuple[Loop, ...]) -> None:
         s = self.s
         if self._is_vector_loop(n):
-            vector_loop(s, n.var, [leaf.einsum for leaf in n.body if isinstance(leaf, Do)], {})
+            leaves_ = [leaf for leaf in n.body if isinstance(leaf, Do)]
+            s.updates |= {id(leaf.einsum) for leaf in leaves_ if leaf.update}
+            vector_loop(s, n.var, [leaf.einsum for leaf in leaves_], {})
             return
         old = s.intervals[n.var]
         counter = s.names.fresh(n.var)
@@ -435,6 +436,8 @@ class _Tree:
             f"for (int64_t {counter} = 0; {counter} < {_ceiling(length, n.step)}; {counter}++) {{"
         )
         self._enter(n, counter)
+        if n.when is not None:
+            s.lines.add(f"if (!({self._condition(n.when)})) continue;")
         if n.until is None:
             self._body(n, (*loops, n))
         else:
@@ -447,6 +450,26 @@ class _Tree:
             s.lines.close()
         s.lines.close()
         s.intervals[n.var] = old
+
+    def _condition(self, when: Expr) -> str:
+        """C text of a condition on the ends of the current intervals."""
+        s = self.s
+        tops: dict[str, str] = {}
+
+        def rule(n: Expr) -> Expr:
+            if not isinstance(n, Var):
+                return n
+            v, _, end = n.name.rpartition(".")
+            if end == "low":
+                return s.intervals[v].low
+            name = f"high__{v}"
+            tops[name] = _grouped(s.intervals[v].high)
+            return Var(name)
+
+        shown = scalar(s, transform(when, rule))
+        for name, high in tops.items():
+            shown = re.sub(rf"\b{name}\b", high, shown)
+        return shown
 
     def _body(self, n: Loop, loops: tuple[Loop, ...]) -> None:
         self.nodes(n.body, loops)

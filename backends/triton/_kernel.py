@@ -5,15 +5,17 @@ tiles.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from tcc.backends.triton import _leaf
 from tcc.backends.triton._names import Lines, Names, quoted
-from tcc.backends.triton._scalar import SUM, type_name
+from tcc.backends.triton._range import Ranges, ends
+from tcc.backends.triton._scalar import type_name
 from tcc.backends.triton._tile import Register, Tile
 from tcc.ir.cascade import Einsum
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Call, Expr, Size, Var, text, variables
-from tcc.ir.index import Poly, poly
+from tcc.ir.expr import Expr, Var, text, variables
+from tcc.ir.index import poly
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, Node, leaves, signature, walk_nodes
 from tcc.ir.target import Target
 
@@ -62,8 +64,12 @@ class _Emitter:
         self.t = Tile(signature(m), dict(k.variables), {}, Lines(), Names(set(helpers)), helpers)
         self.grid, self.body = self._grid()
         self.open: list[str] = []
+        self.ranges = Ranges(self.t)
+        loops = [n for n in walk_nodes(k.body) if isinstance(n, Loop)]
+        self.ends = {end for n in loops for end in ends(n.when)}  # of tiles, in conditions
         self._check_memory()
         for v, _ in k.variables:
+            self.t.block[v] = self.t.block[f"{v}.low"] = self.t.block[f"{v}.high"] = 1
             self.t.block[v] = self._block(v)
 
     def _grid(self) -> tuple[list[Loop], tuple[Node, ...]]:
@@ -150,14 +156,12 @@ class _Emitter:
             t.names.taken |= {f"{t.coordinate[v]}_start", f"{t.coordinate[v]}_block"}
         self._program_ids()
         cut = {n.var for n in walk_nodes(self.k.body) if isinstance(n, Loop)}
-        for v, _ in self.k.variables:
+        for v, extent in self.k.variables:
             if v not in cut:
-                t.start[v] = "0"
+                t.coordinate |= {f"{v}.low": "0", f"{v}.high": t.size(extent).text}
                 shown = f"tl.arange(0, {t.block_name(v)})" if t.block[v] > 1 else "0"
                 t.lines.add(f"{t.coordinate[v]} = {shown}")
-        self._ignored()
-        for n in self.body:
-            self.node(n)
+        self.nodes(self.body)
         parameters = self._parameters()
         head = [f"@triton.jit\ndef {name}(", *_signature(parameters), "):", *self._docstring()]
         grid = tuple((self.t.unfold(dict(self.k.variables)[v]), step, v) for v, step in extents)
@@ -184,15 +188,16 @@ class _Emitter:
         return tuple(out)
 
     def _warps(self) -> int:
-        """Four warps; eight where a tile or an exact product of computed operands is larger."""
+        """Four warps; eight where a tile is larger, or where exact or masked products feed each other."""
         largest = 1
         for d in leaves(self.k.body):
             elements = 1
             for v in d.einsum.free:
                 elements *= self.t.block[v]
             largest = max(largest, elements)
-        exact = self.precision == "ieee" and (len(self.t.products) > 1 or self.t.computed)
-        return 8 if largest >= 128 * 128 or exact else 4
+        chain = len(self.t.products) > 1
+        exact = self.precision == "ieee" and (chain or self.t.computed)
+        return 8 if largest >= 128 * 128 or exact or (chain and self.t.masked) else 4
 
     def _stages(self) -> int:
         return int(self.target.parameter("stages", 3))
@@ -235,33 +240,43 @@ class _Emitter:
         )
 
     def _coordinates(self, n: Loop, start: str) -> None:
+        """The coordinates of a tile, and its ends where a condition mentions them."""
         t, v = self.t, n.var
         t.place[v] = n
+        name, block = t.coordinate[v], t.block_name(v) if t.block[v] > 1 else "1"
+        if t.block[v] > 1 and f"{v}.low" in self.ends and start != f"{name}_start":
+            t.lines.add(f"{name}_start = {start}")
+            start = f"{name}_start"
         if t.block[v] > 1:
-            t.start[v] = start
-            t.lines.add(f"{t.coordinate[v]} = {start} + tl.arange(0, {t.block_name(v)})")
-        else:
-            t.start[v] = t.coordinate[v]
-
-    def _ignored(self) -> None:
-        """A register tile needs no fill at points that all its readers leave out too."""
-        found: dict[str, frozenset[str]] = {}
-        for d in leaves(self.k.body):
-            predicates = frozenset(text(p) for p in d.einsum.where)
-            for a in d.einsum.reads:
-                found[a.tensor] = found.get(a.tensor, predicates) & predicates
-        self.t.ignored = found
+            t.lines.add(f"{name} = {start} + tl.arange(0, {block})")
+        t.coordinate[f"{v}.low"] = start if t.block[v] > 1 else name
+        if f"{v}.high" in self.ends:
+            end = f"{t.coordinate[f'{v}.low']} + {block}"
+            if t.ragged(v):
+                end = f"tl.minimum({end}, {t.size(t.extents[v]).text})"
+            t.coordinate[f"{v}.high"] = t.names.fresh(f"{name}_stop")
+            t.lines.add(f"{t.coordinate[f'{v}.high']} = {end}")
 
     # ---- nodes
 
-    def node(self, n: Node) -> None:
-        if isinstance(n, Do):
-            combine = any(v in self.open for v in n.einsum.reduced)
-            _leaf.emit(self.t, n.einsum, combine, self.precision)
-        elif isinstance(n, Alloc):
-            self._alloc(n)
-        else:
-            self._loop(n)
+    def nodes(self, body: tuple[Node, ...]) -> None:
+        for n, following in zip_longest(body, body[1:]):
+            if isinstance(n, Do):
+                combine = n.update or any(v in self.open for v in n.einsum.reduced)
+                _leaf.emit(self.t, n.einsum, combine, self.precision)
+            elif isinstance(n, Alloc):
+                self._alloc(n)
+            elif isinstance(n, Loop):
+                self._loop(n, following if isinstance(following, Loop) else None)
+
+    def _ignored(self, n: Alloc) -> frozenset[str]:
+        """A register tile needs no fill at points that all its readers leave out too."""
+        found: frozenset[str] | None = None
+        for d in leaves(n.body):
+            if any(a.tensor == n.buffer.name for a in d.einsum.reads):
+                predicates = frozenset(text(p) for p in d.einsum.where)
+                found = predicates if found is None else found & predicates
+        return found or frozenset()
 
     def _alloc(self, n: Alloc) -> None:
         """A register tile is a Python name; its layout's digits give the order of its axes."""
@@ -287,34 +302,44 @@ class _Emitter:
         name, place = t.names.fresh(b.name), tuple(t.place.get(v) for v in dims if v)
         following = t.names.fresh(f"{b.name}_next") if rings else ""
         t.registers[b.name] = Register(name, axes, place, following, rings[0] if rings else -1)
-        for child in n.body:
-            self.node(child)
+        t.ignored[b.name] = self._ignored(n)
+        self.nodes(n.body)
         del t.registers[b.name]
 
-    def _loop(self, n: Loop) -> None:
+    def _loop(self, n: Loop, following: Loop | None) -> None:
         t = self.t
         outside = set(t.registers)
-        for target, e in {d.einsum.target: d.einsum for d in leaves(n.body)}.items():
-            if target in outside and n.var in e.reduced and not set(e.reduced) & set(self.open):
+        for target, d in {d.einsum.target: d for d in leaves(n.body)}.items():
+            e = d.einsum
+            inner = target in outside and n.var in e.reduced and not set(e.reduced) & set(self.open)
+            if inner and not any(x.update for x in leaves(n.body) if x.einsum.target == target):
                 self._clear(e)
+        visit = self.ranges.visit(n, following)
         step = t.block_name(n.var) if t.block[n.var] > 1 else "1"
         start = f"{t.coordinate[n.var]}_start" if t.block[n.var] > 1 else t.coordinate[n.var]
-        low, high = self._range(n, outside)
-        span = f"{low}, {high}" if step != "1" or low != "0" else high
-        t.lines.add(f"for {start} in range({span}{f', {step}' if step != '1' else ''}):")
+        span = f"{visit.first}, {visit.stop}" if step != "1" or visit.first != "0" else visit.stop
+        at = t.names.fresh(f"{n.var}_at") if visit.skip else start
+        t.lines.add(f"for {at} in range({span}{f', {step}' if step != '1' else ''}):")
         t.open(n.var)
         self.open.append(n.var)
-        before = t.place.get(n.var), t.start.get(n.var)
+        place, before = t.place.get(n.var), dict(t.coordinate)
+        if visit.skip:
+            t.lines.add(f"{start} = {at} + tl.where({at} >= {visit.hole}, {visit.skip}, 0)")
+        t.whole |= {n.var} if visit.complete else set()
         self._coordinates(n, start)
-        for child in n.body:
-            self.node(child)
+        if visit.condition is not None:
+            t.lines.add(f"if {t.value(visit.condition, ()).text}:")
+            t.open("")
+        self.nodes(n.body)
+        if visit.condition is not None:
+            t.close()
         for target, e in {d.einsum.target: d.einsum for d in leaves(n.body)}.items():
             held = t.registers.get(target)
             if held is not None and held.following and n.var in variables(e.indices[held.position]):
                 t.lines.add(f"{held.name} = {held.following}")
         self.open.pop()
-        t.place[n.var] = before[0]
-        t.start.pop(n.var)
+        t.whole -= {n.var}
+        t.place[n.var], t.coordinate = place, before
         t.close()
 
     def _clear(self, e: Einsum) -> None:
@@ -324,77 +349,6 @@ class _Emitter:
         value = _leaf.identity(t, monoid, e).text
         dtype = type_name(t.signature.tensors[e.target].dtype)
         t.lines.add(f"{held.name} = tl.full({t.shape(held.axes)}, {value}, {dtype})")
-
-    # ---- loops that skip tiles without points
-
-    def _range(self, n: Loop, outside: set[str]) -> tuple[str, str]:
-        """First and last coordinate to visit: predicates `v <= w + c` and `v >= w + c` of all
-        sinks cut the range.
-        """
-        high = self.t.size(self.t.extents[n.var]).text
-        sinks = [
-            d.einsum
-            for d in leaves(n.body)
-            if d.einsum.target in outside or d.einsum.target not in self._locals(n)
-        ]
-        if not sinks or any(n.var not in e.reduced for e in sinks):
-            return "0", high
-        ends = [self._bounds(n.var, e) for e in sinks]
-        low = ends[0][0] if all(x[0] == ends[0][0] for x in ends) else None
-        limit = ends[0][1] if all(x[1] == ends[0][1] for x in ends) else None
-        first = "0"
-        if low is not None:
-            block = self.t.block_name(n.var) if self.t.block[n.var] > 1 else "1"
-            first = (
-                f"tl.maximum({low}, 0) // {block} * {block}"
-                if block != "1"
-                else f"tl.maximum({low}, 0)"
-            )
-        return first, high if limit is None else f"tl.minimum({high}, {limit})"
-
-    def _locals(self, n: Loop) -> set[str]:
-        return {x.buffer.name for x in walk_nodes(n.body) if isinstance(x, Alloc)}
-
-    def _bounds(self, v: str, e: Einsum) -> tuple[str | None, str | None]:
-        """Of the predicates of `e`, the least v and the v to stop at that they allow in the
-        current tiles.
-        """
-        low: str | None = None
-        high: str | None = None
-        for p in e.where:
-            if not (isinstance(p, Call) and p.op in ("le", "lt", "ge", "gt")):
-                continue
-            a, b = p.args if p.op in ("le", "lt") else (p.args[1], p.args[0])
-            slack = poly(self.t.unfold(b)) - poly(
-                self.t.unfold(a)
-            )  # >= 0, or > 0, where the predicate holds
-            sign = slack.terms.get((v,), 0)
-            if abs(sign) != 1 or slack.coefficient(v) is None:
-                continue
-            rest = slack.without(v).scaled(-sign)  # v <= rest, or v >= rest
-            strict = p.op in ("lt", "gt")
-            if sign < 0:
-                high = self._extreme(rest, 0 if strict else 1, upper=True) or high
-            else:
-                low = self._extreme(rest, 1 if strict else 0, upper=False) or low
-        return low, high
-
-    def _extreme(self, rest: Poly, plus: int, upper: bool) -> str | None:
-        """The largest or least value of w + sizes over the current tile of w, plus a constant;
-        None for other forms.
-        """
-        moving = [k for k in rest.terms if any(not isinstance(rest.atoms[a], Size) for a in k)]
-        if not moving:
-            return self.t.size((rest + Poly({(): plus})).expr()).text
-        (key,) = moving if len(moving) == 1 else ((),)
-        if len(key) != 1 or rest.terms[key] != 1 or key[0] not in self.t.start:
-            return None
-        (w,) = key
-        others, shown = rest.without(w), self.t.start[w]
-        if upper and self.t.block[w] > 1:
-            shown, plus = f"{shown} + {self.t.block_name(w)}", plus - 1
-        others = others + Poly({(): plus} if plus else {})
-        return f"{shown} + {self.t.size(others.expr()).within(SUM + 1)}" if others.terms else shown
 
 
 def _signature(parameters: tuple[Parameter, ...]) -> list[str]:

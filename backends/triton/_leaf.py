@@ -25,6 +25,30 @@ _JOINS = {
     "any": "{0} | {1}",
     "all": "{0} & {1}",
 }
+_MASKED_DOT = '''@triton.jit
+def _masked_dot(a, b, start, keep_a, keep_b, precision: tl.constexpr):
+    """start + a @ b without the products that a mask leaves out, be they 0 * inf."""
+    at = tl.arange(0, a.shape[1])
+    finite = 1
+    if keep_a is not None:
+        a = tl.where(keep_a, a, 0.0)
+        finite = tl.minimum(finite, tl.min((tl.abs(b) < float("inf")).to(tl.int32)))
+    if keep_b is not None:
+        b = tl.where(keep_b, b, 0.0)
+        finite = tl.minimum(finite, tl.min((tl.abs(a) < float("inf")).to(tl.int32)))
+    if finite == 1:
+        out = tl.dot(a, b, start, input_precision=precision)
+    else:
+        out = start
+        for k in range(a.shape[1]):
+            row, column = (at == k)[None, :], (at == k)[:, None]
+            part = tl.sum(tl.where(row, a, 0.0), 1)[:, None] * tl.sum(tl.where(column, b, 0.0), 0)[None, :]
+            if keep_a is not None:
+                part = tl.where(tl.max((row & keep_a).to(tl.int32), 1)[:, None] > 0, part, 0.0)
+            if keep_b is not None:
+                part = tl.where(tl.max((column & keep_b).to(tl.int32), 0)[None, :] > 0, part, 0.0)
+            out += part
+    return out'''
 _PRODUCT = "@triton.jit\ndef _multiply(a, b):\n    return a * b"
 
 
@@ -134,14 +158,15 @@ def _reduced(t: Tile, e: Einsum, axes: Axes, inner: list[Expr]) -> tuple[Code, A
         value = Code(f"({value.text}) != 0", COMPARISON)
     elif expression_dtype(t.signature, e.body).kind == "b":
         value = Code(f"tl.cast({value.text}, {type_name(t.signature.tensors[e.target].dtype)})")
+    if t.narrow(e.body):
+        value = Code(f"tl.cast({value.text}, {_type(t, e)})")
     if t.axes(e.body, order) != order:
         value = Code(
             f"tl.broadcast_to({value.text}, {t.shape(order)})"
             if t.axes(e.body, order)
             else f"tl.full({t.shape(order)}, {value.text}, {_type(t, e)})"
         )
-    padding = [(t.inside(v, order), False) for v in folded if t.ragged(v)]
-    mask = conjunction(padding + [t.predicate(p, order) for p in inner])
+    mask = t.mask(inner, list(folded), order)
     if mask is not None:
         value = Code(f"tl.where({mask.text}, {value.text}, {identity(t, name, e).text})")
     for v in reversed(folded):
@@ -230,15 +255,30 @@ def _dot(
         has = t.axes(p, (row, depth, column))
         if row in has and column in has:
             return None
-        (right if column in has else left).append(p)
-    a = _operand(t, sides.row, (row, depth), depth, left)
-    b = _operand(t, sides.column, (depth, column), depth, right)
+        if column not in has:
+            left.append(p)
+        if row not in has:
+            right.append(p)
+    a, kept_a = _operand(t, sides.row, (row, depth), depth, left)
+    b, kept_b = _operand(t, sides.column, (depth, column), depth, right)
     t.products.add(e.target)
     t.computed |= bool(inner) or not all(_plain(t, side) for side in (sides.row, sides.column))
     rest = t.value(sides.rest, axes) if sides.rest is not None else None
-    if old is not None and rest is None:
-        return Code(f'tl.dot({a}, {b}, {old}, input_precision="{precision}")')
-    product = f'tl.dot({a}, {b}, input_precision="{precision}")'
+    start = old if old is not None and rest is None else None
+    partial = [
+        bool(kept) and any(v in t.axes(p, (row, depth, column)) for p in inner)
+        for kept, v in ((kept_a, row), (kept_b, column))
+    ]
+    if any(partial):
+        t.helpers["masked_dot"], t.masked = _MASKED_DOT, True
+        shown = start or f"tl.zeros({t.shape(axes)}, tl.float32)"
+        masks = ", ".join(kept or "None" for kept in (kept_a, kept_b))
+        product = f'_masked_dot({a}, {b}, {shown}, {masks}, "{precision}")'
+    else:
+        a = f"tl.where({kept_a}, {a}, 0.0)" if kept_a else a
+        b = f"tl.where({kept_b}, {b}, 0.0)" if kept_b else b
+        shown = f", {start}" if start else ""
+        product = f'tl.dot({a}, {b}{shown}, input_precision="{precision}")'
     if rest is None:
         return Code(product)
     scaled = f"{product} * {rest.within(PRODUCT + 1)}"
@@ -251,11 +291,14 @@ def _plain(t: Tile, e: Expr) -> bool:
     return loaded and all(isinstance(i, Var) for i in children(e))
 
 
-def _operand(t: Tile, e: Expr, order: Axes, depth: str, predicates: list[Expr]) -> str:
-    """One side of a matrix product, 0 where the depth has no coordinate or a predicate fails."""
+def _operand(
+    t: Tile, e: Expr, order: Axes, depth: str, predicates: list[Expr]
+) -> tuple[str, str | None]:
+    """One side of a matrix product, and the mask of its points where the depth has a coordinate
+    and the predicates hold; None where it is 0 elsewhere already.
+    """
     value = t.value(e, order).text
     loaded = isinstance(e, Access) and e.tensor not in t.registers
     clean = loaded and t.signature.tensors[e.tensor].fill == 0 if isinstance(e, Access) else False
-    terms = [(t.inside(depth, order), False)] if t.ragged(depth) and not clean else []
-    mask = conjunction(terms + [t.predicate(p, order) for p in predicates])
-    return f"tl.where({mask.text}, {value}, 0.0)" if mask is not None else value
+    mask = t.mask(predicates, [] if clean else [depth], order)
+    return value, mask.text if mask is not None else None

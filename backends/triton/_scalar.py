@@ -86,7 +86,7 @@ HELPERS = {
     found = tl.log(y) * x / tl.where(y == 1, 1.0, y - 1)
     return tl.where(y == 1, x, tl.where(y == float("inf"), y, found))''',
     "sign": '''"""-1, 0 or 1."""
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))''',
+    return tl.where(x > 0, 1, tl.where(x < 0, -1, x))''',
     "trunc": '''"""The next integer towards 0."""
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))''',
     "round": '''"""The nearest integer, halves to even."""
@@ -154,7 +154,10 @@ def apply(e: Call, args: list[Code], dtype: DType, operand: DType, helpers: dict
         return args[0]
     if name in _FUNCTIONS:
         called = "tl.sqrt" if name == "sqrt" and dtype.bits != 32 else _FUNCTIONS[name]
-        return Code(f"{called}({', '.join(a.text for a in args)})")
+        shown = [a.text for a in args]
+        if name in ("max", "min") and operand.is_float:  # NaN if one is NaN
+            shown.append("propagate_nan=tl.PropagateNan.ALL")
+        return Code(f"{called}({', '.join(shown)})")
     if name in HELPERS:
         helpers[name] = f"@triton.jit\ndef _{name}(x):\n    {HELPERS[name]}"
         return Code(f"_{name}({args[0].text})")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tcc.backends.triton._names import Lines, Names
 from tcc.backends.triton._scalar import (
+    ATOM,
     BIT_AND,
     COMPARISON,
     PRODUCT,
@@ -85,10 +86,7 @@ class Tile:
     helpers: dict[str, str]
     coordinate: dict[str, str] = field(
         default_factory=dict
-    )  # variable -> Python name of its coordinates
-    start: dict[str, str] = field(
-        default_factory=dict
-    )  # variable -> first coordinate of the current tile
+    )  # variable, or an end of its tile -> Python name of its coordinates
     place: dict[str, object] = field(
         default_factory=dict
     )  # variable -> the loop that is cutting it
@@ -100,6 +98,8 @@ class Tile:
     loaded: list[dict[tuple[str, Axes], str]] = field(default_factory=lambda: [{}])
     scopes: list[Scope] = field(default_factory=list)
     products: set[str] = field(default_factory=set)  # tensors that a `tl.dot` computes
+    whole: set[str] = field(default_factory=set)  # variables whose current tile is complete
+    masked: bool = False  # whether a `tl.dot` leaves out points that a mask excludes
     computed: bool = False  # whether an operand of a `tl.dot` is more than a loaded tile
     ignored: dict[str, frozenset[str]] = field(
         default_factory=dict
@@ -157,7 +157,7 @@ class Tile:
 
     def ragged(self, v: str) -> bool:
         """Whether the last tile of a variable may reach beyond its extent."""
-        if self.block[v] == 1:
+        if self.block[v] == 1 or v in self.whole:
             return False
         extent = poly(self.unfold(self.extents[v])).constant
         return extent is None or extent % self.block[v] != 0
@@ -217,10 +217,21 @@ class Tile:
                 else f"tl.cast({inner}, {type_name(e.dtype)})"
             )
         assert isinstance(e, Call)
+        axes = self.axes(e, order)
+        if axes and axes != order:  # few elements first, then spread over the tile
+            return Code(self.spread(self.value(e, axes).within(ATOM), axes, order))
         args = [self.value(a, order) for a in e.args]
         operands = [expression_dtype(self.signature, a) for a in e.args]
         operand = next((d for d in operands if d.is_float), operands[-1])
         return apply(e, args, expression_dtype(self.signature, e), operand, self.helpers)
+
+    def narrow(self, e: Expr) -> bool:
+        """Whether an integer of 64 bits is computed with fewer, as coordinates are."""
+        wide = [
+            expression_dtype(self.signature, n) for n in walk(e) if isinstance(n, Access | Cast)
+        ]
+        whole = expression_dtype(self.signature, e)
+        return whole.is_integer and whole.bits == 64 and not any(d.bits == 64 for d in wide)
 
     def access(self, a: Access, order: Axes) -> Code:
         held = self.registers.get(a.tensor)
@@ -271,6 +282,8 @@ class Tile:
                 f"other={literal(self.signature.tensors[a.tensor].fill).text}",
             ]
         indirect = any(isinstance(n, Access) for i in a.indices for n in walk(i))
+        while level < len(self.scopes) and not self.scopes[level].var:
+            level += 1  # what only some tiles need is loaded inside their `if`
         level = len(self.scopes) if indirect else level
         name = self.define(a.tensor, "tl.load", arguments, level)
         self.loaded[level][key] = name
@@ -307,6 +320,21 @@ class Tile:
                 terms[f"0 <= {text(i)}"] = (compared(at, ">=", low), scalar)
                 terms[f"{text(i)} < {text(size)}"] = (compared(at, "<", high), scalar)
         return conjunction(list(terms.values()))
+
+    def mask(self, predicates: list[Expr], padded: list[str], order: Axes) -> Code | None:
+        """The points that predicates and extents allow; named where it takes a predicate to tell."""
+        terms = [(self.inside(v, order), False) for v in padded if self.ragged(v)]
+        joined = conjunction(terms + [self.predicate(p, order) for p in predicates])
+        if joined is None or not predicates:
+            return joined
+        key = (joined.text, order)
+        for scope in self.loaded:
+            if key in scope:
+                return Code(scope[key])
+        name = self.names.fresh("mask")
+        self.lines.add(f"{name} = {joined.text}")
+        self.loaded[-1][key] = name
+        return Code(name)
 
     def predicate(self, p: Expr, order: Axes) -> Term:
         """A predicate as a term of a mask."""

@@ -1,0 +1,423 @@
+"""A joint reduction on a CPU: one walk over its variable in tiles, the state of every row kept near the core."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tcc.ir.cascade import Einsum, Joint
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Const,
+    Expr,
+    Var,
+    accesses,
+    call,
+    text,
+    variables,
+)
+from tcc.ir.index import poly
+from tcc.ir.layout import Digit, Layout
+from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+from tcc.ir.ops import MONOIDS
+from tcc.passes._algebra import Contraction, contraction, plain_variables
+from tcc.passes._cpu_state import StateKernel
+from tcc.passes._cpu_vectors import vector_nodes
+from tcc.passes._polyhedra import tile_conditions
+
+if TYPE_CHECKING:
+    from tcc.passes._map_cpu import Mapper
+
+MARGIN = 8  # a lane variable shorter than this wastes more than a vector loop along the walk
+
+
+class StreamKernel(StateKernel):
+    """for rows on core { states = identities; for tiles of the walk { streamed; corrected states; updates }; finish }
+
+    The state of a tile of rows is corrected towards the new references before a tile of the walk is added. Tiles at
+    which an affine predicate holds everywhere run without it, tiles at which it holds nowhere do not run.
+    """
+
+    def __init__(self, m: Mapper, name: str, members: list[Einsum], joint: Joint) -> None:
+        super().__init__(m, name, members, joint)
+        self.tile = self._lane_row()
+        self.block = self._block()
+        self.prelude: list[Node] = []  # panels that do not vary along the walk
+        self.panels: dict[str, Access] = {}
+
+    def _lane_row(self) -> str | None:
+        """The row variable along which a contraction over the walk can run: lanes of the scores."""
+        splits = [d for d in self.members if self.walk in (*d.free, *d.reduced) and contraction(d)]
+        for v in reversed(self.rows):
+            size = poly(self.c.resolved(self.c.extent(v))).constant
+            if size is not None and size < MARGIN:
+                continue
+            if splits and all(contraction(d, column=v) or contraction(d, row=v) for d in splits):
+                return v
+        return None
+
+    def _block(self) -> int:
+        size = poly(self.c.resolved(self.c.extent(self.tile))).constant if self.tile else 1
+        if size is None:
+            return self.m.stream_rows
+        panel, blocks = self.m.columns, -(-size // self.m.stream_rows)
+        return max(panel, -(-size // (blocks * panel)) * panel)  # blocks of equal length
+
+    def build(self) -> Kernel:
+        before, during, after = self._phases()
+        outer = self._outer()
+        for d in self.members:
+            if not self.m.in_memory(d.target) and self.walk not in d.free:
+                self._keep(d)
+        nodes: list[Node] = self._rows_first(before)
+        nodes += self._rows_first(
+            [x for d in self.members if d.target in self.fields for x in self._start(d)]
+        )
+        loops = self._walks(during)
+        nodes += [*self.prelude, *loops]
+        nodes += self._rows_first(after)
+        body = tuple(nodes)
+        for b in reversed(list(self.locals.values())):
+            body = (Alloc(b, body),)
+        if self.tile is not None:
+            body = (Loop(self.tile, self.block, body, "core"),)
+        for v in reversed(outer):
+            body = (Loop(v, 1, body, "core"),)
+        names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
+        return Kernel(self.name, self.m.extents(names), body)
+
+    def _outer(self) -> list[str]:
+        return [v for v in self.rows if v != self.tile]
+
+    def _phases(self) -> tuple[list[Einsum], list[Einsum], list[Einsum]]:
+        """Definitions before the walk, in it, and after it."""
+        needed: set[str] = set(self.fields)
+        for d in reversed(self.members):
+            if d.target in needed:
+                needed |= {a.tensor for a in d.reads}
+        depends: set[str] = set(self.fields)
+        before: list[Einsum] = []
+        during: list[Einsum] = []
+        after: list[Einsum] = []
+        for d in self.members:
+            if d.target in self.fields or self.walk in d.free:
+                during.append(d)
+                depends.add(d.target)
+            elif any(a.tensor in depends for a in d.reads):
+                depends.add(d.target)
+                (during if d.target in needed else after).append(d)
+            else:
+                before.append(d)
+        return before, during, after
+
+    # ---- buffers
+
+    def _keep(self, d: Einsum) -> None:
+        self._local(d, self._outer(), self._layout(d))
+
+    def _layout(self, d: Einsum) -> Layout | None:
+        """The lane variable padded to the tile, and the rows of a product next to it padded to the register tile."""
+        s = self._split_of(d)
+        names = plain_variables(d)
+        if self.tile is None:
+            return None
+        lane, row, unit = self.tile, self.walk if self.walk in names else None, self.block
+        if s is not None and self.tile in s.rows:
+            lane, row, unit = s.columns[-1], self.tile, self.m.columns
+        elif s is not None:
+            row = s.rows[-1]
+        if lane not in names:
+            return None
+        n = names.index(lane)
+        r = names.index(row) if row in names else None
+        others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
+        inner = () if r is None else (Digit(r, self.m.rows), Digit(r, 1, self.m.rows))
+        return Layout((*others, *inner, Digit(n, unit), Digit(n, 1, unit)))
+
+    def _split_of(self, d: Einsum) -> Contraction | None:
+        """The roles of a product's variables: scores have the lanes as columns, so that what the walk brings is read in
+        place; a sum along the walk has whole vectors of its second operand as columns where it has them."""
+        if self.tile is None:
+            return None
+        if self.walk in d.reduced:
+            s = contraction(d, row=self.tile)
+            if s is not None and s.scale is None and self._in_place(s):
+                return s
+        return contraction(d, column=self.tile)
+
+    def _in_place(self, s: Contraction) -> bool:
+        e, column = s.column_factor, s.columns[-1]
+        size = poly(self.c.resolved(self.c.extent(column))).constant
+        return (
+            isinstance(e, Access)
+            and size is not None
+            and size % self.m.columns == 0
+            and isinstance(e.indices[-1], Var)
+            and e.indices[-1].name == column
+            and self.c.tensors[e.tensor].dtype.name == "f32"
+            and not any(accesses(i) for i in e.indices)
+            and not any(column in variables(i) for i in e.indices[:-1])
+        )
+
+    # ---- nodes
+
+    def _rows_first(self, members: Sequence[Einsum]) -> list[Node]:
+        """Definitions without the walk, for the rows of a tile."""
+        out: list[Node] = []
+        for d in members:
+            own = list(d.free)
+            by_row = self.tile is not None and self.tile in own and own[-1] != self.tile and not (
+                self._is_lane(d))  # fmt: skip
+            if by_row and self.tile is not None:
+                inner = vector_nodes(self.c, [d], [*self._outer(), self.tile])
+                out.append(Loop(self.tile, 1, tuple(inner)))
+            else:
+                out += vector_nodes(self.c, [d], self._outer())
+        return out
+
+    def _is_lane(self, d: Einsum) -> bool:
+        """Whether the target lies along the lanes."""
+        b = self.locals.get(d.target)
+        return b is not None and plain_variables(d)[b.layout.digits[-1].dimension] == self.tile
+
+    def _walks(self, during: list[Einsum]) -> list[Node]:
+        """The loops over the walk: tiles at which the affine predicates hold everywhere, then the others, of which the
+        parts that no field needs are left out."""
+        step = self.m.stream_tile if self.tile is not None else self.m.stream_row
+        predicates = {text(p): p for d in during for p in d.where if self.walk in variables(p)}
+        names = {self.walk, *(v for p in predicates.values() for v in variables(p))}
+        tiles = {v: self.c.extent(v) for v in (*self.rows, self.walk) if v in names}
+        known = {
+            shown: p for shown, p in predicates.items()
+            if set(variables(p)) <= set(tiles) and tile_conditions([p], tiles) is not None
+        }  # fmt: skip
+        every = tile_conditions(list(known.values()), tiles)
+        if not known or every is None:
+            return [self._loop(during, None, step)]
+        whole, part = every
+        fields = [d for d in during if d.target in self.fields]
+        shared = [p for t, p in known.items() if all(t in map(text, d.where) for d in fields)]
+        if len(shared) < len(known):
+            found = tile_conditions(shared, tiles)
+            assert found is not None
+            part = call("and", call("or", *found), call("not", whole))
+        plain = [replace(d, where=self._unproven(d, set(known))) for d in during]
+        loops: list[Node] = []
+        if not _is(whole, False):
+            loops.append(self._loop(plain, None if _is(whole, True) else whole, step))
+        if not _is(part, False):
+            fine = self._loop(during, call("or", whole, part), max(1, step // 4))
+            loops.append(Loop(self.walk, step, (fine,), when=part))
+        return loops
+
+    def _unproven(self, d: Einsum, proven: set[str]) -> tuple[Expr, ...]:
+        """The predicates that are left where some hold; those that alone say what is reduced stay."""
+        left = tuple(p for p in d.where if text(p) not in proven)
+        gone = set(d.reduced) - set(variables(d.body, *left))
+        return d.where if gone else left
+
+    def _loop(self, during: list[Einsum], when: Expr | None, step: int) -> Loop:
+        outside = self.locals
+        inner: dict[str, Buffer] = {}
+        self.locals = ChainMap(inner, outside)
+        body = tuple(self._tile_nodes(during))
+        self.locals = outside
+        for b in reversed(list(inner.values())):
+            body = (Alloc(b, body),)
+        return Loop(self.walk, step, body, when=when)
+
+    def _tile_nodes(self, during: list[Einsum]) -> list[Node]:
+        """One tile of the walk."""
+        plan = [self._unguarded(d, during) for d in during]
+        plan, references = self._references(plan)
+        for d in plan:
+            if self.walk in d.free and not self.m.in_memory(d.target):
+                self._keep(d)
+        plan = self._reuse_streamed(plan)
+        nodes: list[Node] = []
+        pending: list[Einsum] = []
+        sums: list[Einsum] = []  # what follows the vector loops that are pending
+
+        def flush() -> None:
+            nodes.extend([*self._vectors(pending), *self._rows_first(sums)])
+            pending.clear()
+            sums.clear()
+
+        for n, d in enumerate(plan):
+            field = self.fields.get(d.target)
+            s = self._split_of(d)
+            made = {x.target for x in sums}
+            if any(a.tensor in made for a in d.reads):
+                flush()
+            if field is not None:
+                if sums or any(x.target in self.fields for x in pending):
+                    flush()
+                nodes += self._corrected(field, d)
+            if s is not None:
+                flush()
+                product, rest = self._product(d, s, plan[:n])
+                nodes += product
+                pending += rest
+            elif self._is_wide(d):
+                zero, part, after = self._wide_sum(d)
+                nodes += self._rows_first([zero])
+                pending.append(part)
+                sums += after
+            else:
+                pending.append(d)
+            if d.target in references:
+                flush()
+                nodes += self._reference(d, references)
+        flush()
+        return nodes
+
+    def _reuse_streamed(self, plan: list[Einsum]) -> list[Einsum]:
+        """Only what lives for one tile of the walk may be overwritten."""
+        both = self.locals
+        assert isinstance(both, ChainMap)
+        self.locals = both.maps[0]
+        plan = self._reuse(plan, [])
+        self.locals = both
+        return plan
+
+    def _vectors(self, members: list[Einsum]) -> list[Node]:
+        """Vector loops: along the lanes of rows where there are any, else along the walk."""
+        if not members:
+            return []
+        if self.tile is None:
+            return [self._updating(n) for n in vector_nodes(self.c, members, self._outer())]
+        out: list[Node] = []
+        stage: list[Einsum] = []
+        for d in [*members, None]:
+            if d is not None and self.walk in d.free and self.tile in d.free and not d.reduced:
+                stage.append(d)
+                continue
+            if stage:
+                inner = vector_nodes(self.c, stage, [*self._outer(), self.walk])
+                out.append(Loop(self.walk, 1, tuple(inner)))
+                stage = []
+            if d is not None:
+                out += vector_nodes(self.c, [d], self._outer())
+        return [self._updating(n) for n in out]
+
+    def _updating(self, n: Node) -> Node:
+        """Reductions along the walk combine into the state."""
+        if isinstance(n, Do):
+            return replace(n, update=self.walk in n.einsum.reduced)
+        return replace(n, body=tuple(self._updating(x) for x in n.body))
+
+    def _unguarded(self, d: Einsum, during: list[Einsum]) -> Einsum:
+        """Without predicates that have no effect: on a tensor all of whose readers have them, and on a reduction of a
+        tensor that already holds the identity where they fail."""
+        if d.target in self.fields:
+            if isinstance(d.body, Access) and float(MONOIDS[d.monoid(self.walk)].identity) == 0:
+                made = next((x for x in during if x.target == d.body.tensor), None)
+                if made is not None and contraction(made) is None:
+                    held = {text(p) for p in made.where}
+                    return replace(d, where=self._unproven(d, held))
+            return d
+        if not d.reduced or self.m.in_memory(d.target):
+            return d
+        readers = [x for x in self.members if any(a.tensor == d.target for a in x.reads)]
+        kept = tuple(p for p in d.where if not all(text(p) in {text(q) for q in r.where} for r in readers))  # fmt: skip
+        return replace(d, where=kept)
+
+    # ---- products
+
+    def _product(
+        self, d: Einsum, s: Contraction, before: list[Einsum]
+    ) -> tuple[list[Node], list[Einsum]]:
+        """A product of tiles, columns on lanes and rows unrolled; and what is left to do to its elements."""
+        m, column = self.m, s.columns[-1]
+        row = self.tile if self.tile in s.rows else s.rows[-1]
+        assert row is not None and self.tile is not None
+        factor, rest = s.column_factor, []
+        fold = s.scale is not None and not set(variables(s.scale)) & {row, self.walk}
+        if fold and s.scale is not None:
+            factor = call("mul", factor, s.scale)
+        if s.where or (s.scale is not None and not fold):
+            own: Expr = Access(d.target, d.indices)
+            if s.scale is not None and not fold:
+                own = call("mul", own, s.scale)
+            rest.append(Einsum(d.target, d.indices, own, (), s.where, d.span))
+        first, nodes = self._operand(d, s.row_factor, before)
+        second: Expr = factor
+        if self.tile not in s.rows:
+            second, more = self._panel(d, factor, before)
+            nodes += more
+        update = self.walk in d.reduced
+        leaf: tuple[Node, ...] = (
+            Do(Einsum(d.target, d.indices, call("mul", first, second), d.reductions, (), d.span),
+               ((column, "lane"), (row, "unroll")), update=update),
+        )  # fmt: skip
+        order = [(column, m.columns), (row, m.rows)]  # the longer operand stays near
+        for v, step in order if not update else reversed(order):
+            leaf = (Loop(v, step, leaf),)
+        extra = [v for v in (*s.rows, *s.columns, *s.batch) if v not in (row, column, *self.rows)]
+        for v in reversed(extra):
+            leaf = (Loop(v, 1, leaf),)
+        return [*nodes, *leaf], rest
+
+    def _operand(self, d: Einsum, e: Expr, before: list[Einsum]) -> tuple[Expr, list[Node]]:
+        """The first factor as one read: in place, or computed into a buffer for this tile."""
+        e = self._bare(e, before)
+        if (
+            isinstance(e, Access)
+            and not accesses(*e.indices)
+            and self.c.tensors[e.tensor].dtype.is_float
+        ):
+            return e, []
+        order = variables(e)
+        name = self._temporary(f"{d.target}_rows", e, order)
+        fill = Einsum(name, tuple(Var(v) for v in order), e)
+        self._local(fill, self._outer())
+        return Access(name, fill.indices), list(vector_nodes(self.c, [fill], self._outer()))
+
+    def _bare(self, e: Expr, before: list[Einsum]) -> Expr:
+        """Without a guard that the operand's own definition has already applied: it holds 0 there."""
+        while isinstance(e, Call) and e.op == "select" and isinstance(e.args[1], Access):
+            name = e.args[1].tensor
+            made = next((x for x in reversed(before) if x.target == name), None)
+            if made is None or text(e.args[0]) not in {text(p) for p in made.where}:
+                return e
+            e = e.args[1]
+        return e
+
+    def _panel(self, d: Einsum, e: Expr, before: list[Einsum]) -> tuple[Expr, list[Node]]:
+        """The second factor along the lanes: a streamed buffer in place, else computed into one, before the walk where
+        it does not vary along it."""
+        e = self._bare(e, before)
+        if isinstance(e, Access) and e.tensor in self.locals and self._is_lane_buffer(e):
+            return e, []
+        if text(e) in self.panels:
+            return self.panels[text(e)], []
+        streams = self.walk in variables(e)
+        inner = self.locals
+        if not streams and isinstance(inner, ChainMap):
+            self.locals = inner.maps[1]
+        order = [*(v for v in variables(e) if v != self.tile), self.tile or ""]
+        name = self._temporary(f"{d.target}_columns", e, order)
+        fill = Einsum(name, tuple(Var(v) for v in order), e)
+        n = len(order) - 1
+        lanes = (Digit(n, self.block), Digit(n, 1, self.block))
+        self._local(fill, self._outer(), Layout((*(Digit(i) for i in range(n)), *lanes)))
+        self.locals = inner
+        nodes = vector_nodes(self.c, [fill], self._outer())
+        access = Access(name, fill.indices)
+        if streams:
+            return access, nodes
+        self.prelude += nodes
+        self.panels[text(e)] = access
+        return access, []
+
+    def _is_lane_buffer(self, e: Access) -> bool:
+        b = self.locals[e.tensor]
+        last = b.dims[b.layout.digits[-1].dimension]
+        return isinstance(last, Var) and last.name == self.tile
+
+
+def _is(e: Expr, value: bool) -> bool:
+    return isinstance(e, Const) and e.value is value

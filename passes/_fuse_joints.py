@@ -1,0 +1,96 @@
+"""What runs in the walk of a joint reduction: its fields, and all that exists only on the way to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Joint, targets
+
+
+def walks(c: Cascade) -> list[tuple[Joint, list[Einsum]]]:
+    """Each joint with the definitions of its kernel, in program order; joints that have none are left out.
+
+    These are the fields, every definition over the joint's variable that only they need (so that no tensor of the
+    length of the walk leaves the kernel), and what lies between them.
+    """
+    found: list[tuple[Joint, list[Einsum]]] = []
+    taken: set[str] = set()
+    for j in c.joints:
+        members = _members(c, j)
+        if members is None or taken & {d.target for d in members}:
+            continue
+        taken |= {d.target for d in members}
+        found.append((j, members))
+    return found
+
+
+def _members(c: Cascade, j: Joint) -> list[Einsum] | None:
+    outputs = {t.name for t in c.outputs}
+    readers: dict[str, list[Definition]] = {}
+    for d in c.definitions:
+        for name in {a.tensor for a in d.reads}:
+            readers.setdefault(name, []).append(d)
+    inside = {id(d) for t in j.tensors for d in c.defining(t)}
+    while True:
+        more = {
+            id(d)
+            for d in c.definitions
+            if id(d) not in inside and isinstance(d, Einsum) and j.var in d.free
+            and len(c.defining(d.target)) == 1 and d.target not in outputs
+            and readers.get(d.target) and all(id(r) in inside for r in readers[d.target])
+        }  # fmt: skip
+        if not more:
+            break
+        inside |= more
+    inside |= _between(c, inside)
+    members = [d for d in c.definitions if id(d) in inside]
+    plain = [d for d in members if isinstance(d, Einsum) and len(c.defining(d.target)) == 1]
+    fields = set(j.tensors)
+    made = {d.target for d in plain}
+    for d in plain:  # what depends on the fields during the walk may not be read after it
+        late = {a.tensor for a in d.reads} & (fields | {x.target for x in plain if j.var in x.free})
+        outside = d.target in outputs or any(id(r) not in inside for r in readers.get(d.target, []))
+        if j.var in d.free and late and outside and d.target in made:
+            return None
+    return plain if len(plain) == len(members) else None
+
+
+def _between(c: Cascade, inside: set[int]) -> set[int]:
+    """Definitions that need a member and that a member needs."""
+    makes = {t: n for n, d in enumerate(c.definitions) for t in targets(d)}
+    below: set[int] = set()  # positions that depend on a member
+    for n, d in enumerate(c.definitions):
+        needs = {makes[a.tensor] for a in d.reads if a.tensor in makes}
+        if any(m in below or id(c.definitions[m]) in inside for m in needs):
+            below.add(n)
+    above: set[int] = set()
+    for n in reversed(range(len(c.definitions))):
+        d = c.definitions[n]
+        if id(d) in inside or n in above:
+            above |= {makes[a.tensor] for a in d.reads if a.tensor in makes}
+    return {id(c.definitions[n]) for n in below & above} - inside
+
+
+def gathered(definitions: Iterable[Definition], unit: list[Einsum]) -> list[Definition]:
+    """The definitions with those of `unit` next to each other, everything still after what it reads."""
+    members = {id(d) for d in unit}
+    made = {t for d in unit for t in targets(d)}
+    before: list[Definition] = []
+    after: list[Definition] = []
+    late: set[str] = set(made)
+    for d in definitions:
+        if id(d) in members:
+            continue
+        if any(a.tensor in late for a in d.reads):
+            after.append(d)
+            late |= set(targets(d))
+        else:
+            before.append(d)
+    return [*before, *unit, *after]
+
+
+def renamed_joint(j: Joint, fields: Iterable[Einsum]) -> Joint:
+    """The joint over the variable that its fields reduce now."""
+    reduced = {v for d in fields for v in d.reduced}
+    return j if reduced == {j.var} or len(reduced) != 1 else replace(j, var=reduced.pop())
