@@ -91,10 +91,12 @@ class _Walker(_Interpreter):
     ) -> None:  # fmt: skip
         super().__init__(c, sizes, extern, False)
         self.form = form
-        self.makers: dict[str, Step] = {}
+        self.makers: dict[str, list[Step]] = {}  # the start of a recurrence and its steps are two
         for step in steps(c):
             for d in step.steps if isinstance(step, Recurrence) else (step,):
-                self.makers |= dict.fromkeys(targets(d), step)
+                for name in targets(d):
+                    if step not in self.makers.setdefault(name, []):
+                        self.makers[name].append(step)
         self.joints = {t: j for j in c.joints for t in j.tensors}
         self.done: set[str] = set()
         self.tile: dict[str, tuple[int, int]] = {}  # the variable of a walk, while it lasts
@@ -116,21 +118,33 @@ class _Walker(_Interpreter):
 
     def need(self, tensor: str) -> None:
         """Computes a tensor if it is not there yet."""
-        step = self.makers.get(tensor)
-        if step is None or tensor in self.done:
+        if tensor not in self.makers or tensor in self.done:
             return
         if tensor in self.joints:
             self.joint(self.joints[tensor])
             return
-        members = step.steps if isinstance(step, Recurrence) else (step,)
-        made = {name for d in members for name in targets(d)}
-        reads = [a.tensor for d in members for a in d.reads]
-        if isinstance(step, Recurrence) and step.stop is not None:
-            reads += [a.tensor for a in walk(step.stop.condition) if isinstance(a, Access)]
-        for name in dict.fromkeys(reads):
-            if name not in made:
-                self.need(name)
-        self.step(step)
+        todo: list[Step] = []
+        made = {tensor}
+        stack = [tensor]
+        while stack:  # with a tensor of a recurrence, all tensors of that recurrence
+            for step in self.makers[stack.pop()]:
+                if step not in todo:
+                    todo.append(step)
+                    members = step.steps if isinstance(step, Recurrence) else (step,)
+                    new = {name for d in members for name in targets(d)} - made
+                    made |= new
+                    stack += sorted(new)
+        todo.sort(key=lambda step: isinstance(step, Recurrence))
+        for step in todo:
+            members = step.steps if isinstance(step, Recurrence) else (step,)
+            reads = [a.tensor for d in members for a in d.reads]
+            if isinstance(step, Recurrence) and step.stop is not None:
+                reads += [a.tensor for a in walk(step.stop.condition) if isinstance(a, Access)]
+            for name in dict.fromkeys(reads):
+                if name not in made:
+                    self.need(name)
+        for step in todo:
+            self.step(step)
         self.done |= made
 
     def interval(self, var: str, extent: Expr) -> tuple[int, int]:

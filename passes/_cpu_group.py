@@ -252,12 +252,14 @@ class GroupKernel:
             Do(Einsum(d.target, d.indices, call("mul", rows, packed), d.reductions, (), d.span),
                ((column, "lane"), (self.tile or "", "unroll"))),
         )  # fmt: skip
-        leaf = (Loop(column, self._columns(d), (Loop(self.tile or "", m.rows, leaf),)),)
-        if len(s.reduced) == 1:
-            size = poly(self.c.extent(s.reduced[0])).constant
-            if size is None or size > m.block_depth:
-                leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
-        extra = [v for v in (*s.rows, *s.columns[:-1], *s.batch) if v not in self.rows]
+        leaf = (Loop(self.tile or "", m.rows, leaf),)
+        deep, size = len(s.reduced) == 1, poly(self.c.extent(s.reduced[0])).constant
+        if deep and (size is None or size > m.block_depth):  # short chains of roundings
+            leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
+        leaf = (Loop(column, self._columns(d), leaf),)
+        if deep and (size is None or size > 8 * m.block_depth):  # first operands stay in L2
+            leaf = (Loop(s.reduced[0], 8 * m.block_depth, leaf),)
+        extra = [v for v in d.free if v not in (self.tile, column, *self.rows)]
         for v in reversed(extra):
             leaf = (Loop(v, 1, leaf),)
         return fill, [*before, *leaf]

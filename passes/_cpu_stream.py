@@ -356,7 +356,7 @@ class StreamKernel(StateKernel):
         order = [(column, m.columns), (row, m.rows)]  # the longer operand stays near
         for v, step in order if not update else reversed(order):
             leaf = (Loop(v, step, leaf),)
-        extra = [v for v in (*s.rows, *s.columns, *s.batch) if v not in (row, column, *self.rows)]
+        extra = [v for v in d.free if v not in (row, column, *self.rows)]
         for v in reversed(extra):
             leaf = (Loop(v, 1, leaf),)
         return [*nodes, *leaf], rest

@@ -25,7 +25,7 @@ from tcc.ir.expr import (
     variables,
     walk,
 )
-from tcc.ir.index import same, within
+from tcc.ir.index import poly, same, within
 from tcc.ir.infer import build, expression_dtype
 from tcc.passes._algebra import is_copy, is_elementwise, renamed
 from tcc.passes._inline import _inlined as inlined
@@ -270,6 +270,56 @@ def _with_names(d: Einsum, names: dict[str, str]) -> Einsum:
 
 
 # ---- preparations
+
+
+def unplaced(c: Cascade) -> Cascade:
+    """A reduction into a slice of one coordinate gets plain indices, and a copy to where its target has it.
+
+    T[0, p] = X[k, p] …;  Y = f(T[0, p])  -->  S[p] = X[k, p] …;  T[0, p] = S[p];  Y = f(S[p])
+    """
+    defs = single(c)
+    taken = set(c.tensors)
+    new: dict[str, tuple[str, list[int]]] = {}
+    definitions: list[Definition] = []
+    for d in c.definitions:
+        if not isinstance(d, Einsum) or d.target not in defs or len(d.reduced) != 1 or plain(d):
+            definitions.append(d)
+            continue
+        kept = [n for n, i in enumerate(d.indices) if isinstance(i, Var)]
+        slices = all(isinstance(i, Const) for n, i in enumerate(d.indices) if n not in kept)
+        sizes = c.tensors[d.target].shape
+        units = all(poly(c.resolved(sizes[n])).constant == 1 for n in range(len(sizes)) if n not in kept)
+        if not slices or not units or len(set(d.free)) != len(kept):
+            definitions.append(d)
+            continue
+        name, n = f"{d.target}_slice", 1
+        while name in taken:
+            n += 1
+            name = f"{d.target}_slice{n}"
+        taken.add(name)
+        new[d.target] = (name, kept)
+        at = tuple(d.indices[n] for n in kept)
+        held = tuple(p for p in d.where if set(variables(p)) <= set(d.free))
+        definitions += [
+            replace(d, target=name, indices=at),
+            Einsum(d.target, d.indices, Access(name, at), (), held, d.span),
+        ]
+    if not new:
+        return c
+
+    def rule(n: Expr) -> Expr:
+        if not isinstance(n, Access) or n.tensor not in new:
+            return n
+        name, kept = new[n.tensor]
+        return Access(name, tuple(n.indices[k] for k in kept), n.span)
+
+    moved = [
+        replace(d, body=transform(d.body, rule), where=tuple(transform(p, rule) for p in d.where))
+        if isinstance(d, Einsum)
+        else d
+        for d in definitions
+    ]
+    return c.with_definitions(tuple(moved))
 
 
 def ungrouped(c: Cascade) -> Cascade:

@@ -201,6 +201,12 @@ class Reducing(Polynomial):
             at = tuple(Var(v) for v in self.d.free if v in variables(*inside))
             one = Einsum("", at, Const(True), (Reduction(self.var, "any"),), tuple(inside), self.d.span)  # fmt: skip
             found = Access(self.shared(one, f"{self.name}_any"), at)
+        if isinstance(self.monoid.identity, bool):
+            return (
+                call("or", call("not", found), value)
+                if self.monoid.identity
+                else call("and", found, value)
+            )
         return call("select", found, value, self.identity())
 
     # ---- proof by numbers

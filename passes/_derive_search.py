@@ -120,7 +120,8 @@ def _rank_one(body: Expr, atoms: dict[str, Expr]) -> bool:
     points = [{n: random.uniform(0.2, 1.7, POINTS) for n in atoms} for _ in range(2)]
 
     def at(x: int, r: int) -> Any:
-        return _evaluate(body, {n: points[r if n[0] == "r" else x][n] for n in atoms})
+        made = _evaluate(body, {n: points[r if n[0] == "r" else x][n] for n in atoms})
+        return np.asarray(made).astype(np.float64)
 
     with np.errstate(all="ignore"):
         a, b = at(0, 0) * at(1, 1), at(0, 1) * at(1, 0)

@@ -188,6 +188,28 @@ def _divides(e: Expr) -> bool:
     return any(isinstance(n, Call) and n.op in ("floordiv", "mod") for n in walk(e))
 
 
+def drop_unit_variables(c: Cascade) -> Cascade:
+    """T[u] = f(u) over a rank of one coordinate becomes T[0] = f(0)."""
+    out: list[Definition] = []
+    for d in c.definitions:
+        if isinstance(d, Einsum) and len(c.defining(d.target)) == 1:
+            extents = c.extents(d)
+            units: dict[str, Expr] = {
+                i.name: Const(0)
+                for i in d.indices
+                if isinstance(i, Var) and poly(c.resolved(extents[i.name])).constant == 1
+            }
+            if units:
+                d = replace(
+                    d, indices=tuple(substitute(i, units) for i in d.indices),
+                    body=substitute(d.body, units),
+                    where=tuple(substitute(p, units) for p in d.where),
+                )  # fmt: skip
+        out.append(d)
+    same_ones = all(a is b for a, b in zip(out, c.definitions, strict=True))
+    return c if same_ones else replace(c, definitions=tuple(out))
+
+
 def drop_unit_dimensions(c: Cascade) -> Cascade:
     """T[i,0] of a tensor with one coordinate there becomes T[i]."""
     fixed = {t.name for t in (*c.inputs, *c.outputs)} | {

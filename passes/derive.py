@@ -8,7 +8,7 @@ from tcc.ir.cascade import Cascade, Joint, targets
 from tcc.ir.expr import accesses
 from tcc.ir.infer import build
 from tcc.ir.target import Target
-from tcc.passes._derive_chain import chains, gathered, settled, single, ungrouped
+from tcc.passes._derive_chain import chains, gathered, settled, single, ungrouped, unplaced
 from tcc.passes._derive_profit import worth
 from tcc.passes._derive_scope import Program
 from tcc.passes._derive_solve import Barrier, Component, solve
@@ -59,7 +59,7 @@ def derivation(c: Cascade) -> Derivation:
 
 
 def _derived(c: Cascade, target: Target | None) -> tuple[Cascade, list[Derived]]:
-    aligned, found = chains(ungrouped(gathered(c)))
+    aligned, found = chains(ungrouped(gathered(unplaced(c))))
     program = Program(aligned, single(aligned))
     reports: list[Derived] = []
     joints: list[Joint] = []

@@ -27,6 +27,7 @@ from tcc.passes._algebra import (
 from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
 from tcc.passes._fuse_joints import gathered, renamed_joint, walks
 from tcc.passes._fuse_names import Names
+from tcc.passes._fuse_streams import streams
 
 
 def fuse(c: Cascade, target: Target, *, max_members: int = 16) -> Cascade:
@@ -37,7 +38,7 @@ def fuse(c: Cascade, target: Target, *, max_members: int = 16) -> Cascade:
     every slice is independent. Saved are launches, and stores and loads of what stays near a core; what is computed
     again for each block of columns, and operands that are streamed more often, count against it.
     """
-    return c if c.groups else _Fusion(c, target, max_members).run()
+    return c if c.groups else _Fusion(streams(c), target, max_members).run()
 
 
 @dataclass

@@ -26,7 +26,7 @@ from tcc.ir.target import Target
 from tcc.passes._algebra import neutral
 from tcc.passes._inline import inline, replaced
 from tcc.passes._prune import drop, drop_ranks, share
-from tcc.passes._ranks import drop_unit_dimensions, split_ranks
+from tcc.passes._ranks import drop_unit_dimensions, drop_unit_variables, split_ranks
 
 
 def simplify(c: Cascade, target: Target, *, recompute: float = 4.0) -> Cascade:
@@ -36,6 +36,7 @@ def simplify(c: Cascade, target: Target, *, recompute: float = 4.0) -> Cascade:
     """
     first = c
     settled: dict[int, Definition] = {}
+    c = drop_unit_variables(c)
     for allowed in (-1.0, recompute):  # copies first: what they hide is then seen
         for _ in range(1000):
             before = c

@@ -206,7 +206,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     body(1, rest)
     s.lines.close()
     if padded:
-        _clear_padding(s, definitions, lane, c, length, width, kind)
+        _clear_padding(s, definitions, lane, c, length, width, kind, old.step)
     s.intervals[lane] = old
     for d in definitions:
         if id(d) in sums:
@@ -235,14 +235,17 @@ def _padded(s: Scope, d: Einsum, lane: str, width: int) -> bool:
 
 
 def _clear_padding(
-    s: Scope, definitions: list[Einsum], lane: str, c: str, length: str, width: int, kind: str
-) -> None:
-    """Whole vectors of padding beyond the tail hold zeros."""
+    s: Scope, definitions: list[Einsum], lane: str, c: str, length: str, width: int, kind: str,
+    tile: int | None,
+) -> None:  # fmt: skip
+    """Whole vectors of padding beyond the tail, up to the end of its tile, hold zeros."""
     d = definitions[0]
     layout = s.storage[d.target].layout
     assert layout is not None
     at = next(n for n, i in enumerate(d.indices) if isinstance(i, Var) and i.name == lane)
     multiple = layout.padding(at)
+    if tile is not None and multiple % tile == 0:
+        multiple = tile  # what follows belongs to the next tile
     if multiple <= width:
         return
     s.lines.add(f"{c} = ({length} + {width - 1}) / {width} * {width};")
