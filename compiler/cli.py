@@ -233,7 +233,7 @@ def _program(p: argparse.ArgumentParser) -> None:
         metavar="PASS{NAME=VALUE}",
         action="append",
         default=[],
-        help="an option of a pass, as in `-p 'fuse{ratio=2.0}'`; may be repeated",
+        help="an option of a pass, as in `-p 'fuse{max_members=4}'`; may be repeated",
     )
     p.add_argument(
         "--verify-each",

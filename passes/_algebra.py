@@ -298,9 +298,8 @@ def row_variables(members: Iterable[Einsum], c: Cascade | None = None) -> list[s
             if a.tensor in made
             for v in common
             for i, own in zip(a.indices, made[a.tensor].indices, strict=True)
-            if v in variables(own) and not (
-                isinstance(own, Var) and isinstance(i, Var) and i.name == v
-            )
+            if v in variables(own)
+            and not (isinstance(own, Var) and isinstance(i, Var) and i.name == v)
         }
         if not bad:
             return common

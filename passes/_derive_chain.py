@@ -288,7 +288,9 @@ def unplaced(c: Cascade) -> Cascade:
         kept = [n for n, i in enumerate(d.indices) if isinstance(i, Var)]
         slices = all(isinstance(i, Const) for n, i in enumerate(d.indices) if n not in kept)
         sizes = c.tensors[d.target].shape
-        units = all(poly(c.resolved(sizes[n])).constant == 1 for n in range(len(sizes)) if n not in kept)
+        units = all(
+            poly(c.resolved(sizes[n])).constant == 1 for n in range(len(sizes)) if n not in kept
+        )
         if not slices or not units or len(set(d.free)) != len(kept):
             definitions.append(d)
             continue

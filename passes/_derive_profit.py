@@ -21,6 +21,8 @@ def worth(program: Program, var: str, fields: list[str], target: Target) -> bool
     if not fields:
         return True  # what was a walk is none
     c, defs = program.c, program.defs
+    if any(defs[f].free for f in fields) and not _shared(defs, fields):
+        return False  # without common rows the walk would be one task
     sources = _sources(defs, fields, var)
     row = _known(c, c.extent(var))
     large = row is not None and row * 4 > _near(target) // 4
@@ -49,7 +51,7 @@ def _known(c: Cascade, size: Expr) -> int | None:
 
 def _state(c: Cascade, defs: dict[str, Einsum], fields: list[str]) -> int:
     """Elements of the state per row, the variables that all components share."""
-    shared = set.intersection(*(set(defs[f].free) for f in fields))
+    shared = _shared(defs, fields)
     total = 0
     for f in fields:
         one = 1
@@ -57,6 +59,10 @@ def _state(c: Cascade, defs: dict[str, Einsum], fields: list[str]) -> int:
             one *= 1 if v in shared else size_estimate(c, c.extent(v))
         total += one
     return total
+
+
+def _shared(defs: dict[str, Einsum], fields: list[str]) -> set[str]:
+    return set.intersection(*(set(defs[f].free) for f in fields))
 
 
 def _sources(defs: dict[str, Einsum], fields: list[str], var: str) -> dict[str, None]:

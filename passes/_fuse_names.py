@@ -8,7 +8,7 @@ from dataclasses import replace
 from tcc.ir.cascade import Cascade, Einsum, Rank
 from tcc.ir.expr import Const, Expr, Size, Var, variables
 from tcc.ir.index import same
-from tcc.passes._algebra import plain_variables, renamed
+from tcc.passes._algebra import contraction, plain_variables, renamed
 
 
 class Names:
@@ -66,3 +66,22 @@ class Names:
 def _same_loop(d: Einsum, v: str) -> bool:
     """A variable of the same name that no access ties may stay one loop when both walk outer dimensions with it."""
     return v in plain_variables(d) or v in d.reduced
+
+
+def ties(members: list[Einsum], d: Einsum) -> dict[str, str]:
+    """Variables of d that walk a tensor as those of a member do."""
+    found: dict[str, str] = {}
+    for a in d.reads:
+        other = next((b for x in members for b in x.reads if b.tensor == a.tensor), None)
+        for i, j in zip(a.indices, other.indices if other is not None else (), strict=False):
+            if isinstance(i, Var) and isinstance(j, Var) and j.name not in found.values():
+                found.setdefault(i.name, j.name)
+    return found
+
+
+def from_product(made: dict[str, Einsum], tensor: str) -> bool:
+    """Whether a tensor of a kernel is made of a product of the same kernel."""
+    d = made[tensor]
+    return contraction(d) is not None or any(
+        from_product(made, a.tensor) for a in d.reads if a.tensor in made and a.tensor != tensor
+    )

@@ -1,7 +1,7 @@
 """Tensors that are much larger than all around them are not stored: every walk that reduces them computes its tiles.
 
-    S[m,p] = Σ_e …;  X[e,p] = Σ_m S[m,p] · …;  Y[e,m] = Σ_p S[m,p] · …
-      -->  S, S_2 = S;  joint m: X;  joint p: Y, of S_2
+S[m,p] = Σ_e …;  X[e,p] = Σ_m S[m,p] · …;  Y[e,m] = Σ_p S[m,p] · …
+  -->  S, S_2 = S;  joint m: X;  joint p: Y, of S_2
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ def streams(c: Cascade) -> Cascade:
     taken = set(c.tensors)
     seen: set[str] = set()
     for w in walks:
-        names = {d.target: _fresh(d.target, taken) if d.target in seen else d.target for d in w.sources}
+        names = {
+            d.target: _fresh(d.target, taken) if d.target in seen else d.target for d in w.sources
+        }
         seen |= {d.target for d in w.sources}
-        for d in w.sources:
-            new.setdefault(d.target, []).append(_reading(d, names))
+        for source in w.sources:
+            new.setdefault(source.target, []).append(_reading(source, names))
         fields: list[Field] = []
-        for d in w.fields:
-            state, rest = _scaled(d, _fresh(f"{d.target}_sum", taken))
+        for whole in w.fields:
+            state, rest = _scaled(whole, _fresh(f"{whole.target}_sum", taken))
             fields.append(Field(state.target))
-            new.setdefault(d.target, []).extend([_reading(state, names), rest])
+            new.setdefault(whole.target, []).extend([_reading(state, names), rest])
         joints.append(Joint(w.var, tuple(fields)))
     for d in c.definitions:
         definitions += new.get(d.target, [d]) if isinstance(d, Einsum) else [d]

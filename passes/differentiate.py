@@ -14,6 +14,7 @@ from tcc.passes._grad_expr import depends, pull_back
 from tcc.passes._grad_gauge import invariant
 from tcc.passes._grad_monoid import separated, short_cut, weighted
 from tcc.passes._grad_recurrence import reverse
+from tcc.passes._grad_saved import unsaved
 from tcc.passes._grad_sum import Ledger, Part
 from tcc.passes._prune import drop, drop_ranks
 
@@ -88,7 +89,7 @@ class _Gradient:
             replace(self.c.tensors[n], name=d, fill=0, span=None, constant=False)
             for n, d in results.items()
         ]
-        kept = [d for d in self.c.definitions if not set(self.saved) & set(_targets(d))]
+        kept = unsaved(self.c, self.saved)
         inputs = (
             *self.c.inputs,
             *(replace(self.c.tensors[n], span=None) for n in self.saved),

@@ -14,7 +14,7 @@ from tcc.ir.cascade import (
     steps,
     targets,
 )
-from tcc.ir.expr import Var, accesses
+from tcc.ir.expr import accesses
 from tcc.ir.target import Target
 from tcc.passes._algebra import (
     Contraction,
@@ -26,7 +26,7 @@ from tcc.passes._algebra import (
 )
 from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
 from tcc.passes._fuse_joints import gathered, renamed_joint, walks
-from tcc.passes._fuse_names import Names
+from tcc.passes._fuse_names import Names, from_product, ties
 from tcc.passes._fuse_streams import streams
 
 
@@ -38,7 +38,9 @@ def fuse(c: Cascade, target: Target, *, max_members: int = 16) -> Cascade:
     every slice is independent. Saved are launches, and stores and loads of what stays near a core; what is computed
     again for each block of columns, and operands that are streamed more often, count against it.
     """
-    return c if c.groups else _Fusion(streams(c), target, max_members).run()
+    if c.groups:
+        return c
+    return _Fusion(c if target.kind == "array" else streams(c), target, max_members).run()
 
 
 @dataclass
@@ -137,7 +139,7 @@ class _Fusion:
         if any(len(self.c.defining(x.target)) > 1 for x in group.einsums):
             return None
         members = group.einsums
-        d = self.names.unify(members, d, {} if produced else _ties(members, d))
+        d = self.names.unify(members, d, {} if produced else ties(members, d))
         c = self.names.program()
         before, rows = row_variables(members, c), row_variables([*members, d], c)
         if not rows or self.estimate.tasks(rows) < min(TASKS, self.estimate.tasks(before)):
@@ -169,7 +171,7 @@ class _Fusion:
         inside = [a.tensor for a in accesses(own.row_factor) if a.tensor in made]
         if any(a.tensor in made for a in accesses(own.column_factor)):
             return None
-        chained = any(_from_product(made, t) for t in inside)
+        chained = any(from_product(made, t) for t in inside)
         if chained and all(s.batch for s in (*others, own)):
             rows = row_variables([*members, d], self.names.program())
             return (LAUNCH, d) if self.estimate.fits([*members, d], rows) else None
@@ -190,22 +192,3 @@ class _Fusion:
         ):
             return d
         return renamed(d, {mine: theirs})
-
-
-def _ties(members: list[Einsum], d: Einsum) -> dict[str, str]:
-    """Variables of d that walk a tensor as those of a member do."""
-    ties: dict[str, str] = {}
-    for a in d.reads:
-        other = next((b for x in members for b in x.reads if b.tensor == a.tensor), None)
-        for i, j in zip(a.indices, other.indices if other is not None else (), strict=False):
-            if isinstance(i, Var) and isinstance(j, Var) and j.name not in ties.values():
-                ties.setdefault(i.name, j.name)
-    return ties
-
-
-def _from_product(made: dict[str, Einsum], tensor: str) -> bool:
-    """Whether a tensor of a kernel is made of a product of the same kernel."""
-    d = made[tensor]
-    return contraction(d) is not None or any(
-        _from_product(made, a.tensor) for a in d.reads if a.tensor in made and a.tensor != tensor
-    )

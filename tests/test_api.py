@@ -87,7 +87,7 @@ def test_what_is_no_program_is_named() -> None:
     assert code_of(lambda: tcc.compile(ADD, optoin=1)) == "T0218"
     assert code_of(lambda: tcc.compile(ADD, passes={"fuze": {}})) == "T0215"
     assert code_of(lambda: tcc.compile(ADD, passes={"fuse": {"ratoi": 1.0}})) == "T0216"
-    assert code_of(lambda: tcc.compile(ADD, passes={"fuse": {"ratio": "1"}})) == "T0216"
+    assert code_of(lambda: tcc.compile(ADD, passes={"fuse": {"max_members": "1"}})) == "T0216"
 
 
 def test_a_program_shows_its_text_at_each_level() -> None:

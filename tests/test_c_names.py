@@ -141,16 +141,16 @@ def test_python_threads_may_call_one_program_at_once(text: str) -> None:
 def test_kernels_that_differ_in_names_alone_are_one_function() -> None:
     layers = 6
     lines = [
-        "in X0: f32[M, K=48]",
-        *(f"in W{n}: f32[48, 48], b{n}: f32[48]" for n in range(layers)),
+        "in X0: f32[M, K=512]",
+        *(f"in W{n}: f32[512, 512], b{n}: f32[512]" for n in range(layers)),
     ]
-    head = f"ranks M, K=48, N=48\nin X0: f32[M, K], {', '.join(lines[1:]).replace('in ', '')}\n"
+    head = f"ranks M, K=512, N=512\nin X0: f32[M, K], {', '.join(lines[1:]).replace('in ', '')}\n"
     body = [f"out X{layers}: f32[M, N]"]
     for n in range(layers):
         body.append(f"H{n}[m, n] = X{n}[m, k] * W{n}[k, n]")
         body.append(f"X{n + 1}[m, n] = exp(H{n}[m, n] + b{n}[n])")
     source = tcc.compile(
-        head.replace("48, 48", "K, N").replace("f32[48]", "f32[N]") + "\n".join(body)
+        head.replace("512, 512", "K, N").replace("f32[512]", "f32[N]") + "\n".join(body)
     ).source
     functions = re.findall(r"^static void (\w+)\(", source, re.M)
     assert len(functions) <= 4, functions  # packing and product, each perhaps for the first apart

@@ -60,3 +60,10 @@ def _expr(e: Expr, names: dict[str, str]) -> Expr:
     return transform(
         e, lambda n: Access(names[n.tensor], n.indices) if isinstance(n, Access) else n
     )
+
+
+def comment(k: Kernel) -> list[str]:
+    """The definitions that a kernel implements, one per line."""
+    return [
+        str(leaf.einsum).replace("*/", "* /").replace("/*", "/ *") for leaf in leaves(k.body)
+    ] or ["nothing"]

@@ -196,7 +196,9 @@ def micro_kernel(key: str) -> str:
     for _ in range(loops):
         pad = pad[2:]
         lines.append(f"{pad}}}")
-    lines.append("  if (!first) {  /* after the sum: what it is added to does not lengthen its chain of roundings */")
+    lines.append(
+        "  if (!first) {  /* after the sum: what it is added to does not lengthen its chain of roundings */"
+    )
     for i in range(rows):
         adds = " ".join(
             f"c{i}_{j} += ld_{vec}(out + {i} * pitch + {j * width});" for j in range(vectors)

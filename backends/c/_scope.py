@@ -69,7 +69,9 @@ class Scope:
     functions: set[str] = field(default_factory=set)
     intervals: dict[str, Interval] = field(default_factory=dict)
     storage: dict[str, Storage] = field(default_factory=dict)
-    updates: set[int] = field(default_factory=set)  # Einsums that combine into their targets at every visit
+    updates: set[int] = field(
+        default_factory=set
+    )  # Einsums that combine into their targets at every visit
     counters: dict[str, Expr] = field(
         default_factory=dict
     )  # C loop counters with their extents, where known

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tcc.backends.c._canonical import canonical_key, touched
+from tcc.backends.c._canonical import canonical_key, comment, touched
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
@@ -184,7 +184,7 @@ class _Emitter:
         body = "\n".join(lines.out)
         function = self.names.of("kernel", k.name)
         self._functions[key] = self._function[k.name] = function
-        head = [f"/* {_comment(k)[0]}", *(f"   {line}" for line in _comment(k)[1:])]
+        head = [f"/* {comment(k)[0]}", *(f"   {line}" for line in comment(k)[1:])]
         head[-1] += " */"
         signature_text = ", ".join([*args, "const int64_t *n", "char *scratch"])
         declared = "\n".join("  " + line for line in self._unpack(body, strides=False))
@@ -280,13 +280,6 @@ class _Emitter:
         declared = ["  " + line for line in self._unpack("\n".join(body))]
         return "\n".join([f"void {name}(void *const *p, const int64_t *n) {{", *declared, *body,
                           "  (void)p, (void)n;", "}"])  # fmt: skip
-
-
-def _comment(k: Kernel) -> list[str]:
-    """The definitions that a kernel implements, one per line."""
-    return [
-        str(leaf.einsum).replace("*/", "* /").replace("/*", "/ *") for leaf in leaves(k.body)
-    ] or ["nothing"]
 
 
 class _Tree:
