@@ -166,8 +166,8 @@ class GroupKernel:
         long = size is None or size > BLOCK or bool(outer)
         if d.monoid(inner) != "sum" or self.m.types[d.target].dtype != F32 or d.where or not long:
             return [nest(Loop(inner, TOGETHER, (Do(d, lanes),)))]
-        part = self._beside(d, "part", F32, rows)
-        wide = self._beside(d, "wide", F64, rows)
+        part = self._partial(d, "part", F32, rows)
+        wide = self._partial(d, "wide", F64, rows)
         total = call("add", Access(wide, d.indices), Cast(F64, Access(part, d.indices)))
         block: tuple[Node, ...] = (
             Do(Einsum(part, d.indices, Const(0.0)), lanes),
@@ -180,7 +180,7 @@ class GroupKernel:
             Do(Einsum(d.target, d.indices, Cast(F32, Access(wide, d.indices))), lanes),
         ]
 
-    def _beside(self, d: Einsum, role: str, dtype: DType, rows: list[str]) -> str:
+    def _partial(self, d: Einsum, role: str, dtype: DType, rows: list[str]) -> str:
         """The name of a buffer with the window of a definition's target."""
         name = self.m.fresh(f"{d.target}_{role}")
         self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype)

@@ -12,6 +12,7 @@ import pytest
 
 from tcc.backends.c import _streams
 from tcc.backends.c.emit import emit
+from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.interpret import interpret
 
@@ -92,6 +93,13 @@ def test_what_a_kernel_reads_again_or_what_is_small_goes_through_the_caches() ->
 def test_the_next_row_is_fetched_while_this_one_is_computed() -> None:
     source = emit(c_runs.lowered(parse_cascade(SOFTMAX))).source
     assert source.count("__builtin_prefetch") == 2  # one walk of two cache lines per step
+
+
+def test_asking_for_huge_pages_changes_no_memory() -> None:
+    for size in (1, 1 << 20, (4 << 20) + 12345, 9 << 20):
+        x = np.arange(size, dtype=np.uint8)
+        ask_for_huge_pages(x.ctypes.data, x.nbytes)
+        assert (x == np.arange(size, dtype=np.uint8)).all()
 
 
 PEAK = """
