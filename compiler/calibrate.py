@@ -24,7 +24,7 @@ from tcc.ir.target import Level, Overheads, Resource, Target, Tile, Unit
 
 ROUNDS = 10
 SAMPLE_S = 6e-4  # the least that a sample takes
-LIMIT_S = 10.0  # after so many seconds no round begins, but the second
+LIMIT_S = 12.0  # after so many seconds no round begins, but the second
 _FORKS = 200  # parallel regions of one sample
 _DISTURBED_S = 1e-4  # a parallel region that takes longer has waited for a core
 _TRIES = 5  # samples per round where several threads have to run at once

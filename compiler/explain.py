@@ -266,7 +266,8 @@ def _kernel(k: Kernel) -> KernelReport:
         pad = "  " * depth
         for n in nodes:
             if isinstance(n, Loop):
-                tree.append(f"{pad}for {n.var} by {n.step}{f' on {n.on}' if n.on else ''}")
+                on, when = f" on {n.on}" * bool(n.on), n.when and f" when {text(n.when)}"
+                tree.append(f"{pad}for {n.var} by {n.step}{on}{when or ''}")
                 if n.on:
                     parallel.setdefault(n.on, {})[n.var] = None
                 visit(n.body, depth + 1, {**steps, n.var: str(n.step)})
@@ -275,7 +276,7 @@ def _kernel(k: Kernel) -> KernelReport:
                 visit(n.body, depth, steps)
             else:
                 bound = f"  [{', '.join(f'{v} on {r}' for v, r in n.bind)}]" if n.bind else ""
-                tree.append(f"{pad}{n.einsum}{bound}")
+                tree.append(f"{pad}{'update ' * n.update}{n.einsum}{bound}")
                 for v, r in n.bind:
                     if r != "unroll":
                         parallel.setdefault(r, {})[v] = None

@@ -192,7 +192,8 @@ class StreamKernel(StateKernel):
         tiles = {v: self.c.extent(v) for v in (*self.rows, self.walk) if v in names}
         known = {
             shown: p for shown, p in predicates.items()
-            if set(variables(p)) <= set(tiles) and tile_conditions([p], tiles) is not None
+            if set(variables(p)) <= set(tiles)
+            and (found := tile_conditions([p], tiles)) is not None and not _is(found[0], True)
         }  # fmt: skip
         every = tile_conditions(list(known.values()), tiles)
         if not known or every is None:

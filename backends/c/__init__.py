@@ -7,10 +7,12 @@ of these shapes and strides; `call(pointers)` runs it.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
 from functools import cached_property
 
+from tcc.backends.c import cache
 from tcc.backends.c.emit import Program, emit
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError
@@ -80,8 +82,10 @@ class CProgram:
 
     def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
         if unit not in self._built:
-            program = emit(self.mapping, dict(unit)) if unit else emit(self.mapping)
-            self._built[unit] = _Built(program)
+            key = cache.digest(
+                "emitted", cache.own_source_hash(), pickle.dumps((self.mapping, unit))
+            )
+            self._built[unit] = _Built(cache.recall(key, lambda: emit(self.mapping, dict(unit))))
         return self._built[unit]
 
 
