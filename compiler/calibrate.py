@@ -24,7 +24,7 @@ from tcc.ir.target import Level, Overheads, Resource, Target, Tile, Unit
 
 ROUNDS = 10
 SAMPLE_S = 6e-4  # the least that a sample takes
-LIMIT_S = 12.0  # after so many seconds no round begins, but the second
+LIMIT_S = 12.0  # after so many seconds it ends, if every probe has one sample
 _FORKS = 200  # parallel regions of one sample
 _DISTURBED_S = 1e-4  # a parallel region that takes longer has waited for a core
 _TRIES = 5  # samples per round where several threads have to run at once
@@ -34,18 +34,14 @@ _DEPTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "f32": {"L1": (32, 128), "L2": (256, 512)},
     "f64": {"L1": (64,), "L2": (256,)},
 }
-_BLOCK = (
-    48,
-    256,
-)  # rows and columns of the mapper's blocks: register tiles that divide them waste nothing
-_BETTER = (
-    1.03  # by how much another register tile has to be faster than the generic one to replace it
-)
+# rows and columns of the mapper's blocks: register tiles that divide them waste nothing
+_BLOCK = 48, 256
+# by how much another register tile has to be faster than the generic one to replace it
+_BETTER = 1.03
 _PAGES = 1024  # of one sample of page faults
 
-Progress = Callable[
-    [int, int, str], None
-]  # samples taken, samples in all, what has been found last
+# samples taken, samples in all, what has been found last
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(slots=True)
@@ -115,9 +111,9 @@ def calibrate(
         progress(0, 0, "building")
     bench = _Bench(find_toolchain())
     for n in range(rounds):
-        if n > 1 and time.perf_counter() - start > LIMIT_S:
-            break
         for at, probe in enumerate(bench.probes, 1):
+            if n and time.perf_counter() - start > LIMIT_S:
+                return bench.target()
             probe.sample(sample_s)
             if progress:
                 found = f"{probe.rate:g} {probe.unit}" if probe.unit else f"{probe.best_us:g} us"
