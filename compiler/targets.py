@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tcc import options
 from tcc.ir.diagnostics import CompileError, did_you_mean
-from tcc.ir.target import Target, parse_target
+from tcc.ir.target import Target
+from tcc.ir.target_text import parse_target
 
 
 def names() -> list[str]:

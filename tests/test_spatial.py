@@ -22,7 +22,8 @@ from tcc.ir.mapping import Mapping
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.mapping_text import parse_mapping
 from tcc.ir.ops import OPS
-from tcc.ir.target import Target, parse_target
+from tcc.ir.target import Target
+from tcc.ir.target_text import parse_target
 from tcc.ir.work import point_operations
 from tcc.passes._map_array import DATAFLOWS, map_array
 from tcc.passes.fuse import fuse
