@@ -18,7 +18,7 @@ import numpy as np
 
 from tcc.ir.expr import Call, Cast, Const, Expr, Size, Var, text, variables
 from tcc.ir.index import evaluate_size
-from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Node
+from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.ir.ops import OPS
 
 Array = Any
@@ -261,3 +261,21 @@ def evaluate(e: Expr, at: MappingABC[str, Array], sizes: MappingABC[str, int]) -
         return evaluate(e.arg, at, sizes)
     assert isinstance(e, Call), text(e)
     return OPS[e.op].evaluate(*(np.asarray(evaluate(a, at, sizes)) for a in e.args))
+
+
+def footprint(
+    b: Buffer,
+    path: Iterable[Loop | Alloc],
+    extents: MappingABC[str, int],
+    sizes: MappingABC[str, int],
+) -> list[int]:
+    """The extent of each dimension of a buffer where it is allocated, at the largest tile."""
+    loops = [n for n in path if isinstance(n, Loop)]
+    out = []
+    for d in b.dims:
+        if isinstance(d, Var):
+            steps = [n.step for n in loops if n.var == d.name]
+            out.append(max(cut_all(extents[d.name], steps), default=0))
+        else:
+            out.append(evaluate_size(d, sizes))
+    return out

@@ -1,0 +1,212 @@
+"""What moves between caches: the loops whose data fits a level keep it there.
+
+A node is one iteration of a loop (or one leaf). Where everything that a node touches fits a level, each tensor
+enters that level once per node: not again while the loops around it leave the tensor where it is, once for
+all iterations of the first loop that moves along it, and again for every iteration of those further out. The buffers of
+a tile live in one place, so they come from outside only where they do not fit. Caches are warm: what fits as a
+whole does not move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping as MappingABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tcc.ir.cascade import Tensor
+from tcc.ir.cost.reuse import Affine, affine
+from tcc.ir.cost.tiles import Tiles, count, cut
+from tcc.ir.expr import Access, variables
+from tcc.ir.index import evaluate_size
+from tcc.ir.layout import Layout, row_major
+from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Use:
+    """One access of a leaf: its indices, and how the tensor lies in memory."""
+
+    tensor: str
+    forms: tuple[Affine | None, ...]
+    names: tuple[tuple[str, ...], ...]  # variables of each index
+    shape: tuple[int, ...]
+    itemsize: int
+    fast: tuple[tuple[int, int], ...]  # dimension and extent of each digit, the fastest first
+    home: int  # how many loops enclose the tensor's storage
+    writes: bool
+
+    def bytes(self, lengths: MappingABC[str, int], line: int) -> float:
+        """The cache lines that the access touches while its variables run over intervals of these lengths."""
+        spans = []
+        for form, names, size in zip(self.forms, self.names, self.shape, strict=True):
+            span = 1
+            if form is None:
+                for v in names:
+                    span *= lengths[v]
+            else:
+                for v, k in form[1].items():
+                    span += abs(k) * (lengths[v] - 1)
+            spans.append(min(span, size))
+        run = 1
+        for d, extent in self.fast:
+            run *= min(spans[d], extent)
+            if spans[d] < extent:
+                break
+        size = math.prod(spans) * self.itemsize
+        piece = run * self.itemsize
+        return size if piece >= line or not piece else size * (-(-piece // line) * line) / piece
+
+    def moves_along(self, v: str) -> bool:
+        return any(v in names for names in self.names)
+
+
+@dataclass(slots=True, eq=False)
+class Body:
+    """One iteration of a loop, a leaf, or a whole kernel."""
+
+    loop: Loop | None
+    parent: Body | None
+    depth: int  # enclosing loops, its own included
+    lengths: dict[str, int]
+    times: float  # how often it runs
+    uses: list[tuple[int, Use]] = field(default_factory=list)  # with the number of the leaf
+    children: list[Body] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Moved:
+    """Bytes that one leaf makes move into a level: read, and written."""
+
+    read: float = 0.0
+    written: float = 0.0
+
+
+def bodies(
+    k: Kernel,
+    tensors: MappingABC[str, Tensor],
+    layouts: MappingABC[str, Layout],
+    sizes: MappingABC[str, int],
+    density: Sequence[float],
+) -> Body:
+    """The tree of a kernel; `density[n]` is the share of the tiles of leaf n that its conditions leave."""
+    extents = {v: evaluate_size(e, sizes) for v, e in k.variables}
+    root = Body(None, None, 0, extents, 1.0)
+    homes: dict[str, int] = {}
+    leaves = 0
+
+    def visit(n: Node, body: Body, tiles: dict[str, Tiles]) -> None:
+        nonlocal leaves
+        if isinstance(n, Alloc):
+            homes[n.buffer.name] = body.depth
+            for child in n.body:
+                visit(child, body, tiles)
+            return
+        if isinstance(n, Do):
+            leaf = Body(None, body, body.depth, body.lengths, body.times * density[leaves])
+            for use in _uses(n, tensors, layouts, sizes, homes):
+                leaf.uses.append((leaves, use))
+            leaves += 1
+            body.children.append(leaf)
+            return
+        old = tiles[n.var]
+        new = cut(old, n.step)
+        times = body.times * count(new) / max(1, count(old))
+        lengths = {**body.lengths, n.var: min(n.step, body.lengths[n.var])}
+        inner = Body(n, body, body.depth + 1, lengths, times)
+        body.children.append(inner)
+        for child in n.body:
+            visit(child, inner, {**tiles, n.var: new})
+
+    for n in k.body:
+        visit(n, root, {v: {x: 1} for v, x in extents.items()})
+    _gather(root)
+    return root
+
+
+def _gather(b: Body) -> None:
+    """Uses of the children belong to their parents, too."""
+    for child in b.children:
+        _gather(child)
+        b.uses += child.uses
+
+
+def _uses(
+    n: Do,
+    tensors: MappingABC[str, Tensor],
+    layouts: MappingABC[str, Layout],
+    sizes: MappingABC[str, int],
+    homes: MappingABC[str, int],
+) -> list[Use]:
+    e = n.einsum
+    out: list[Use] = []
+    for a, writes in [*((a, False) for a in e.reads), (Access(e.target, e.indices), True)]:
+        if not a.indices:
+            continue
+        t = tensors[a.tensor]
+        shape = tuple(evaluate_size(s, sizes) for s in t.shape)
+        forms = tuple(affine(i, sizes) for i in a.indices)
+        names = tuple(
+            tuple(f[1]) if f is not None else tuple(variables(i))
+            for f, i in zip(forms, a.indices, strict=True)
+        )
+        layout = layouts.get(a.tensor) or row_major(len(shape))
+        fast = tuple(
+            (d.dimension, d.modulus or -(-shape[d.dimension] // d.divisor))
+            for d in reversed(layout.digits)
+        )
+        home = homes.get(a.tensor, -1)
+        out.append(Use(a.tensor, forms, names, shape, t.dtype.itemsize, fast, home, writes))
+    return out
+
+
+def moved(root: Body, capacity: float, line: int, leaves: int) -> list[Moved]:
+    """What every leaf makes move into a level that holds `capacity` bytes."""
+    out = [Moved() for _ in range(leaves)]
+    stack = [root]
+    while stack:
+        b = stack.pop()
+        touched: dict[str, list[tuple[int, Use, float]]] = {}
+        for leaf, use in b.uses:
+            touched.setdefault(use.tensor, []).append((leaf, use, use.bytes(b.lengths, line)))
+        fits = sum(max(x[2] for x in uses) for uses in touched.values()) <= capacity
+        if b.children and not fits:
+            stack += b.children
+            continue
+        for uses in touched.values():
+            leaf, use, size = max(uses, key=lambda x: x[2])
+            amount = _entering(b, use, size, line) if fits else size * b.times
+            if not amount:
+                continue
+            first = min(x[0] for x in uses)
+            order = [u.writes for n, u, _ in uses if n == first]
+            if any(u.writes for _, u, _ in uses):
+                out[next(n for n, u, _ in uses if u.writes)].written += amount
+            if not all(order):
+                out[first].read += amount
+    return out
+
+
+def _entering(b: Body, use: Use, size: float, line: int) -> float:
+    """The bytes of one tensor that enter a level in which `b` fits."""
+    if b.parent is None:
+        return 0.0  # the whole kernel fits
+    while b.loop is not None or b.parent is not None:
+        if b.loop is None:  # a leaf
+            assert b.parent is not None
+            if b.times < b.parent.times:
+                size *= b.times / b.parent.times
+            b = b.parent
+            continue
+        assert b.parent is not None
+        if b.depth <= use.home:
+            return 0.0  # the same storage again
+        if use.moves_along(b.loop.var):
+            whole = use.bytes(b.parent.lengths, line)
+            return min(whole, size * b.times / b.parent.times) * b.parent.times
+        b = b.parent
+    return size if use.home < 0 else 0.0
+
+
+def layouts_of(buffers: MappingABC[str, Buffer]) -> dict[str, Layout]:
+    return {name: b.layout for name, b in buffers.items()}
