@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.cost.reuse import Affine, affine
-from tcc.ir.cost.tiles import Tiles, count, cut
+from tcc.ir.cost.tiles import Tiles, count, cut, total
 from tcc.ir.expr import Access, variables
 from tcc.ir.index import evaluate_size
 from tcc.ir.layout import Layout, row_major
@@ -57,6 +57,13 @@ class Use:
         piece = run * self.itemsize
         return size if piece >= line or not piece else size * (-(-piece // line) * line) / piece
 
+    def usual(self, b: Body, line: int) -> float:
+        """The same for tiles of mean length."""
+        size = self.bytes(b.lengths, line)
+        for v in {v for names in self.names for v in names}:
+            size *= b.mean[v]
+        return size
+
     def moves_along(self, v: str) -> bool:
         return any(v in names for names in self.names)
 
@@ -68,8 +75,10 @@ class Body:
     loop: Loop | None
     parent: Body | None
     depth: int  # enclosing loops, its own included
-    lengths: dict[str, int]
+    lengths: dict[str, int]  # of the largest tile
+    mean: dict[str, float]  # of all tiles, as a share of the largest
     times: float  # how often it runs
+    share: float = 1.0  # of the tiles of its loop, those that a condition leaves
     uses: list[tuple[int, Use]] = field(default_factory=list)  # with the number of the leaf
     children: list[Body] = field(default_factory=list)
 
@@ -91,19 +100,19 @@ def bodies(
 ) -> Body:
     """The tree of a kernel; `density[n]` is the share of the tiles of leaf n that its conditions leave."""
     extents = {v: evaluate_size(e, sizes) for v, e in k.variables}
-    root = Body(None, None, 0, extents, 1.0)
+    root = Body(None, None, 0, extents, dict.fromkeys(extents, 1.0), 1.0)
     homes: dict[str, int] = {}
     leaves = 0
 
-    def visit(n: Node, body: Body, tiles: dict[str, Tiles]) -> None:
+    def visit(n: Node, body: Body, tiles: dict[str, Tiles], held: float) -> None:
         nonlocal leaves
         if isinstance(n, Alloc):
             homes[n.buffer.name] = body.depth
             for child in n.body:
-                visit(child, body, tiles)
+                visit(child, body, tiles, held)
             return
         if isinstance(n, Do):
-            leaf = Body(None, body, body.depth, body.lengths, body.times * density[leaves])
+            leaf = Body(None, body, body.depth, body.lengths, body.mean, body.times)
             for use in _uses(n, tensors, layouts, sizes, homes):
                 leaf.uses.append((leaves, use))
             leaves += 1
@@ -111,15 +120,20 @@ def bodies(
             return
         old = tiles[n.var]
         new = cut(old, n.step)
-        times = body.times * count(new) / max(1, count(old))
+        share = 1.0
+        if n.when is not None and leaves < len(density):  # all leaves inside have it
+            share, held = (density[leaves] / held if held else 0.0), density[leaves]
+        times = body.times * share * count(new) / max(1, count(old))
         lengths = {**body.lengths, n.var: min(n.step, body.lengths[n.var])}
-        inner = Body(n, body, body.depth + 1, lengths, times)
+        whole = total(new) / max(1, count(new)) / max(1, lengths[n.var])
+        mean = {**body.mean, n.var: whole}
+        inner = Body(n, body, body.depth + 1, lengths, mean, times, share)
         body.children.append(inner)
         for child in n.body:
-            visit(child, inner, {**tiles, n.var: new})
+            visit(child, inner, {**tiles, n.var: new}, held)
 
     for n in k.body:
-        visit(n, root, {v: {x: 1} for v, x in extents.items()})
+        visit(n, root, {v: {x: 1} for v, x in extents.items()}, 1.0)
     _gather(root)
     return root
 
@@ -166,6 +180,8 @@ def moved(root: Body, capacity: float, line: int, leaves: int) -> list[Moved]:
     stack = [root]
     while stack:
         b = stack.pop()
+        if not b.times:
+            continue
         touched: dict[str, list[tuple[int, Use, float]]] = {}
         for leaf, use in b.uses:
             touched.setdefault(use.tensor, []).append((leaf, use, use.bytes(b.lengths, line)))
@@ -175,6 +191,7 @@ def moved(root: Body, capacity: float, line: int, leaves: int) -> list[Moved]:
             continue
         for uses in touched.values():
             leaf, use, size = max(uses, key=lambda x: x[2])
+            size = use.usual(b, line)
             amount = _entering(b, use, size, line) if fits else size * b.times
             if not amount:
                 continue
@@ -194,15 +211,13 @@ def _entering(b: Body, use: Use, size: float, line: int) -> float:
     while b.loop is not None or b.parent is not None:
         if b.loop is None:  # a leaf
             assert b.parent is not None
-            if b.times < b.parent.times:
-                size *= b.times / b.parent.times
             b = b.parent
             continue
         assert b.parent is not None
         if b.depth <= use.home:
             return 0.0  # the same storage again
         if use.moves_along(b.loop.var):
-            whole = use.bytes(b.parent.lengths, line)
+            whole = use.usual(b.parent, line) * b.share
             return min(whole, size * b.times / b.parent.times) * b.parent.times
         b = b.parent
     return size if use.home < 0 else 0.0

@@ -139,7 +139,8 @@ def tile_seconds(target: Target, t: DType, rows: int, columns: int) -> tuple[flo
     width = max(1, target.resource("lane").count * VECTOR_BYTES // t.itemsize)
     vectors = -(-columns // width)
     ghz = target.parameter("clock_ghz", 3.0)
-    run = (target.parameter("tile_cycles", 20) + 1.5 * rows * vectors) / ghz * 1e-9
+    ends = target.parameter("tile_cycles", 8) + target.parameter("result_cycles", 0.75) * rows * vectors
+    run = ends / ghz * 1e-9
     known = [x for x in target.tiles if x.dtype == t.name and x.vectors == vectors]
     exact = next((x for x in known if x.rows == rows), None)
     if exact is not None:
@@ -235,14 +236,14 @@ def _vector(
                 load += width * t.itemsize / (level.gbps() * 1e9)
         else:
             scattered += 1
-    slow = scattered * width * target.parameter("scatter_cycles", 1.5) / ghz * 1e-9
+    slow = scattered * width * target.parameter("scatter_cycles", 0.6) / ghz * 1e-9
     per_chunk = max(work * 1e-9, load) + slow
     seconds = chunks * per_chunk + s.sum(kept) * store
-    once = target.parameter("loop_cycles", 12) / ghz * 1e-9
+    once = target.parameter("loop_cycles", 6) / ghz * 1e-9
     ends = s.sum({**dict.fromkeys([v for v in others if v in e.free], total), lane: tails})
     seconds += (loops * once if first else 0.0) + ends * 2 * once / 3
     if lane not in e.free:
-        seconds += loops * 2 * once  # lanes are folded
+        seconds += loops * once  # lanes are folded
     return LeafTime(e.target, "vector", s.runs(), seconds)
 
 
