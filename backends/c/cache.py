@@ -240,12 +240,13 @@ def _is_entry(name: str) -> bool:
 def _store(folder: Path, key: str, suffix: str, data: bytes) -> Path:
     content = hashlib.sha256(data).hexdigest()
     path = folder / f"{key}.{content[:16]}{suffix}"
-    _replace(path, data)
-    _replace(folder / f"{key}{suffix}.ref", f"{len(data)} {content} {path.name}".encode())
+    replace(path, data)
+    replace(folder / f"{key}{suffix}.ref", f"{len(data)} {content} {path.name}".encode())
     return path
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: under a temporary name, then moved into place."""
     handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
