@@ -38,6 +38,10 @@ class Use:
 
     def bytes(self, lengths: MappingABC[str, int], line: int) -> float:
         """The cache lines that the access touches while its variables run over intervals of these lengths."""
+        return self.lines(lengths, line)[0]
+
+    def lines(self, lengths: MappingABC[str, int], line: int) -> tuple[float, float]:
+        """The same, and in how many runs of neighbouring lines."""
         spans = []
         for form, names, size in zip(self.forms, self.names, self.shape, strict=True):
             span = 1
@@ -55,14 +59,17 @@ class Use:
                 break
         size = math.prod(spans) * self.itemsize
         piece = run * self.itemsize
-        return size if piece >= line or not piece else size * (-(-piece // line) * line) / piece
+        if not piece:
+            return 0.0, 0.0
+        return (size if piece >= line else size * line / piece), size / piece
 
-    def usual(self, b: Body, line: int) -> float:
+    def usual(self, b: Body, line: int) -> tuple[float, float]:
         """The same for tiles of mean length."""
-        size = self.bytes(b.lengths, line)
+        size, runs = self.lines(b.lengths, line)
         for v in {v for names in self.names for v in names}:
             size *= b.mean[v]
-        return size
+            runs *= b.mean[v]
+        return size, runs
 
     def moves_along(self, v: str) -> bool:
         return any(v in names for names in self.names)
@@ -85,10 +92,11 @@ class Body:
 
 @dataclass(slots=True, eq=False)
 class Moved:
-    """Bytes that one leaf makes move into a level: read, and written."""
+    """Bytes that one leaf makes move into a level: read, and written; and in how many runs of neighbouring lines."""
 
     read: float = 0.0
     written: float = 0.0
+    runs: float = 0.0
 
 
 def bodies(
@@ -191,16 +199,20 @@ def moved(root: Body, capacity: float, line: int, leaves: int) -> list[Moved]:
             continue
         for uses in touched.values():
             leaf, use, size = max(uses, key=lambda x: x[2])
-            size = use.usual(b, line)
-            amount = _entering(b, use, size, line) if fits else size * b.times
+            own = use.usual(b, line)
+            amount = _entering(b, use, own[0], line) if fits else own[0] * b.times
             if not amount:
                 continue
+            runs = amount / own[0] * own[1]
             first = min(x[0] for x in uses)
             order = [u.writes for n, u, _ in uses if n == first]
             if any(u.writes for _, u, _ in uses):
-                out[next(n for n, u, _ in uses if u.writes)].written += amount
+                writer = out[next(n for n, u, _ in uses if u.writes)]
+                writer.written += amount
+                writer.runs += runs
             if not all(order):
                 out[first].read += amount
+                out[first].runs += runs
     return out
 
 
@@ -217,7 +229,7 @@ def _entering(b: Body, use: Use, size: float, line: int) -> float:
         if b.depth <= use.home:
             return 0.0  # the same storage again
         if use.moves_along(b.loop.var):
-            whole = use.usual(b.parent, line) * b.share
+            whole = use.usual(b.parent, line)[0] * b.share
             return min(whole, size * b.times / b.parent.times) * b.parent.times
         b = b.parent
     return size if use.home < 0 else 0.0

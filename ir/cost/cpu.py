@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.cost.cache import Moved, bodies, moved
@@ -67,7 +67,7 @@ def leaf_times(
         density.append(s.runs() / every if s.guard is not None and every else 1.0)
     root = bodies(found[0].kernel, tensors, layouts, sizes, density)
     levels = [x for x in target.levels if x.name == "memory" or (x.bytes and x.name != "reg")]
-    room = target.parameter("cache_share", 0.8)
+    room = target.parameter("cache_share", 0.5)
     inward = [
         moved(root, _capacity(level, cores) * room, level.line_bytes, len(found))
         for level in levels[1:]
@@ -77,7 +77,11 @@ def leaf_times(
         for at, level in enumerate(levels[:-1]):
             into = inward[at][n]
             read, written = into.read - outside.read, into.written - outside.written
-            outside = Moved(max(into.read, outside.read), max(into.written, outside.written))
+            runs = into.runs - outside.runs
+            outside = Moved(*(max(a, b) for a, b in zip(astuple(into), astuple(outside), strict=True)))
+            if runs > 0 and level.name == "memory":  # a prefetcher needs some lines to see a run
+                late = runs * target.parameter("late_lines", 2) * level.line_bytes
+                leaf.data_s += late / (level.gbps(cores) / cores * 1e9)
             if read > 0:
                 leaf.read[level.name] = read
                 leaf.data_s += read / (level.gbps(cores) / cores * 1e9)
@@ -135,17 +139,31 @@ def _tile(s: Site, target: Target, t: DType, rows: int, columns: int) -> LeafTim
 
 
 def tile_seconds(target: Target, t: DType, rows: int, columns: int) -> tuple[float, float]:
-    """Seconds of one step of a register tile, and of one run besides its steps."""
+    """Seconds of one step of a register tile, and of one run besides its steps.
+
+    Of measured tiles, the line through the times of all depths that fits their logarithms best.
+    """
     width = max(1, target.resource("lane").count * VECTOR_BYTES // t.itemsize)
     vectors = -(-columns // width)
     ghz = target.parameter("clock_ghz", 3.0)
     ends = target.parameter("tile_cycles", 8) + target.parameter("result_cycles", 0.75) * rows * vectors
     run = ends / ghz * 1e-9
-    known = [x for x in target.tiles if x.dtype == t.name and x.vectors == vectors]
-    exact = next((x for x in known if x.rows == rows), None)
-    if exact is not None:
-        step = 2 * rows * vectors * exact.lanes / (exact.gflops * 1e9)
-        return max(step - run / max(1, exact.depth), step / 2), run
+    known = [
+        (x.depth, 2e-9 * rows * vectors * x.lanes * x.depth / x.gflops)
+        for x in target.tiles
+        if x.dtype == t.name and x.vectors == vectors and x.rows == rows and x.gflops
+    ]
+    if len(known) > 1:
+        # least Σ (a/T + b·d/T - 1)²
+        u = [(1 / s, d / s) for d, s in known]
+        aa, ab, bb = sum(x * x for x, _ in u), sum(x * y for x, y in u), sum(y * y for _, y in u)
+        a, b = sum(x for x, _ in u), sum(y for _, y in u)
+        det = aa * bb - ab * ab
+        once = min(max(0.0, (a * bb - b * ab) / det), 3 * run) if det else run
+        return (b - once * ab) / bb, once
+    if known:
+        depth, seconds = known[0]
+        return max(seconds - run, seconds / 2) / max(1, depth), run
     peak = (target.rate("mul_add", t.name) or ghz * 2 * width) * 1e9
     # two multiply-adds start per cycle and take four or five: fewer than ten leave the unit waiting
     busy = min(1.0, rows * vectors / 10)
