@@ -7,61 +7,62 @@ any order (Hong and Kung; the constant of Smith et al.); Orojenesis draws this b
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from collections.abc import Mapping as MappingABC
 
 import numpy as np
 
-from tcc.ir.cascade import Einsum, Tensor
-from tcc.ir.cost.tiles import evaluate
+from tcc.ir.cascade import Tensor
+from tcc.ir.cost.tiles import Site, evaluate
 from tcc.ir.expr import Access, Call, Expr, Var, accesses, text, variables
 from tcc.ir.index import evaluate_size
-from tcc.ir.mapping import Kernel, Mapping, leaves
 from tcc.ir.target import Level, Target
-from tcc.ir.work import is_move, point_operations
+from tcc.ir.work import is_move
 
 POINTS = 1 << 18  # a predicate over more points than this is counted on a coarser grid
 
 
 def lower_bound(
-    m: Mapping,
+    kernels: Sequence[Sequence[Site]],
+    outside: Collection[str],
     target: Target,
     tensors: MappingABC[str, Tensor],
     sizes: MappingABC[str, int],
     cores: int = 1,
-    kernel: Kernel | None = None,
 ) -> tuple[float, str]:
-    """Seconds that a program takes at least, and why; of one kernel, where one is given.
+    """Seconds that the definitions of some kernels take at least, and why; `outside` names their inputs and results.
 
-    `prepare` kernels count only when asked for: their results are kept between calls.
+    A point that a predicate excludes costs nothing, and none is computed twice.
     """
-    kernels = [k for k in m.kernels if isinstance(k, Kernel) and (k is kernel or not k.prepare)]
-    outside = {t.name for t in (*m.inputs, *m.outputs)}
-    if kernel is not None:
-        kernels = [kernel]
-        outside |= {b.name for b in m.memory}
     touched: set[str] = set()
-    work: dict[tuple[str, str], tuple[float, Einsum]] = {}
-    for k in kernels:
-        extents = {v: evaluate_size(e, sizes) for v, e in k.variables}
-        for do in leaves(k.body):
-            e = do.einsum
-            touched |= {e.target, *(a.tensor for a in e.reads if _whole(a, tensors, extents, sizes))} & outside
-            if not is_move(e) and (e.target, text(e.body)) not in work:
-                share = _share(e.where, extents, sizes) if e.where else 1.0
-                names = dict.fromkeys((*e.free, *e.reduced))
-                work[e.target, text(e.body)] = (share * math.prod(extents[v] for v in names), e)
+    box: dict[tuple[str, str], float] = {}  # points of a definition; of its variants the fewest
+    done: dict[tuple[str, str], float] = {}  # points that the mapping computes
+    of: dict[tuple[str, str], Site] = {}
+    for s in (s for found in kernels for s in found):
+        e = s.do.einsum
+        read = {a.tensor for a in s.facts.reads if _whole(a, tensors, s.extents, sizes)}
+        touched |= {e.target, *read} & set(outside)
+        if is_move(e):
+            continue
+        key = e.target, text(e.body)
+        points = math.prod(s.extents[v] for v in s.facts.names)
+        points *= _share(e.where, s.extents, sizes) if e.where else 1.0
+        box[key] = min(box.get(key, points), points)
+        done[key] = done.get(key, 0) + s.swept(s.facts.names)
+        of[key] = s
     traffic = sum(_bytes(tensors[name], sizes) for name in touched)
     holding = _holding(target, traffic)
-    found = [(traffic / (holding.gbps(cores) * 1e9), f"{holding.name}: every input and output once")]
+    found_ = [(traffic / (holding.gbps(cores) * 1e9), f"{holding.name}: every input and output once")]
     busy = 0.0
-    for points, e in work.values():
-        t = tensors[e.target].dtype
-        for op, n in point_operations(e).items():
+    for key, s in of.items():
+        points = min(box[key], done[key])
+        t = tensors[s.do.einsum.target].dtype
+        for op, n in s.facts.work.items():
             rate = target.rate(op, t.name)
             busy += points * n / (rate * 1e9) / cores if rate else 0.0
-        found += _products(e, points, target, t.itemsize, cores)
-    found.append((busy, "operators at their peak rates"))
-    return max(found)
+        found_ += _products(s, points, target, t.itemsize, cores)
+    found_.append((busy, "operators at their peak rates"))
+    return max(found_)
 
 
 def _whole(
@@ -111,10 +112,11 @@ def _share(where: tuple[Expr, ...], extents: MappingABC[str, int], sizes: Mappin
 
 
 def _products(
-    e: Einsum, points: float, target: Target, itemsize: int, cores: int
+    s: Site, points: float, target: Target, itemsize: int, cores: int
 ) -> list[tuple[float, str]]:
     """The bounds of a product of two matrices at each level."""
-    if not (isinstance(e.body, Call) and e.body.op == "mul" and e.reduced and not e.where):
+    e, reduced = s.do.einsum, set(s.facts.reduced)
+    if not (isinstance(e.body, Call) and e.body.op == "mul" and reduced and not e.where):
         return []
     parts = [a for a in e.body.args if isinstance(a, Access)]
     if len(parts) != 2:
@@ -124,7 +126,7 @@ def _products(
     ):
         return []
     a, b = (set(variables(*x.indices)) for x in parts)
-    if not (a - b - set(e.reduced)) or not (b - a - set(e.reduced)):
+    if not (a - b - reduced) or not (b - a - reduced):
         return []
     out = []
     for outer, level in zip(target.levels, target.levels[1:], strict=False):

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.cost.reuse import Affine, affine
-from tcc.ir.cost.tiles import Tiles, count, cut, total
+from tcc.ir.cost.tiles import Site, Tiles, count, cut, total
 from tcc.ir.expr import Access, variables
 from tcc.ir.index import evaluate_size
 from tcc.ir.layout import Layout, row_major
-from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,18 +30,16 @@ class Use:
     tensor: str
     forms: tuple[Affine | None, ...]
     names: tuple[tuple[str, ...], ...]  # variables of each index
+    every: tuple[str, ...]  # all of them, each once
     shape: tuple[int, ...]
     itemsize: int
     fast: tuple[tuple[int, int], ...]  # dimension and extent of each digit, the fastest first
     home: int  # how many loops enclose the tensor's storage
     writes: bool
 
-    def bytes(self, lengths: MappingABC[str, int], line: int) -> float:
-        """The cache lines that the access touches while its variables run over intervals of these lengths."""
-        return self.lines(lengths, line)[0]
-
     def lines(self, lengths: MappingABC[str, int], line: int) -> tuple[float, float]:
-        """The same, and in how many runs of neighbouring lines."""
+        """The bytes of the cache lines that the access touches while its variables run over intervals of these
+        lengths, and in how many runs of neighbouring lines they lie."""
         spans = []
         for form, names, size in zip(self.forms, self.names, self.shape, strict=True):
             span = 1
@@ -63,16 +61,27 @@ class Use:
             return 0.0, 0.0
         return (size if piece >= line else size * line / piece), size / piece
 
-    def usual(self, b: Body, line: int) -> tuple[float, float]:
+    def usual(self, b: Body) -> tuple[float, float]:
         """The same for tiles of mean length."""
-        size, runs = self.lines(b.lengths, line)
-        for v in {v for names in self.names for v in names}:
+        size, runs = self.lines(b.lengths, b.line)
+        for v in self.every:
             size *= b.mean[v]
             runs *= b.mean[v]
         return size, runs
 
     def moves_along(self, v: str) -> bool:
-        return any(v in names for names in self.names)
+        return v in self.every
+
+
+@dataclass(slots=True, eq=False)
+class Touched:
+    """A tensor in a body: its largest use and that one's bytes, the first leaf and whether it reads, the first writer."""
+
+    use: Use
+    size: float
+    first: int
+    read: bool
+    writer: int
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +97,9 @@ class Body:
     share: float = 1.0  # of the tiles of its loop, those that a condition leaves
     uses: list[tuple[int, Use]] = field(default_factory=list)  # with the number of the leaf
     children: list[Body] = field(default_factory=list)
+    touched: dict[str, Touched] = field(default_factory=dict)
+    size: float = 0.0  # bytes of all that it touches
+    line: int = 0  # bytes of a cache line
 
 
 @dataclass(slots=True, eq=False)
@@ -100,14 +112,15 @@ class Moved:
 
 
 def bodies(
-    k: Kernel,
+    found: Sequence[Site],
     tensors: MappingABC[str, Tensor],
     layouts: MappingABC[str, Layout],
     sizes: MappingABC[str, int],
     density: Sequence[float],
+    line: int,
 ) -> Body:
     """The tree of a kernel; `density[n]` is the share of the tiles of leaf n that its conditions leave."""
-    extents = {v: evaluate_size(e, sizes) for v, e in k.variables}
+    k, extents = found[0].kernel, dict(found[0].extents)
     root = Body(None, None, 0, extents, dict.fromkeys(extents, 1.0), 1.0)
     homes: dict[str, int] = {}
     leaves = 0
@@ -121,7 +134,7 @@ def bodies(
             return
         if isinstance(n, Do):
             leaf = Body(None, body, body.depth, body.lengths, body.mean, body.times)
-            for use in _uses(n, tensors, layouts, sizes, homes):
+            for use in _uses(found[leaves], tensors, layouts, sizes, homes):
                 leaf.uses.append((leaves, use))
             leaves += 1
             body.children.append(leaf)
@@ -142,27 +155,40 @@ def bodies(
 
     for n in k.body:
         visit(n, root, {v: {x: 1} for v, x in extents.items()}, 1.0)
-    _gather(root)
+    _gather(root, line)
     return root
 
 
-def _gather(b: Body) -> None:
-    """Uses of the children belong to their parents, too."""
+def _gather(b: Body, line: int) -> None:
+    """Uses of the children belong to their parents, too; of a tensor's the largest says what a body touches."""
     for child in b.children:
-        _gather(child)
+        _gather(child, line)
         b.uses += child.uses
+    b.line = line
+    for leaf, use in b.uses:
+        size = use.lines(b.lengths, line)[0]
+        t = b.touched.get(use.tensor)
+        if t is None:
+            t = b.touched[use.tensor] = Touched(use, size, leaf, not use.writes, -1)
+        elif size > t.size:
+            t.use, t.size = use, size
+        if leaf == t.first and not use.writes:
+            t.read = True
+        if use.writes and t.writer < 0:
+            t.writer = leaf
+    b.size = sum(t.size for t in b.touched.values())
 
 
 def _uses(
-    n: Do,
+    s: Site,
     tensors: MappingABC[str, Tensor],
     layouts: MappingABC[str, Layout],
     sizes: MappingABC[str, int],
     homes: MappingABC[str, int],
 ) -> list[Use]:
-    e = n.einsum
+    e = s.do.einsum
     out: list[Use] = []
-    for a, writes in [*((a, False) for a in e.reads), (Access(e.target, e.indices), True)]:
+    for a, writes in [*((a, False) for a in s.facts.reads), (Access(e.target, e.indices), True)]:
         if not a.indices:
             continue
         t = tensors[a.tensor]
@@ -178,62 +204,51 @@ def _uses(
             for d in reversed(layout.digits)
         )
         home = homes.get(a.tensor, -1)
-        out.append(Use(a.tensor, forms, names, shape, t.dtype.itemsize, fast, home, writes))
+        every = tuple(dict.fromkeys(v for own in names for v in own))
+        out.append(Use(a.tensor, forms, names, every, shape, t.dtype.itemsize, fast, home, writes))
     return out
 
 
-def moved(root: Body, capacity: float, line: int, leaves: int) -> list[Moved]:
+def moved(root: Body, capacity: float, leaves: int) -> list[Moved]:
     """What every leaf makes move into a level that holds `capacity` bytes."""
     out = [Moved() for _ in range(leaves)]
     stack = [root]
     while stack:
         b = stack.pop()
-        if not b.times:
-            continue
-        touched: dict[str, list[tuple[int, Use, float]]] = {}
-        for leaf, use in b.uses:
-            touched.setdefault(use.tensor, []).append((leaf, use, use.bytes(b.lengths, line)))
-        fits = sum(max(x[2] for x in uses) for uses in touched.values()) <= capacity
+        fits = b.size <= capacity
+        if not b.times or (fits and b is root):
+            continue  # the caches are warm
         if b.children and not fits:
             stack += b.children
             continue
-        for uses in touched.values():
-            leaf, use, size = max(uses, key=lambda x: x[2])
-            own = use.usual(b, line)
-            amount = _entering(b, use, own[0], line) if fits else own[0] * b.times
+        for t in b.touched.values():
+            own, pieces = t.use.usual(b)
+            amount = _entering(b, t.use, own) if fits else own * b.times
             if not amount:
                 continue
-            runs = amount / own[0] * own[1]
-            first = min(x[0] for x in uses)
-            order = [u.writes for n, u, _ in uses if n == first]
-            if any(u.writes for _, u, _ in uses):
-                writer = out[next(n for n, u, _ in uses if u.writes)]
-                writer.written += amount
-                writer.runs += runs
-            if not all(order):
-                out[first].read += amount
-                out[first].runs += runs
+            runs = amount / own * pieces
+            if t.writer >= 0:
+                out[t.writer].written += amount
+                out[t.writer].runs += runs
+            if t.read:
+                out[t.first].read += amount
+                out[t.first].runs += runs
     return out
 
 
-def _entering(b: Body, use: Use, size: float, line: int) -> float:
+def _entering(b: Body, use: Use, size: float) -> float:
     """The bytes of one tensor that enter a level in which `b` fits."""
-    if b.parent is None:
-        return 0.0  # the whole kernel fits
-    while b.loop is not None or b.parent is not None:
-        if b.loop is None:  # a leaf
-            assert b.parent is not None
-            b = b.parent
-            continue
-        assert b.parent is not None
-        if b.depth <= use.home:
-            return 0.0  # the same storage again
-        if use.moves_along(b.loop.var):
-            whole = use.usual(b.parent, line)[0] * b.share
-            return min(whole, size * b.times / b.parent.times) * b.parent.times
+    while b.parent is not None:
+        if b.loop is not None:
+            if b.depth <= use.home:
+                return 0.0  # the same storage again
+            if use.moves_along(b.loop.var):
+                whole = use.usual(b.parent)[0] * b.share
+                return min(whole, size * b.times / b.parent.times) * b.parent.times
         b = b.parent
     return size if use.home < 0 else 0.0
 
 
 def layouts_of(buffers: MappingABC[str, Buffer]) -> dict[str, Layout]:
+    """The layout of every buffer; inputs and outputs count as row-major."""
     return {name: b.layout for name, b in buffers.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.cost.cache import Moved, bodies, moved
@@ -21,7 +21,6 @@ from tcc.ir.layout import Layout
 from tcc.ir.mapping import Do, Loop
 from tcc.ir.ops import OPS
 from tcc.ir.target import Level, Target
-from tcc.ir.work import point_operations
 
 VECTOR_BYTES = 4  # `lane` counts elements of f32
 PARALLEL_POINTS = 1 << 15  # below this the C backend does not fork
@@ -65,11 +64,11 @@ def leaf_times(
         for v in s.steps:
             every *= count(s.tiles[v])
         density.append(s.runs() / every if s.guard is not None and every else 1.0)
-    root = bodies(found[0].kernel, tensors, layouts, sizes, density)
     levels = [x for x in target.levels if x.name == "memory" or (x.bytes and x.name != "reg")]
+    root = bodies(found, tensors, layouts, sizes, density, levels[0].line_bytes)
     room = target.parameter("cache_share", 0.5)
     inward = [
-        moved(root, _capacity(level, cores) * room, level.line_bytes, len(found))
+        moved(root, _capacity(level, cores) * room, len(found))
         for level in levels[1:]
     ]
     for n, leaf in enumerate(out):
@@ -78,7 +77,11 @@ def leaf_times(
             into = inward[at][n]
             read, written = into.read - outside.read, into.written - outside.written
             runs = into.runs - outside.runs
-            outside = Moved(*(max(a, b) for a, b in zip(astuple(into), astuple(outside), strict=True)))
+            outside = Moved(
+                max(into.read, outside.read),
+                max(into.written, outside.written),
+                max(into.runs, outside.runs),
+            )
             if runs > 0 and level.name == "memory":  # a prefetcher needs some lines to see a run
                 late = runs * target.parameter("late_lines", 2) * level.line_bytes
                 leaf.data_s += late / (level.gbps(cores) / cores * 1e9)
@@ -118,7 +121,7 @@ def _register_tile(s: Site, tensors: MappingABC[str, Tensor]) -> tuple[int, int]
     """Rows and columns of a leaf that the C backend prints as one micro-kernel."""
     do, e = s.do, s.do.einsum
     lanes, rows = do.on("lane"), do.on("unroll")
-    if not lanes or not rows or not e.reduced or e.where:
+    if not lanes or not rows or not s.facts.reduced or e.where:
         return None
     body = e.body
     if not isinstance(body, Call) or body.op != "mul":
@@ -133,7 +136,7 @@ def _register_tile(s: Site, tensors: MappingABC[str, Tensor]) -> tuple[int, int]
 def _tile(s: Site, target: Target, t: DType, rows: int, columns: int) -> LeafTime:
     e = s.do.einsum
     runs = s.runs()
-    steps = s.swept(e.reduced)
+    steps = s.swept(s.facts.reduced)
     per_step, per_run = tile_seconds(target, t, rows, columns)
     return LeafTime(e.target, "tile", runs, steps * per_step + runs * per_run)
 
@@ -199,7 +202,7 @@ def _around(s: Site, lane: str) -> Site:
     if guard is not None and lane in guard.inner and guard.inner[lane]:
         inner = {**guard.inner, lane: guard.inner[lane][:-1]}
         guard = Guard(guard.cells, inner, guard.mask, guard.whole)
-    return Site(s.kernel, s.do, s.path[:-1], s.extents, steps, tiles, guard)
+    return Site(s.kernel, s.do, s.facts, s.path[:-1], s.extents, steps, tiles, guard)
 
 
 def _vector(
@@ -210,7 +213,7 @@ def _vector(
     tensors: MappingABC[str, Tensor],
     layouts: MappingABC[str, Layout],
 ) -> LeafTime:
-    e = s.do.einsum
+    e, free, reduced = s.do.einsum, s.facts.free, s.facts.reduced
     first = True
     if _loop_of(s, lane):
         last = s.path[-1]
@@ -224,21 +227,21 @@ def _vector(
     def tails(tiles: Tiles) -> int:
         return sum(n for length, n in tiles.items() if length % width)
 
-    others = [v for v in (*e.free, *e.reduced) if v != lane]
+    others = [v for v in s.facts.names if v != lane]
     every = {**dict.fromkeys(others, total), lane: vectors}
-    inner = [v for v in others if v in e.reduced]
-    kept = {**dict.fromkeys([v for v in others if v in e.free], total), lane: vectors}
+    inner = [v for v in others if v in reduced]
+    kept = {**dict.fromkeys([v for v in others if v in free], total), lane: vectors}
     chunks = s.sum(every)
-    loops = s.sum({v: total for v in others if v in e.free})
+    loops = s.sum({v: total for v in others if v in free})
     ghz = target.parameter("clock_ghz", 3.0)
     work = sum(
-        n * width / _rate(target, op, t, width) for op, n in point_operations(e).items()
+        n * width / _rate(target, op, t, width) for op, n in s.facts.work.items()
     )
     level = target.levels[-1] if target.levels[-1].name != "reg" else target.levels[-2]
     load = store = 0.0
     scattered = 0
     seen = set()
-    for a in e.reads:
+    for a in s.facts.reads:
         if lane not in variables(a) or a.tensor in seen:
             continue
         seen.add(a.tensor)
@@ -246,11 +249,11 @@ def _vector(
             load += width * tensors[a.tensor].dtype.itemsize / (level.gbps() * 1e9)
         else:
             scattered += 1
-    if lane in e.free:
+    if lane in free:
         target_access = Access(e.target, e.indices)
         if contiguous(target_access, lane, tensors, layouts):
             store = width * t.itemsize / (level.gbps(1, "write") * 1e9)
-            if e.reduced and not inner:  # every step combines into memory
+            if reduced and not inner:  # every step combines into memory
                 load += width * t.itemsize / (level.gbps() * 1e9)
         else:
             scattered += 1
@@ -258,9 +261,9 @@ def _vector(
     per_chunk = max(work * 1e-9, load) + slow
     seconds = chunks * per_chunk + s.sum(kept) * store
     once = target.parameter("loop_cycles", 6) / ghz * 1e-9
-    ends = s.sum({**dict.fromkeys([v for v in others if v in e.free], total), lane: tails})
+    ends = s.sum({**dict.fromkeys([v for v in others if v in free], total), lane: tails})
     seconds += (loops * once if first else 0.0) + ends * 2 * once / 3
-    if lane not in e.free:
+    if lane not in free:
         seconds += loops * once  # lanes are folded
     return LeafTime(e.target, "vector", s.runs(), seconds)
 
@@ -290,7 +293,7 @@ def _points(s: Site, target: Target, t: DType) -> LeafTime:
     e = s.do.einsum
     width = max(1, target.resource("lane").count * VECTOR_BYTES // t.itemsize)
     ghz = target.parameter("clock_ghz", 3.0)
-    points = s.swept(dict.fromkeys((*e.free, *e.reduced)))
-    each = sum(n * width / _rate(target, op, t, width) for op, n in point_operations(e).items())
+    points = s.swept(s.facts.names)
+    each = sum(n * width / _rate(target, op, t, width) for op, n in s.facts.work.items())
     once = target.parameter("point_cycles", 6) / ghz
     return LeafTime(e.target, "point", s.runs(), points * (each + once) * 1e-9)

@@ -16,7 +16,6 @@ from tcc.ir.cost.tiles import Site
 from tcc.ir.index import evaluate_size
 from tcc.ir.mapping import Loop
 from tcc.ir.target import Target
-from tcc.ir.work import point_operations
 
 
 def blocks_of(found: Sequence[Site]) -> int:
@@ -46,8 +45,8 @@ def kernel_time(
     for s in found:
         e = s.do.einsum
         t = tensors[e.target].dtype
-        points = s.swept(dict.fromkeys((*e.free, *e.reduced)))
-        for op, n in point_operations(e).items():
+        points = s.swept(s.facts.names)
+        for op, n in s.facts.work.items():
             product = op == "mul_add" and target.parameter("tf32", 0) and t.name == "f32"
             rate = (target.rate(op, "tf32") if product else 0.0) or target.rate(op, t.name)
             rate = rate or target.rate("mul_add", t.name) / 16  # by the special units

@@ -16,9 +16,8 @@ from tcc.ir.cost.reuse import traffic
 from tcc.ir.cost.tiles import Site, footprint, sites
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.index import evaluate_size
-from tcc.ir.mapping import Alloc, Kernel, Loop, Mapping, buffers, leaves, tensors
+from tcc.ir.mapping import Alloc, Kernel, Loop, Mapping, buffers, tensors
 from tcc.ir.target import Target
-from tcc.ir.work import point_operations
 
 Table = dict[tuple[str, str], int]  # (level, tensor) -> elements
 
@@ -73,11 +72,11 @@ def cost(
     given: MappingABC[str, int] | None = None,
     *,
     cores: int = 1,
-    counts: bool = True,
+    full: bool = True,
 ) -> Cost:
     """What a mapping costs on a target, for ranks of the given sizes, on so many cores of a CPU.
 
-    Without `counts` the accesses of single leaves are left out; times are the same. Raises T0126 for a size that is
+    Without `full` only the times: no counts of accesses, no bounds (times are the same). Raises T0126 for a size that is
     missing, T0343 where an array cannot do an operator.
     """
     sizes = bind_sizes(m, given or {})
@@ -89,14 +88,18 @@ def cost(
     }
     kernels: list[KernelCost] = []
     notes: dict[str, None] = {}
+    sites_: list[list[Site]] = []
+    interface = {t.name for t in (*m.inputs, *m.outputs)}
+    stored = interface | {b.name for b in m.memory}
     for k in m.kernels:
         if isinstance(k, Extern):
             notes[f"`{k.function}` is not counted"] = None
             continue
         c = KernelCost(k.name, k.prepare)
         at = sites(k, sizes)
+        sites_.append(at)
         _work(c, at, types, notes)
-        if counts or target.kind != "cpu":
+        if full or target.kind != "cpu":
             _count(c, at, types, levels, sizes)
         c.scratch = _scratch(at, types, sizes)
         if target.kind == "cpu":
@@ -105,16 +108,22 @@ def cost(
             _on_gpu(c, at, target, types, sizes)
         else:
             _on_array(c, at, target, types, levels, sizes)
-        c.lower_s, c.lower_by = lower_bound(m, target, types, sizes, c.cores, k)
+        if full:
+            c.lower_s, c.lower_by = lower_bound([at], stored, target, types, sizes, c.cores)
         kernels.append(c)
     runs = [c for c in kernels if not c.prepare]
     seconds = sum(c.seconds for c in runs)
     every = target.overheads.call_us * 1e-6
-    lower, by = lower_bound(m, target, types, sizes, max((c.cores for c in runs), default=1))
+    lower, by = 0.0, ""
+    if full:
+        needed = [at for c, at in zip(kernels, sites_, strict=True) if not c.prepare]
+        most = max((c.cores for c in runs), default=1)
+        lower, by = lower_bound(needed, interface, target, types, sizes, most)
     slowest = max(runs, key=lambda c: c.seconds, default=None)
     return Cost(
         m.name, target.name, sizes, kernels, seconds + every,
-        sum(c.seconds for c in kernels if c.prepare), len(runs), _peak(m, types, sizes, kernels),
+        sum(c.seconds for c in kernels if c.prepare), len(runs),
+        _peak(m, types, sizes, kernels, sites_) if full else 0,
         sum(c.energy_pj for c in runs), slowest.bound if slowest is not None else "",
         lower, by, tuple(notes),
     )  # fmt: skip
@@ -124,12 +133,12 @@ def _work(
     c: KernelCost, found: list[Site], types: MappingABC[str, Tensor], notes: dict[str, None]
 ) -> None:
     for s in found:
-        e = s.do.einsum
-        if any(s.extents[v] == 0 for v in e.free):
+        target = s.do.einsum.target
+        if any(s.extents[v] == 0 for v in s.facts.free):
             continue
-        points = s.swept(dict.fromkeys((*e.free, *e.reduced)))
-        c.points[e.target] = c.points.get(e.target, 0) + points
-        work = point_operations(e)
+        points = s.swept(s.facts.names)
+        c.points[target] = c.points.get(target, 0) + points
+        work = s.facts.work
         c.flops += points * (sum(work.values()) + work.get("mul_add", 0))
     for n in found:
         if any(isinstance(x, Loop) and x.until is not None for x in n.path):
@@ -271,6 +280,7 @@ def _peak(
     types: MappingABC[str, Tensor],
     sizes: MappingABC[str, int],
     kernels: list[KernelCost],
+    found: list[list[Site]],
 ) -> int:
     """Inputs, outputs, constants, what passes between kernels while it is needed, and tile buffers of one core."""
 
@@ -280,10 +290,7 @@ def _peak(
 
     always = sum(size(n) for n in dict.fromkeys(t.name for t in (*m.inputs, *m.outputs)))
     always += sum(size(b.name) for b in m.memory if b.constant)
-    used: list[set[str]] = []
-    for k in m.kernels:
-        if isinstance(k, Kernel):
-            used.append({x for d in leaves(k.body) for x in (d.einsum.target, *(a.tensor for a in d.einsum.reads))})  # fmt: skip
+    used = [{x for s in at for x in (s.do.einsum.target, *(a.tensor for a in s.facts.reads))} for at in found]  # fmt: skip
     peak = 0
     for n, c in enumerate(kernels):
         live = sum(

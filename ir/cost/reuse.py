@@ -46,10 +46,10 @@ def traffic(
     """The accesses of all runs of one leaf."""
     e = s.do.einsum
     out = Traffic({}, {})
-    if any(s.extents[v] == 0 for v in e.free):
+    if any(s.extents[v] == 0 for v in s.facts.free):
         return out
     groups: dict[str, list[Access]] = {}
-    for a in e.reads:
+    for a in s.facts.reads:
         groups.setdefault(a.tensor, []).append(a)
 
     def counted(name: str, group: list[Access], first: Iterable[str] = ()) -> int:
@@ -64,8 +64,8 @@ def traffic(
     target = [Access(e.target, e.indices, e.span)]
     key = (levels[e.target], e.target)
     out.writes[key] = counted(e.target, target)
-    if e.reduced or s.do.update:
-        set_ = 0 if s.do.update else counted(e.target, target, e.reduced)
+    if s.facts.reduced or s.do.update:
+        set_ = 0 if s.do.update else counted(e.target, target, s.facts.reduced)
         if out.writes[key] != set_:
             out.reads[key] = out.reads.get(key, 0) + out.writes[key] - set_
     return out

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from tcc.ir.expr import Call, Cast, Const, Expr, Size, Var, text, variables
+from tcc.ir.cascade import Einsum
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, text, variables
 from tcc.ir.index import evaluate_size
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.ir.ops import OPS
+from tcc.ir.work import point_operations
 
 Array = Any
 Tiles = dict[int, int]  # length of a tile -> how many tiles have it
@@ -83,11 +85,29 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Facts:
+    """What a definition is made of, looked up once."""
+
+    free: tuple[str, ...]
+    reduced: tuple[str, ...]
+    reads: tuple[Access, ...]
+    names: tuple[str, ...]  # free and reduced variables, each once
+    work: MappingABC[str, int]  # operators per point
+
+    @staticmethod
+    def of(e: Einsum) -> Facts:
+        free, reduced = tuple(e.free), tuple(e.reduced)
+        names = tuple(dict.fromkeys((*free, *reduced)))
+        return Facts(free, reduced, tuple(e.reads), names, point_operations(e))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Site:
     """A leaf with what encloses it, and the tiles that its variables are cut into."""
 
     kernel: Kernel
     do: Do
+    facts: Facts
     path: tuple[Loop | Alloc, ...]
     extents: MappingABC[str, int]
     steps: MappingABC[str, tuple[int, ...]]  # of the enclosing loops, outermost first
@@ -175,7 +195,7 @@ def sites(
         guard: Guard | None,
     ) -> None:
         if isinstance(n, Do):
-            found.append(Site(k, n, path, extents, steps, tiles, _complete(guard, steps)))
+            found.append(Site(k, n, Facts.of(n.einsum), path, extents, steps, tiles, _complete(guard, steps)))
             return
         inside = (*path, n)
         if isinstance(n, Loop):
