@@ -227,7 +227,8 @@ def prepared(m: Any, program: Any, sizes: dict[str, int]) -> Any:
 def kendall(a: list[float], b: list[float]) -> float:
     """Kendall's tau: concordant less discordant pairs, over all pairs whose values differ."""
     pairs = [
-        np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]) for i, j in itertools.combinations(range(len(a)), 2)
+        np.sign(a[i] - a[j]) * np.sign(b[i] - b[j])
+        for i, j in itertools.combinations(range(len(a)), 2)
     ]
     counted = [p for p in pairs if p]
     return float(sum(counted)) / len(counted) if counted else 1.0

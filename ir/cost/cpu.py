@@ -67,10 +67,7 @@ def leaf_times(
     levels = [x for x in target.levels if x.name == "memory" or (x.bytes and x.name != "reg")]
     root = bodies(found, tensors, layouts, sizes, density, levels[0].line_bytes)
     room = target.parameter("cache_share", 0.5)
-    inward = [
-        moved(root, _capacity(level, cores) * room, len(found))
-        for level in levels[1:]
-    ]
+    inward = [moved(root, _capacity(level, cores) * room, len(found)) for level in levels[1:]]
     for n, leaf in enumerate(out):
         outside = Moved()
         for at, level in enumerate(levels[:-1]):
@@ -149,7 +146,10 @@ def tile_seconds(target: Target, t: DType, rows: int, columns: int) -> tuple[flo
     width = max(1, target.resource("lane").count * VECTOR_BYTES // t.itemsize)
     vectors = -(-columns // width)
     ghz = target.parameter("clock_ghz", 3.0)
-    ends = target.parameter("tile_cycles", 8) + target.parameter("result_cycles", 0.75) * rows * vectors
+    ends = (
+        target.parameter("tile_cycles", 8)
+        + target.parameter("result_cycles", 0.75) * rows * vectors
+    )
     run = ends / ghz * 1e-9
     known = [
         (x.depth, 2e-9 * rows * vectors * x.lanes * x.depth / x.gflops)
@@ -234,9 +234,7 @@ def _vector(
     chunks = s.sum(every)
     loops = s.sum({v: total for v in others if v in free})
     ghz = target.parameter("clock_ghz", 3.0)
-    work = sum(
-        n * width / _rate(target, op, t, width) for op, n in s.facts.work.items()
-    )
+    work = sum(n * width / _rate(target, op, t, width) for op, n in s.facts.work.items())
     level = target.levels[-1] if target.levels[-1].name != "reg" else target.levels[-2]
     load = store = 0.0
     scattered = 0
@@ -269,11 +267,11 @@ def _vector(
 
 
 def _rate(target: Target, op: str, t: DType, width: int) -> float:
-    """10^9 evaluations per second; what no unit lists takes as long as ten multiply-adds."""
+    """10^9 evaluations per second; what no unit lists takes as long as ten multiply-adds, comparisons as one."""
     known = target.rate(op, t.name)
     if known:
         return known
-    plain = OPS[op].result in ("bool", "int") or OPS[op].ulp == 0 or op == "select"
+    plain = op not in OPS or OPS[op].result in ("bool", "int") or not OPS[op].ulp or op == "select"
     return (target.rate("mul_add", t.name) or 6.0 * width) / (1 if plain else 10)
 
 
@@ -282,7 +280,9 @@ def contiguous(
 ) -> bool:
     """Whether an access reads neighbours along a variable."""
     layout = layouts.get(a.tensor)
-    fast = layout.digits[-1].dimension if layout is not None and layout.digits else len(a.indices) - 1
+    fast = (
+        layout.digits[-1].dimension if layout is not None and layout.digits else len(a.indices) - 1
+    )
     return all((lane in variables(i)) == (d == fast) for d, i in enumerate(a.indices))
 
 

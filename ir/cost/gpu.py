@@ -24,7 +24,9 @@ def blocks_of(found: Sequence[Site]) -> int:
         return 1
     s, n = found[0], 1
     for v in dict.fromkeys(x.var for x in s.path if isinstance(x, Loop) and x.on is not None):
-        step = next(x.step for x in s.path if isinstance(x, Loop) and x.var == v and x.on is not None)
+        step = next(
+            x.step for x in s.path if isinstance(x, Loop) and x.var == v and x.on is not None
+        )
         n *= max(1, -(-s.extents[v] // step))
     return n
 
@@ -40,7 +42,9 @@ def kernel_time(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Busy seconds and bytes moved, per unit and level."""
     busy: dict[str, float] = {}
-    at_once = max((target.resource(r.name).count for r in target.resources if r.name == "block"), default=0)
+    at_once = max(
+        (target.resource(r.name).count for r in target.resources if r.name == "block"), default=0
+    )
     wave = at_once * -(-blocks // at_once) / blocks if at_once else 1.0
     for s in found:
         e = s.do.einsum

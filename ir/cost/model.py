@@ -346,6 +346,3 @@ def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
                 helps="its size is fixed by its declaration",
             )
     return out
-
-
-

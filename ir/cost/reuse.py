@@ -274,9 +274,7 @@ def _shared(
         amount: Array = np.ones([1] * len(names), np.int64)
         for d in group:
             amount = amount * _overlap(rows[d], ends, shape[d])
-        amount = np.broadcast_to(
-            amount, [max(low.size for low in (ends[v][0],)) for v in names]
-        )
+        amount = np.broadcast_to(amount, [max(low.size for low in (ends[v][0],)) for v in names])
         for n, v in enumerate(guarded):
             assert s.guard is not None
             outer = s.steps.get(v, ())
@@ -315,7 +313,9 @@ def _overlap(row: list[Affine], ends: MappingABC[str, tuple[Array, Array]], size
             a = a + k * (start if k > 0 else end - 1)
             b = b + k * (end - 1 if k > 0 else start)
             empty = empty | (end <= start)
-        moving = [abs(k) for v, k in factors.items() if (ends[v][1] - ends[v][0]).max(initial=0) > 1]
+        moving = [
+            abs(k) for v, k in factors.items() if (ends[v][1] - ends[v][0]).max(initial=0) > 1
+        ]
         if len(row) == 1 and len(moving) == 1 and moving[0] > 1:  # a, a + k, …, b
             step = moving[0]
             a, b = a + -(-np.maximum(0, -a) // step) * step, np.where(empty, a - 1, b)

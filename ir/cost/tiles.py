@@ -195,7 +195,9 @@ def sites(
         guard: Guard | None,
     ) -> None:
         if isinstance(n, Do):
-            found.append(Site(k, n, Facts.of(n.einsum), path, extents, steps, tiles, _complete(guard, steps)))
+            found.append(
+                Site(k, n, Facts.of(n.einsum), path, extents, steps, tiles, _complete(guard, steps))
+            )
             return
         inside = (*path, n)
         if isinstance(n, Loop):
@@ -249,10 +251,10 @@ def _guard(
     mask: Array = np.ones(shape, bool)
     for when, at in conditions:
         grid: dict[str, Array] = {}
-        for n, v in enumerate(axes):
+        for axis, v in enumerate(axes):
             low, high = _outer(ends[v], extents[v], own[v], at.get(v, ()))
             view = [1] * len(axes)
-            view[n] = -1
+            view[axis] = -1
             grid[f"{v}.low"], grid[f"{v}.high"] = low.reshape(view), high.reshape(view)
         mask = mask & np.asarray(evaluate(when, grid, sizes), bool)
     return Guard(lengths, own, mask.astype(np.int64))
