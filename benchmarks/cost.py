@@ -100,6 +100,13 @@ V[m] = (X[m,n] - A[m]) * (X[m,n] - A[m]) / N
 R[m] = rsqrt(V[m] + 1e-05)
 Y[m,n] = (X[m,n] - A[m]) * R[m] * G[n] + B[n]
 """, "MN", ((4096, 256), (1024, 768), (256, 4096), (64, 30000), (999, 777)), ROWS),
+    Family("convolution", """
+ranks R=3, S=3
+in X: f32[C,H,W], F: f32[D,C,R,S]
+out Y: f32[D,H,W]
+Y[d,h,w] = X[c, h + r - 1, w + s - 1] * F[d,c,r,s]
+""", "CDHW", ((16, 32, 56, 56), (64, 64, 28, 28), (32, 32, 40, 40), (3, 64, 64, 64), (128, 64, 14, 14)),
+           PRODUCT),
     Family("log-sum-exp", """
 in X: f32[M,N]
 out Y: f32[M]
@@ -147,12 +154,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mappings", type=int, default=10, help="alternatives per family")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="chooses the alternatives")
     parser.add_argument("--markdown", metavar="FILE", help="write the table there, too")
     parser.add_argument("--json", metavar="FILE", help="write all times there")
     return parser.parse_args()
 
 
-def alternatives(family: Family, target: Any, wanted: int) -> Iterator[tuple[Parameters, Any]]:
+def alternatives(
+    family: Family, target: Any, wanted: int, seed: int = 0
+) -> Iterator[tuple[Parameters, Any]]:
     """Different mappings of a family, the default one first, then random points of its space."""
     from tcc.ir.cascade_text import parse_cascade
     from tcc.pipeline import names_for, passes, run
@@ -160,7 +170,7 @@ def alternatives(family: Family, target: Any, wanted: int) -> Iterator[tuple[Par
     points: list[Parameters] = [
         dict(zip(family.space, p, strict=True)) for p in itertools.product(*family.space.values())
     ]
-    random.Random(0).shuffle(points)
+    random.Random(seed).shuffle(points)
     seen: set[str] = set()
     for p in [{}, *points]:
         if len(seen) == wanted:
@@ -183,7 +193,10 @@ def measured(family: Family, target: Any, options: argparse.Namespace) -> Iterat
     from tcc.backends.c import build
     from tcc.ir.cost import cost
 
-    made = [(p, m, build(m, target)) for p, m in alternatives(family, target, options.mappings)]
+    made = [
+        (p, m, build(m, target))
+        for p, m in alternatives(family, target, options.mappings, options.seed)
+    ]
     for shape in family.shapes:
         sizes = dict(zip(family.ranks, shape, strict=True))
         calls, predicted = {}, []

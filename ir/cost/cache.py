@@ -36,10 +36,17 @@ class Use:
     fast: tuple[tuple[int, int], ...]  # dimension and extent of each digit, the fastest first
     home: int  # how many loops enclose the tensor's storage
     writes: bool
+    known: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
 
     def lines(self, lengths: MappingABC[str, int], line: int) -> tuple[float, float]:
         """The bytes of the cache lines that the access touches while its variables run over intervals of these
         lengths, and in how many runs of neighbouring lines they lie."""
+        key = tuple([lengths[v] for v in self.every])
+        if key not in self.known:
+            self.known[key] = self._lines(lengths, line)
+        return self.known[key]
+
+    def _lines(self, lengths: MappingABC[str, int], line: int) -> tuple[float, float]:
         spans = []
         for form, names, size in zip(self.forms, self.names, self.shape, strict=True):
             span = 1
