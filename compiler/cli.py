@@ -307,6 +307,7 @@ def _add_dump(p: argparse.ArgumentParser) -> None:
 
 def _add_explain(p: argparse.ArgumentParser) -> None:
     _program(p)
+    _sizes(p)
     p.add_argument("--json", action="store_true", help="the report as one JSON object")
     p.add_argument(
         "--code",
@@ -362,7 +363,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]]
     "build": ("write what a program compiles to", _add_build, "tcc.commands"),
     "dump": ("print a program after a pass, or after all", _add_dump, "tcc.commands"),
     "explain": ("tell what was fused and how it runs", _add_explain, "tcc.commands"),
-    "map": ("report how a program runs on a spatial array", _add_map, "tcc.commands"),
+    "map": (
+        "predict how a program runs: dataflow of an array, times and traffic elsewhere",
+        _add_map,
+        "tcc.commands",
+    ),
     "grad": ("print the gradient of a program as a program", _add_grad, "tcc.commands"),
     "target": ("list or show targets, or measure this machine", _add_target, "tcc.target_command"),
     "doctor": ("show compilers, devices, cache and settings", _add_doctor, "tcc.doctor"),
