@@ -40,6 +40,29 @@ class KernelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitReport:
+    """A walk in parts: its rank, the coordinates of a part, the components, and what called for it."""
+
+    rank: str
+    length: int
+    computes: tuple[str, ...]
+    tasks: int
+    cores: int
+
+    @property
+    def why(self) -> str:
+        """The reason, in words."""
+        rows = "1 row at a time" if self.tasks == 1 else f"{self.tasks} tasks of rows"
+        return f"{rows} would leave cores idle, of which there may be {self.cores}"
+
+    def __str__(self) -> str:
+        return (
+            f"the walk over {self.rank} is cut into parts of {self.length}, merged afterwards: "
+            f"{', '.join(self.computes)}; {self.why}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ExternReport:
     """A call that is left to PyTorch, and the source line that it comes from."""
 
@@ -70,6 +93,7 @@ class Explanation:
     ran: tuple[tuple[str, bool], ...]
     ranks: tuple[RankReport, ...] = ()
     eager: tuple[EagerReport, ...] = ()
+    split: tuple[SplitReport, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers."""
@@ -79,6 +103,10 @@ class Explanation:
             "definitions": self.definitions,
             "ran": [{"name": name, "changed": changed} for name, changed in self.ran],
             **passes_json(self.ranks),
+            "split": [
+                {"rank": s.rank, "length": s.length, "computes": list(s.computes), "why": s.why}
+                for s in self.split
+            ],
             "kernels": [
                 {
                     "name": k.name,
@@ -100,7 +128,15 @@ class Explanation:
 
     def __str__(self) -> str:
         return (
-            "\n".join([*self._summary(), *self._list(), *passes_text(self.ranks), *self._details()])
+            "\n".join(
+                [
+                    *self._summary(),
+                    *self._list(),
+                    *passes_text(self.ranks),
+                    *map(str, self.split),
+                    *self._details(),
+                ]
+            )
             + "\n"
         )
 
@@ -180,7 +216,22 @@ def explain(result: Result) -> Explanation:
         ranks = rank_reports(first, _derived(result))
     else:
         count, ranks = sum(len(k.computes) for k in kernels), ()
-    return Explanation(program.name, result.target.name, count, kernels, memory, calls, ran, ranks)
+    return Explanation(program.name, result.target.name, count, kernels, memory, calls, ran, ranks,
+                       split=_split(result))  # fmt: skip
+
+
+def _split(result: Result) -> tuple[SplitReport, ...]:
+    """The walks that the pass `split` cut."""
+    from tcc.passes.split import cuts
+
+    names = [s.name for s in result.stages]
+    if "split" not in names[1:]:
+        return ()
+    start = result.stages[names.index("split") - 1].program
+    found = cuts(start, result.target) if isinstance(start, Cascade) else []
+    return tuple(
+        SplitReport(x.joint.var.upper(), x.length, x.joint.tensors, x.tasks, x.cores) for x in found
+    )
 
 
 def _derived(result: Result) -> Derived | None:
@@ -238,6 +289,11 @@ def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
         tuple(changed.items()),
         tuple(ranks),
         tuple(EagerReport(g.name, g.reason, place(g.span)) for g in graphs if g.captured is None),
+        tuple(
+            replace(x, rank=f"{n}.{x.rank}") if several else x
+            for n, r in enumerate(reports)
+            for x in r.split
+        ),
     )
 
 
