@@ -48,12 +48,9 @@ def divided(c: Cascade, joint: Joint, members: Sequence[Einsum], length: int) ->
 class _Division:
     def __init__(self, c: Cascade, joint: Joint, members: Sequence[Einsum], length: int) -> None:
         self.c, self.joint = c, joint
-        names = {d.target for d in members}
-        order = gathered(
-            c.definitions, [d for d in c.definitions if id(d) in set(map(id, members))]
-        )  # type: ignore[misc]
-        self.order = order
-        self.members = [d for d in order if isinstance(d, Einsum) and d.target in names]
+        own = [d for d in c.definitions if isinstance(d, Einsum) and any(d is m for m in members)]
+        self.order = gathered(c.definitions, own)
+        self.members = [d for d in self.order if isinstance(d, Einsum) and any(d is m for m in own)]
         self.var, extent = joint.var, c.extent(joint.var)
         known = poly(c.resolved(extent)).constant
         count: Expr = call("floordiv", call("add", extent, Const(length - 1)), Const(length))
@@ -94,7 +91,7 @@ class _Division:
         first = next(n for n, d in enumerate(self.order) if d is self.members[0])
         left = [d for d in self.order if not any(d is m for m in self.members)]
         definitions = (*left[:first], *new, *left[first:])
-        joints = tuple(j for j in self.c.joints if j is not self.joint)
+        joints = tuple(j for j in self.c.joints if not self.fields.keys() & set(j.tensors))
         if len(self.members) > 1 and all(len(d.reduced) == 1 for d in self.fields.values()):
             joints = (*joints, self._joint())
         return drop_ranks(

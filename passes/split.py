@@ -56,7 +56,7 @@ def cuts(c: Cascade, target: Target) -> list[Cut]:
         return []
     cores = found.count or CORES
     made: list[Cut] = []
-    inside: set[str] = {t for j in c.joints for t in j.tensors}
+    inside: set[str] = set()
     for j, members in walks(c):
         inside |= {d.target for d in members}
         cut = _cut(c, j, members, cores)

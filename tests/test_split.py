@@ -62,6 +62,8 @@ O[f, p] = X[m, p] / D[p] * V[f, m]
     "log of a sum": "in A: {t}[M]\nout L: {t}\nG = A[m] :: max(m) {where}\nS = exp(A[m] - G) {where}\nL = G + log(S)",
     "variance": "in A: {t}[M]\nout V: {t}\nN = A[m] / M\nD = (A[m] - N) ** 2\nV = D / M",
     "normalised": "in A: {t}[M]\nout Y: {t}[M]\nG = A[m] :: max(m)\nS = exp(A[m] - G)\nY[m] = exp(A[m] - G) / S",
+    "normalised, stored": "in A: {t}[M]\nout Y: {t}[M]\nG = A[m] :: max(m)\nX[m] = exp(A[m] - G)\nS = X[m]\n"
+    "Y[m] = X[m] / S",
     "first place": "ranks R=2\nin A: {t}[R, M]\nout I: i64[R]\nI[r] = A[r, m] :: argmax(m) {where}",
     "payload": "in A: {t}[M], B: {t}[M]\nout P: {t}\nG = A[m] :: max(m)\nP = B[m] :: sum(m) where A[m] == G",
     "sum": "in A: {t}[M]\nout S: {t}\nS = A[m] {where}",
@@ -230,7 +232,9 @@ def test_cores_of_the_target_decide() -> None:
     assert parts(query(8, 4096), with_cores(16)) == [1024]
     assert parts(query(1, 4096), with_cores(1)) == []
     assert parts(query(2, 4096), with_cores(2)) == []
-    assert cuts(before(query(1, 4096)), targets.find("fusemax")) == []
+    for name in ("fusemax", "h100", "numpy"):
+        other = targets.find(name)
+        assert cuts(before(query(1, 4096), other), other) == []
 
 
 def test_a_part_is_a_task_of_one_kernel_and_nothing_is_packed() -> None:
