@@ -35,7 +35,7 @@ from tcc.ir.index import poly
 from tcc.ir.infer import build
 from tcc.ir.joint_laws import references
 from tcc.ir.ops import MONOIDS, OPS
-from tcc.passes._algebra import factors, product
+from tcc.passes._algebra import contraction, factors, product
 from tcc.passes._fuse_joints import gathered
 from tcc.passes._prune import drop_ranks
 
@@ -43,6 +43,15 @@ from tcc.passes._prune import drop_ranks
 def divided(c: Cascade, joint: Joint, members: Sequence[Einsum], length: int) -> Cascade:
     """The program with a walk in parts of `length` coordinates; `members` are all definitions of the walk."""
     return _Division(c, joint, members, length).run()
+
+
+def streamed(members: Sequence[Einsum]) -> bool:
+    """Whether a walk is streamed as a joint; a product alone, or a sum over several variables, is mapped as itself."""
+    d = members[0]
+    plain = (
+        len(d.reduced) == 1 and not contraction(d) and all(isinstance(i, Var) for i in d.indices)
+    )
+    return len(members) > 1 or plain
 
 
 class _Division:
@@ -53,9 +62,10 @@ class _Division:
         self.members = [d for d in self.order if isinstance(d, Einsum) and any(d is m for m in own)]
         self.var, extent = joint.var, c.extent(joint.var)
         known = poly(c.resolved(extent)).constant
-        count: Expr = call("floordiv", call("add", extent, Const(length - 1)), Const(length))
+        # one more than are full: no coordinate at all is an empty part
+        count: Expr = call("add", call("floordiv", extent, Const(length)), Const(1))
         if known is not None:
-            count = Const(-(-known // length))
+            count = Const(max(1, -(-known // length)))
         self.ranks = list(c.ranks)
         self.part = self._rank(f"{self.var}_part", count)
         self.inner = self._rank(f"{self.var}_in", Const(length))
@@ -92,7 +102,7 @@ class _Division:
         left = [d for d in self.order if not any(d is m for m in self.members)]
         definitions = (*left[:first], *new, *left[first:])
         joints = tuple(j for j in self.c.joints if not self.fields.keys() & set(j.tensors))
-        if len(self.members) > 1 and all(len(d.reduced) == 1 for d in self.fields.values()):
+        if streamed(self.members):
             joints = (*joints, self._joint())
         return drop_ranks(
             build(

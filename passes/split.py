@@ -12,7 +12,7 @@ from tcc.ir.ops import MONOIDS
 from tcc.ir.target import Target
 from tcc.passes._algebra import contraction, contractions, size_estimate
 from tcc.passes._fuse_joints import exclusive, walks
-from tcc.passes._split_walk import divided
+from tcc.passes._split_walk import divided, streamed
 
 RESOURCES = {"cpu": "core"}  # what the parts of a walk are spread over, by the kind of target
 CORES = 8  # where a target does not say how many there are
@@ -66,7 +66,7 @@ def cuts(c: Cascade, target: Target) -> list[Cut]:
             continue
         var = max(d.reduced, key=lambda v: size_estimate(c, c.extent(v)))
         j = Joint(var, (Field(d.target),))
-        members = [d] if len(d.reduced) > 1 or contraction(d) else exclusive(c, [d], var)
+        members = exclusive(c, [d], var) if streamed([d]) else [d]
         if inside.isdisjoint(x.target for x in members):
             inside |= {x.target for x in members}
             cut = _cut(c, j, members, cores)
@@ -98,6 +98,8 @@ def _cut(c: Cascade, j: Joint, members: list[Einsum], cores: int) -> Cut | None:
         for d in members if j.var in (*d.free, *d.reduced)
     )  # fmt: skip
     extent = _known(c, c.extent(j.var))
+    if extent is None and not streamed(members):
+        return None  # what is not streamed visits a whole part, however short the walk is
     least = START // 4
     if extent is not None:
         if extent * each < LONG:
