@@ -316,7 +316,7 @@ class StreamKernel(StateKernel):
         if d.target in self.fields:
             if isinstance(d.body, Access) and float(MONOIDS[d.monoid(self.walk)].identity) == 0:
                 made = next((x for x in during if x.target == d.body.tensor), None)
-                if made is not None and contraction(made) is None:
+                if made is not None and not made.reduced:
                     held = {text(p) for p in made.where}
                     return replace(d, where=self._unproven(d, held))
             return d
