@@ -301,7 +301,7 @@ def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
         tuple(changed.items()),
         tuple(ranks),
         tuple(EagerReport(g.name, g.reason, place(g.span)) for g in graphs if g.captured is None),
-        tuple(
+        split=tuple(
             replace(x, rank=f"{n}.{x.rank}") if several else x
             for n, r in enumerate(reports)
             for x in r.split
