@@ -8,7 +8,7 @@ from collections.abc import Iterable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcc.ir.cascade import Einsum
+from tcc.ir.cascade import Einsum, Reduction
 from tcc.ir.expr import Access, Const, Expr, Var, accesses, call, text, transform, variables
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
@@ -27,10 +27,12 @@ from tcc.passes._algebra import (
 )
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_vectors import across, vector_nodes
+from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
+TURNED = 64  # rows and columns of a tile that is transposed
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -100,10 +102,15 @@ class GroupKernel:
     def _vector_kernel(self) -> Kernel:
         rows = list(self.rows)
         last = self.members[-1]
+        tiles: dict[str, int] = {}
         if not any(d.reduced for d in self.members) and plain_variables(last):
             lane = plain_variables(last)[-1]
             if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
                 rows.remove(lane)
+                turned = [across(d, lane, rows, self.m.memory) for d in self.members]
+                if found := next((v for v in turned if v is not None), None):
+                    rows.remove(found)
+                    tiles = dict.fromkeys((found, lane), TURNED)
         for d in self.members:
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
@@ -111,6 +118,8 @@ class GroupKernel:
         body: tuple[Node, ...] = tuple(self._vector_nodes(members, rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
+        for v in reversed(tiles):
+            body = (Loop(v, tiles[v], body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
         return Kernel(
@@ -221,10 +230,29 @@ class GroupKernel:
         value: Expr = Access(name, at)
         if s.scale is not None:
             value = call("mul", value, s.scale)
+        plan: list[tuple[Einsum, Contraction | None]] = [(inner, replace(s, scale=None, where=()))]
+        if s.scale is not None and not defers(self.c, d, [s.scale]):
+            held, more = self._some_term(d)
+            value = call("select", held, value, Const(0.0))
+            plan += [(x, None) for x in more]
         outer = Einsum(d.target, d.indices, value, (), s.where, d.span)
         if not self.m.in_memory(d.target):
             self._local(outer, self._outer(), self._padded(outer, s))
-        return [(inner, replace(s, scale=None, where=())), (outer, None)]
+        return [*plan, (outer, None)]
+
+    def _some_term(self, d: Einsum) -> tuple[Expr, list[Einsum]]:
+        """Whether a sum has a term, and the definitions that this needs."""
+        found = some_term(self.c, d)
+        if found is not None and not isinstance(found, bool):
+            return found, []
+        mask = mask_of(d)
+        order = [v for v in d.free if v in {*variables(*mask), *self.rows}]
+        name = self._temporary(f"{d.target}_any", Const(True), order)
+        at = tuple(Var(v) for v in order)
+        reductions = tuple(Reduction(v, "any") for v in d.reduced)
+        made = Einsum(name, at, Const(True), reductions, tuple(mask), d.span)
+        self._local(made, self._outer())
+        return Access(name, at), [made]
 
     def _padded(self, d: Einsum, s: Contraction | None) -> Layout | None:
         """Rows and columns padded to the register tile, the columns contiguous, the rows next to them."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from c_runs import built, lowered, run
 
+import tcc
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.index import evaluate_size
@@ -143,3 +144,27 @@ def test_padding_may_hold_anything(rng: np.random.Generator) -> None:
     for name in ("K", "V"):
         inputs[name][:, ~inputs["Keep"]] = rng.choice(NASTY)
     assert np.array_equal(run(built(c), c, inputs)["AV"], want)
+
+
+@pytest.mark.parametrize("where", ["k < m", "Keep[m, k]", "Keep[k, m], n < 9"])
+def test_a_row_without_a_term_is_0_whatever_would_scale_it(where: str, rng: Any) -> None:
+    masks = f", Keep: bool[{'K, M' if 'k, m' in where else 'M, K'}]" if "Keep" in where else ""
+    c = parse_cascade(
+        f"in A: f32[M, K], B: f32[K, N], S: f32[M]{masks}\nout C: f32[M, N]\n"
+        f"C[m, n] = A[m, k] * B[k, n] / S[m] :: sum(k) where {where}"
+    )
+    inputs = arrays(c, {"M": 20, "K": 30, "N": 17}, rng)
+    inputs["S"][0] = 0
+    if "Keep" in inputs:
+        inputs["Keep"][:2], inputs["Keep"][:, :2] = False, False
+    want = interpret(c, inputs)["C"]
+    assert (want[0] == 0).all()
+    for got in (run(built(c), c, inputs), interpret_mapping(lowered(c), inputs)[0]):
+        np.testing.assert_allclose(got["C"], want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_walk_of_no_length_gives_what_its_definitions_give() -> None:
+    program = tcc.compile(COLUMNS.format(masks="X: f32[P]", where="m <= p"))
+    none, some = np.zeros((4, 0), np.float32), np.ones((4, 5), np.float32)
+    got = program(Q=some, K=none, V=none, X=some[0])
+    assert got.shape == (4, 5) and (got == 0).all()

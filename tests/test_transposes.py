@@ -89,3 +89,15 @@ def test_a_mask_is_read_once_per_tile() -> None:
     (kernel,) = (k for k in mapping.kernels if isinstance(k, Kernel))
     readers = [d for d in leaves(kernel.body) if any(a.tensor == "B" for a in d.einsum.reads)]
     assert len(readers) == 1, str(mapping)
+
+
+@pytest.mark.parametrize("sizes", [(5, 9), (64, 64), (100, 203)])
+def test_sums_with_a_transpose(sizes: tuple[int, int], rng: np.random.Generator) -> None:
+    program = (
+        "in A: f32[M, N], B: f32[N, M]\nout C: f32[M, N], D: f32[N, M]\nT[m, n] = B[n, m] * 2\n"
+    )
+    program += "C[m, n] = A[m, n] + T[m, n] * T[m, n]\nD[n, m] = exp(T[m, n]) - A[m, n]"
+    a, b = (rng.standard_normal(s).astype("f") for s in (sizes, sizes[::-1]))
+    c, d = tcc.compile(program)(a, b)
+    np.testing.assert_allclose(c, a + 4 * b.T * b.T, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(d, np.exp(2 * b) - a.T, rtol=2e-6, atol=1e-6)
