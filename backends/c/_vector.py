@@ -176,7 +176,7 @@ class Vector:
             return self.hoisted.add(self.s, key, "same", f"const {self.type(want)} ", value)
         return value
 
-    def _name(self, t: DType, shown: str) -> str:
+    def named(self, t: DType, shown: str) -> str:
         name = self.s.names.fresh("v")
         self.s.lines.add(f"{self.type(t)} {name} = {shown};")
         self.s.use(self.type(t))
@@ -195,7 +195,7 @@ class Vector:
                 if (" " in shown and not shown.endswith(")")) or " ? " in shown or _loose(shown)
                 else shown
             )
-        self.memo[key] = self._name(self.s.dtype(e), shown)
+        self.memo[key] = self.named(self.s.dtype(e), shown)
         return self.memo[key]
 
     def _index(self, e: Var) -> str:
@@ -249,6 +249,19 @@ class Vector:
         if t.is_integer and e.op in ("floor", "ceil", "round", "trunc"):
             return args[0]
         return f"{self.fn(e.op, t)}({', '.join(args)})"
+
+    def chosen(self, d: Einsum, value: str, t: DType) -> str:
+        """The value where the target exists; elsewhere its fill, or what it holds where it is only updated."""
+        outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
+        if not outer:
+            return value
+        if id(d) in self.s.updates:
+            other = self.value(Access(d.target, d.indices), t)
+        else:
+            fill = literal(self.s.tensor(d.target).fill, self._class(t))
+            other = f"{self.fn('bc', self._loaded(t))}({fill})"
+        held = " & ".join(self.mask(p) for p in outer)
+        return f"{self.fn('select', t)}({held}, {value}, {other})"
 
     # ---- memory
 
@@ -359,7 +372,7 @@ class Vector:
             else:
                 s.lines.add(f"{self.fn(kind + 'n', self._loaded(t))}({at}, {value}, {self.count});")
             return
-        name = self._name(t, value)
+        name = self.named(t, value)
         old = s.intervals[self.lane]
         for n in range(self.lanes):
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
