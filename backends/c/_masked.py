@@ -6,6 +6,7 @@ from tcc.backends.c._scalar import scalar, typed
 from tcc.backends.c._scope import Interval, Scope, plus, span_text
 from tcc.backends.c._vector import CLASSES, Vector
 from tcc.ir.cascade import Einsum
+from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, text, variables, walk
 
 
@@ -30,6 +31,7 @@ def emit_masked(
     s.counters[counter] = Const(old[lane].step or 1)
     s.intervals[lane] = Interval(plus(old[lane].low, Var(counter)), old[lane].high, None, False)
     width = CLASSES[kind][1]
+    wide, s.vector_bytes = s.vector_bytes, width * DTYPES[kind].itemsize
     uses: dict[str, int] = {}
     for n in walk(*d.where):
         uses[text(n)] = uses.get(text(n), 0) + 1
@@ -86,4 +88,5 @@ def emit_masked(
             )
             e.store(target, value, True)
     s.intervals.update(old)
+    s.vector_bytes = wide
     s.lines.close()
