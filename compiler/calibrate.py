@@ -24,7 +24,7 @@ from tcc.ir.target import Level, Overheads, Resource, Target, Tile, Unit
 
 ROUNDS = 10
 SAMPLE_S = 6e-4  # the least that a sample takes
-LIMIT_S = 10.0  # after so many seconds no round begins, but the second
+LIMIT_S = 12.0  # after so many seconds it ends, if every probe has one sample
 _FORKS = 200  # parallel regions of one sample
 _DISTURBED_S = 1e-4  # a parallel region that takes longer has waited for a core
 _TRIES = 5  # samples per round where several threads have to run at once
@@ -34,18 +34,14 @@ _DEPTHS: dict[str, dict[str, tuple[int, ...]]] = {
     "f32": {"L1": (32, 128), "L2": (256, 512)},
     "f64": {"L1": (64,), "L2": (256,)},
 }
-_BLOCK = (
-    48,
-    256,
-)  # rows and columns of the mapper's blocks: register tiles that divide them waste nothing
-_BETTER = (
-    1.03  # by how much another register tile has to be faster than the generic one to replace it
-)
+# rows and columns of the mapper's blocks: register tiles that divide them waste nothing
+_BLOCK = 48, 256
+# by how much another register tile has to be faster than the generic one to replace it
+_BETTER = 1.03
 _PAGES = 1024  # of one sample of page faults
 
-Progress = Callable[
-    [int, int, str], None
-]  # samples taken, samples in all, what has been found last
+# samples taken, samples in all, what has been found last
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(slots=True)
@@ -106,7 +102,7 @@ class _Fork(Probe):
 def calibrate(
     progress: Progress | None = None, rounds: int = ROUNDS, sample_s: float = SAMPLE_S
 ) -> Target:
-    """Measures this machine, in about five seconds; T0323 when there is no C compiler.
+    """Measures this machine, in five to fifteen seconds; T0323 when there is no C compiler.
 
     `progress` is called after every sample, and before the first with no samples in all.
     """
@@ -115,9 +111,9 @@ def calibrate(
         progress(0, 0, "building")
     bench = _Bench(find_toolchain())
     for n in range(rounds):
-        if n > 1 and time.perf_counter() - start > LIMIT_S:
-            break
         for at, probe in enumerate(bench.probes, 1):
+            if n and time.perf_counter() - start > LIMIT_S:
+                return bench.target()
             probe.sample(sample_s)
             if progress:
                 found = f"{probe.rate:g} {probe.unit}" if probe.unit else f"{probe.best_us:g} us"
@@ -153,13 +149,19 @@ class _Speeds:
     shared: Probe | None = None
     latency: Probe | None = None
 
-    def level(self) -> Level:
+    def level(self, disturbed: bool) -> Level:
+        """The level; where no two threads could run at once, what is shared follows the generic target."""
         best = max(p.rate for p in self.read)
+        shared = max(best, self.shared.rate) if self.shared else 0.0
+        if self.shared and disturbed:
+            usual = targets.generic().level("memory")
+            gain = usual.shared_gbps / usual.bandwidth_gbps
+            shared = 0.0 if self.bytes else _rounded(best * gain)
         return Level(
             self.name, self.bytes, best,
             write_gbps=self.write.rate if self.write else 0.0,
             stream_gbps=self.stream.rate if self.stream else 0.0,
-            shared_gbps=max(best, self.shared.rate) if self.shared else 0.0,
+            shared_gbps=shared,
             shared_by=self.shared_by,
             latency_ns=_rounded(1e9 * self.latency.best_s / self.latency.work) if self.latency else 0.0,
             line_bytes=self.line_bytes,
@@ -219,12 +221,7 @@ class _Bench:
 
     def _levels(self) -> list[_Speeds]:
         """Outermost first, `memory` to L1; sizes in use lie well inside a level and well outside the next."""
-        generic = targets.generic()
-        caches = machine.caches() or tuple(
-            machine.Cache(n, generic.level(f"L{n}").bytes, 0 if n == 3 else 1, 64)
-            for n in (1, 2, 3)
-        )
-        cores = machine.cores()
+        caches, cores = self._caches(), machine.cores()
         largest = min(max(4 * caches[-1].bytes, 64 * _MIB), 512 * _MIB)
         self.buffer = self.memory(largest)
         self.basic("write_plain", self.buffer, largest)(1)  # every page is there
@@ -243,6 +240,18 @@ class _Bench:
             inner = c.bytes
         for x, within in zip(found, [*found[1:], None]):
             self._speeds(x, within.bytes if within else 0)
+        return found
+
+    def _caches(self) -> list[machine.Cache]:
+        """Nearest first, each larger than the one before; the generic target's where the system does not tell."""
+        generic, found = targets.generic(), list[machine.Cache]()
+        told = machine.caches() or [
+            machine.Cache(n, generic.level(f"L{n}").bytes, 0 if n == 3 else 1, 64)
+            for n in (1, 2, 3)
+        ]
+        for c in told:
+            if not found or c.bytes > found[-1].bytes:
+                found.append(c)
         return found
 
     def _speeds(self, x: _Speeds, inner: int) -> None:
@@ -316,7 +325,7 @@ class _Bench:
     def _tiles(self, t: str) -> None:
         size, lanes = 4 if t == "f32" else 8, measure.lanes(t)
         sizes = {x.name: x.bytes for x in self.levels}
-        near, middle = sizes["L1"], sizes.get("L2", 0)
+        near, middle = sizes.get("L1", 0), sizes.get("L2", 0)
         a, out = self.memory(64 * _KIB), self.memory(64 * _KIB)
         b = self.memory(max(middle, 256 * _KIB))
         legal = measure.legal_tiles(self.toolchain, t)
@@ -324,7 +333,7 @@ class _Bench:
         for (level, depth), (rows, vectors) in product(depths, legal):
             panel = depth * vectors * lanes * size
             panels = middle // 2 // panel if level == "L2" else 1
-            fits = level == "L2" or panel + rows * depth * size <= 0.75 * near
+            fits = middle > 0 if level == "L2" else panel + rows * depth * size <= 0.75 * near
             if not panels or not fits:
                 continue
             name = f"{t} tile {rows} x {vectors} x {lanes}, depth {depth} in {level}"
@@ -379,10 +388,11 @@ class _Bench:
         lanes = measure.lanes("f32")
         per_vector = max(1, lanes * 32 // (self.toolchain.simd_bits or 128))
         rows, vectors = best_tile(found)
+        disturbed = self.fork is not None and self.fork.best_s > _DISTURBED_S
         return Target(
             name="cpu", kind="cpu", backend="c",
             levels=(
-                *(x.level() for x in self.levels),
+                *(x.level(disturbed) for x in self.levels),
                 Level("reg", measure.registers(self.toolchain) * lanes * 4 // per_vector),
             ),
             resources=(Resource("core", machine.cores()), Resource("lane", lanes), Resource("unroll")),
@@ -390,18 +400,17 @@ class _Bench:
             units=(Unit("core", ("lane",), rates=rates),),
             tiles=found,
             overheads=Overheads(
-                fork_us=self._fork_us(),
+                fork_us=self._fork_us(disturbed),
                 call_us=self.call.best_us,
                 page_fault_us=_rounded(self.page.best_s / self.page.work * 1e6),
             ),
             machine=machine.this_machine(),
         )  # fmt: skip
 
-    def _fork_us(self) -> float:
-        """0 where there is one thread; the generic target's where no parallel region was undisturbed."""
+    def _fork_us(self, disturbed: bool) -> float:
+        """0 where there is one thread."""
         if self.fork is None:
             return 0.0
-        disturbed = self.fork.best_s > _DISTURBED_S
         return targets.generic().overheads.fork_us if disturbed else self.fork.best_us
 
 

@@ -44,6 +44,29 @@ class KernelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitReport:
+    """A walk in parts: its rank, the coordinates of a part, the components, and what called for it."""
+
+    rank: str
+    length: int
+    computes: tuple[str, ...]
+    tasks: int
+    cores: int
+
+    @property
+    def why(self) -> str:
+        """The reason, in words."""
+        rows = "1 row at a time" if self.tasks == 1 else f"{self.tasks} tasks of rows"
+        return f"{rows} would leave cores idle, of which there may be {self.cores}"
+
+    def __str__(self) -> str:
+        return (
+            f"the walk over {self.rank} is cut into parts of {self.length}, merged afterwards: "
+            f"{', '.join(self.computes)}; {self.why}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ExternReport:
     """A call that is left to PyTorch, and the source line that it comes from."""
 
@@ -75,6 +98,7 @@ class Explanation:
     ranks: tuple[RankReport, ...] = ()
     eager: tuple[EagerReport, ...] = ()
     cost: Cost | None = None  # where every size is known
+    split: tuple[SplitReport, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers."""
@@ -86,6 +110,10 @@ class Explanation:
             "definitions": self.definitions,
             "ran": [{"name": name, "changed": changed} for name, changed in self.ran],
             **passes_json(self.ranks),
+            "split": [
+                {"rank": s.rank, "length": s.length, "computes": list(s.computes), "why": s.why}
+                for s in self.split
+            ],
             "kernels": [
                 {
                     "name": k.name,
@@ -110,7 +138,15 @@ class Explanation:
         from tcc.cost_report import cost_lines
 
         cost = cost_lines(self.cost) if self.cost is not None else []
-        parts = [self._summary(), self._list(), cost, passes_text(self.ranks), self._details()]
+        split = [str(x) for x in self.split]
+        parts = [
+            self._summary(),
+            self._list(),
+            cost,
+            passes_text(self.ranks),
+            split,
+            self._details(),
+        ]
         return "\n".join(line for part in parts for line in part) + "\n"
 
     def _summary(self) -> list[str]:
@@ -192,8 +228,21 @@ def explain(result: Result, sizes: MappingABC[str, int] | None = None) -> Explan
     else:
         count, ranks = sum(len(k.computes) for k in kernels), ()
     cost = predicted(program, result.target, sizes or {}) if isinstance(program, Mapping) else None
-    return Explanation(
-        program.name, result.target.name, count, kernels, memory, calls, ran, ranks, cost=cost
+    return Explanation(program.name, result.target.name, count, kernels, memory, calls, ran, ranks,
+                       cost=cost, split=_split(result))  # fmt: skip
+
+
+def _split(result: Result) -> tuple[SplitReport, ...]:
+    """The walks that the pass `split` cut."""
+    from tcc.passes.split import cuts
+
+    names = [s.name for s in result.stages]
+    if "split" not in names[1:]:
+        return ()
+    start = result.stages[names.index("split") - 1].program
+    found = cuts(start, result.target) if isinstance(start, Cascade) else []
+    return tuple(
+        SplitReport(x.joint.var.upper(), x.length, x.joint.tensors, x.tasks, x.cores) for x in found
     )
 
 
@@ -252,6 +301,11 @@ def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
         tuple(changed.items()),
         tuple(ranks),
         tuple(EagerReport(g.name, g.reason, place(g.span)) for g in graphs if g.captured is None),
+        split=tuple(
+            replace(x, rank=f"{n}.{x.rank}") if several else x
+            for n, r in enumerate(reports)
+            for x in r.split
+        ),
     )
 
 
@@ -280,7 +334,8 @@ def _kernel(k: Kernel) -> KernelReport:
         pad = "  " * depth
         for n in nodes:
             if isinstance(n, Loop):
-                tree.append(f"{pad}for {n.var} by {n.step}{f' on {n.on}' if n.on else ''}")
+                on, when = f" on {n.on}" * bool(n.on), n.when and f" when {text(n.when)}"
+                tree.append(f"{pad}for {n.var} by {n.step}{on}{when or ''}")
                 if n.on:
                     parallel.setdefault(n.on, {})[n.var] = None
                 visit(n.body, depth + 1, {**steps, n.var: str(n.step)})
@@ -289,7 +344,7 @@ def _kernel(k: Kernel) -> KernelReport:
                 visit(n.body, depth, steps)
             else:
                 bound = f"  [{', '.join(f'{v} on {r}' for v, r in n.bind)}]" if n.bind else ""
-                tree.append(f"{pad}{n.einsum}{bound}")
+                tree.append(f"{pad}{'update ' * n.update}{n.einsum}{bound}")
                 for v, r in n.bind:
                     if r != "unroll":
                         parallel.setdefault(r, {})[v] = None

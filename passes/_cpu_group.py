@@ -8,7 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
-from tcc.ir.expr import Access, Call, Expr, Var, accesses, call, text, transform, variables
+from tcc.ir.dtype import F32, F64, DType
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Var,
+    accesses,
+    call,
+    text,
+    transform,
+    variables,
+)
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
@@ -23,12 +36,15 @@ from tcc.passes._algebra import (
     size_estimate,
     tile_variable,
 )
-from tcc.passes._cpu_vectors import vector_nodes
+from tcc.passes._cpu_vectors import LANE_CHUNK, column_of, vector_nodes
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
 TASKS = 8  # fewer tiles of rows than this leave cores idle
+COLUMNS = 1024  # columns of a task that reduces along rows: their results stay next to the core
+TOGETHER = 8  # rows read together: as many lines of one cache set as stay in it
+BLOCK = 64  # rows that are added up before they are added to the rest
 
 
 class GroupKernel:
@@ -96,6 +112,8 @@ class GroupKernel:
 
     def _vector_kernel(self) -> Kernel:
         rows = list(self.rows)
+        if (column := column_of(self.members, rows)) is not None:
+            return self._column_kernel(column, [v for v in rows if v != column])
         last = self.members[-1]
         if not any(d.reduced for d in self.members) and plain_variables(last):
             lane = plain_variables(last)[-1]
@@ -115,6 +133,65 @@ class GroupKernel:
             self.m.extents([*rows, *(v for d in members for v in (*d.free, *d.reduced))]),
             body,
         )
+
+    def _column_kernel(self, column: str, rows: list[str]) -> Kernel:
+        """Reductions along a strided variable: lanes over columns, a few rows at a time."""
+        for d in self.members:
+            if not self.m.in_memory(d.target):
+                self._local(d, rows)
+        body: list[Node] = []
+        for d in self.members:
+            body += self._column_sum(d, column, rows) if d.reduced else [Do(d, ((column, "lane"),))]
+        nodes = _allocated(self.locals.values(), tuple(body))
+        nodes = (Loop(column, self._columns_per_task(column), nodes, "core"),)
+        for v in reversed(rows):
+            nodes = (Loop(v, 1, nodes, "core"),)
+        names = [*rows, column, *(v for d in self.members for v in (*d.free, *d.reduced))]
+        return Kernel(self.name, self.m.extents(names), nodes)
+
+    def _column_sum(self, d: Einsum, column: str, rows: list[str]) -> list[Node]:
+        """Rows in turn; a sum of many floats in blocks, so that chains of roundings stay short:
+
+        T_wide = 0;  for each block { part = 0; part += …; T_wide = T_wide + part };  T = T_wide
+        """
+        lanes = ((column, "lane"),)
+        *outer, inner = d.reduced
+
+        def nest(node: Node) -> Node:
+            for v in reversed(outer):
+                node = Loop(v, 1, (node,))
+            return node
+
+        size = poly(self.c.resolved(self.c.extent(inner))).constant
+        long = size is None or size > BLOCK or bool(outer)
+        if d.monoid(inner) != "sum" or self.m.types[d.target].dtype != F32 or d.where or not long:
+            return [nest(Loop(inner, TOGETHER, (Do(d, lanes),)))]
+        part = self._partial(d, "part", F32, rows)
+        wide = self._partial(d, "wide", F64, rows)
+        total = call("add", Access(wide, d.indices), Cast(F64, Access(part, d.indices)))
+        block: tuple[Node, ...] = (
+            Do(Einsum(part, d.indices, Const(0.0)), lanes),
+            Loop(inner, TOGETHER, (Do(replace(d, target=part), lanes, update=True),)),
+            Do(Einsum(wide, d.indices, total), lanes),
+        )
+        return [
+            Do(Einsum(wide, d.indices, Const(0.0)), lanes),
+            nest(Loop(inner, BLOCK, block)),
+            Do(Einsum(d.target, d.indices, Cast(F32, Access(wide, d.indices))), lanes),
+        ]
+
+    def _partial(self, d: Einsum, role: str, dtype: DType, rows: list[str]) -> str:
+        """The name of a buffer with the window of a definition's target."""
+        name = self.m.fresh(f"{d.target}_{role}")
+        self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype)
+        self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
+        self._local(replace(d, target=name), rows)
+        return name
+
+    def _columns_per_task(self, column: str) -> int:
+        """Columns per task: few enough for several tasks, many enough to read whole pages."""
+        size = poly(self.c.resolved(self.c.extent(column))).constant
+        return COLUMNS if size is None else min(COLUMNS, -(-size // (4 * LANE_CHUNK)) * LANE_CHUNK)
 
     def _local(self, d: Einsum, rows: list[str], layout: Layout | None = None) -> None:
         """A buffer for the window of a member that stays inside the group."""

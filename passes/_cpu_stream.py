@@ -192,7 +192,8 @@ class StreamKernel(StateKernel):
         tiles = {v: self.c.extent(v) for v in (*self.rows, self.walk) if v in names}
         known = {
             shown: p for shown, p in predicates.items()
-            if set(variables(p)) <= set(tiles) and tile_conditions([p], tiles) is not None
+            if set(variables(p)) <= set(tiles)
+            and (found := tile_conditions([p], tiles)) is not None and not _is(found[0], True)
         }  # fmt: skip
         every = tile_conditions(list(known.values()), tiles)
         if not known or every is None:
@@ -315,7 +316,7 @@ class StreamKernel(StateKernel):
         if d.target in self.fields:
             if isinstance(d.body, Access) and float(MONOIDS[d.monoid(self.walk)].identity) == 0:
                 made = next((x for x in during if x.target == d.body.tensor), None)
-                if made is not None and contraction(made) is None:
+                if made is not None and not made.reduced:
                     held = {text(p) for p in made.where}
                     return replace(d, where=self._unproven(d, held))
             return d

@@ -5,11 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tcc.ir.cascade import Cascade, Einsum
-from tcc.ir.expr import Access, text, variables
+from tcc.ir.expr import Access, Var, text, variables
 from tcc.ir.index import poly
 from tcc.ir.mapping import Do, Loop, Node
 
 LANE_CHUNK = 32  # coordinates of the lane variable per iteration of a vector loop
+
+
+def column_of(members: list[Einsum], rows: list[str]) -> str | None:
+    """The last row variable, when the reductions read contiguously along it and strided along what they reduce.
+
+    All members have the same rows, which index their targets plainly, the column last.
+    """
+    reductions = [d for d in members if d.reduced]
+    if not reductions or not rows:
+        return None
+    column = next(
+        (v for v in reversed(reductions[0].free) if v in rows and _along(reductions, v)), None
+    )
+    for d in members:
+        plain = [i.name for i in d.indices if isinstance(i, Var)]
+        if column is None or not plain or plain[-1] != column or set(d.free) - set(rows):
+            return None
+    return column
+
+
+def _along(reductions: list[Einsum], column: str) -> bool:
+    """Whether the reads of every reduction are contiguous along `column`, and none along what is reduced."""
+    for d in reductions:
+        ways = [_contiguous(a, column) for a in d.reads]
+        reduced = [_contiguous(a, v) for a in d.reads for v in d.reduced]
+        if 1 not in ways or -1 in ways or 1 in reduced:
+            return False
+    return True
 
 
 def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Node]:

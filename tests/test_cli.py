@@ -168,7 +168,10 @@ def test_explain_is_text_or_json(add: str, shell: Shell) -> None:
     assert json.loads(shell("explain", add, "--size", "M=64,N=64", "--json")[1])["cost"]["seconds"]
 
 
-def test_explain_counts_passes_and_says_what_forces_them(shell: Shell) -> None:
+def test_explain_counts_passes_and_says_what_forces_them(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("rows.tcc").write_text(
         "in X: f32[M, N]\nout Y: f32[M, N]\n"
         "Max[m] = X[m, n] :: max(n)\nScale[m] = 1.0 / Max[m]\nY[m, n] = X[m, n] * Scale[m]\n"

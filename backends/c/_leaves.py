@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcc.backends.c._scalar import literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
+from tcc.backends.c._streams import fetch, next_rows, stream_test, streaming
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
-from tcc.ir.dtype import F32, F64, DType
+from tcc.ir.dtype import DTYPES, F32, F64, DType
 from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, variables, walk
+from tcc.ir.index import poly
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
@@ -143,18 +146,20 @@ class _Sum:
 
 
 def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int, list[str]],
-                accumulate: bool = False) -> None:  # fmt: skip
+                accumulate: bool = False, ahead: Sequence[Access] = ()) -> None:  # fmt: skip
     """All definitions for the interval of `lane`: full chunks, single vectors, then the tail.
 
     `inner` lists reduced variables that are looped over inside a chunk; `accumulate`: the target holds a partial result.
+    What `ahead` reads in the next row is fetched meanwhile. Large outputs are stored past the caches.
     """
     kind = vector_class(s, definitions, lane)
     if kind is None:
         for d in definitions:
             _scalar_leaf(s, d, [lane] if lane in d.free else [], d.reduced)
         return
-    width = CLASSES[kind][1]
-    old = s.intervals[lane]
+    old, wide = s.intervals[lane], s.vector_bytes
+    s.vector_bytes = _vector_bytes(s, definitions, lane, kind)
+    width = s.vector_bytes // DTYPES[kind].itemsize
     length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
     s.lines.open("{")
     s.lines.add(f"const int64_t {length} = {span_text(s, old)};")
@@ -178,11 +183,11 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
             uses[text(x)] = uses.get(text(x), 0) + 1
     padded = all(lane in d.free and _padded(s, d, lane, width) for d in definitions)
 
-    def body(positions: int, count: str | None) -> None:
+    def body(positions: int, count: str | None, streamed: frozenset[str] = frozenset()) -> None:
         memos: list[dict[str, str]] = [{} for _ in range(positions)]
         for d in definitions:
             emit = [
-                Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses)
+                Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses, streamed)
                 for j in range(positions)
             ]
             if id(d) in sums:
@@ -194,7 +199,20 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
                     _map(s, d, e, count, padded)
 
     if unroll > 1:
-        s.lines.open(f"for (; {c} + {unroll * width} <= {length}; {c} += {unroll * width}) {{")
+        full = f"{c} + {unroll * width} <= {length}; {c} += {unroll * width}"
+        first = Vector(s, kind, lane, c, 0, None, hoisted=hoisted)
+        large = [d for d in definitions if id(d) not in sums and streaming(s, d, first)]
+        if large:
+            past = s.names.fresh("past_caches")
+            tests = " && ".join(stream_test(s, d, first) for d in large)
+            s.lines.add(f"const int {past} = {tests};")
+            s.lines.open(f"for (; {past} && {full}) {{")
+            body(unroll, None, frozenset(d.target for d in large))
+            s.lines.close()
+            s.streams = True
+        fetched = [] if large else next_rows(s, ahead, first)
+        s.lines.open(f"for (; {full}) {{")
+        fetch(s, fetched, length, unroll * s.vector_bytes)
         body(unroll, None)
         s.lines.close()
     s.lines.open(f"for (; {c} + {width} <= {length}; {c} += {width}) {{")
@@ -212,6 +230,21 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         if id(d) in sums:
             _finish(s, d, sums[id(d)], accumulate)
     s.lines.close()
+    s.vector_bytes = wide
+
+
+def _vector_bytes(s: Scope, definitions: list[Einsum], lane: str, kind: str) -> int:
+    """The scope's vectors, or narrower ones where the loop is too short or the storage padded to fewer lanes."""
+    least = CLASSES[kind][1] * DTYPES[kind].itemsize
+    width = s.vector_bytes // DTYPES[kind].itemsize
+    size = poly(s.extents[lane]).constant if lane in s.extents else None
+    spans = [n for n in (s.intervals[lane].step, size) if n is not None]
+    if s.vector_bytes <= least or any(n < width for n in spans):
+        return min(least, s.vector_bytes)
+    for d in definitions:
+        if lane in d.free and _padded(s, d, lane, width // 2) and not _padded(s, d, lane, width):
+            return least
+    return s.vector_bytes
 
 
 def _scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:

@@ -33,7 +33,8 @@ _SYMBOLS = {
     "and": "&",
     "or": "|",
 }
-# the classes of element types that one vector loop may mix: value type, its mask and integer type, lanes
+# the classes of element types that one vector loop may mix: value type, its mask and integer type, lanes of a register
+# tile's vector (those of a vector loop are the scope's `vector_bytes`)
 CLASSES = {"f32": ("i32", 8), "f64": ("i64", 4)}
 
 
@@ -110,10 +111,11 @@ class Vector:
     uses: dict[str, int] = field(
         default_factory=dict
     )  # how often each sub-expression occurs in the loop
+    streamed: frozenset[str] = frozenset()  # targets that are stored past the caches
 
     @property
     def lanes(self) -> int:
-        return CLASSES[self.kind][1]
+        return self.s.vector_bytes // self.float.itemsize
 
     @property
     def integer(self) -> DType:
@@ -260,7 +262,7 @@ class Vector:
             return self._gather(a, t)
         if moving:
             return self._window(a, t, moving)
-        place = self._place(a)
+        place = self.place(a)
         if self.count is None:
             loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({place})"
         else:
@@ -273,7 +275,7 @@ class Vector:
         )
         return f"{inside(s, guards)} ? {loaded} : {fill}"
 
-    def _place(self, a: Access) -> str:
+    def place(self, a: Access) -> str:
         """Where the lanes of a contiguous access start: a row pointer made before the loop, plus the counter."""
         s = self.s
         rest = poly(s.address(a)).without(self.counter)
@@ -320,7 +322,7 @@ class Vector:
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
             tests.append(inside(s, s.unsafe(a)))
         s.intervals[self.lane] = old
-        loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self._place(a)})"
+        loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self.place(a)})"
         return f"{' && '.join(tests)} ? {loaded} : {self._gather(a, t)}"
 
     def _gather(self, a: Access, t: DType) -> str:
@@ -350,8 +352,8 @@ class Vector:
         step = self.step(a)
         pointer = s.storage[a.tensor].pointer
         if step is not None and step.constant == 1:
-            at = self._place(a)
-            kind = "stb" if t.kind == "b" else "st"
+            at = self.place(a)
+            kind = "stb" if t.kind == "b" else "nt" if a.tensor in self.streamed else "st"
             if self.count is None or full:
                 s.lines.add(f"{self.fn(kind, self._loaded(t))}({at}, {value});")
             else:

@@ -7,6 +7,7 @@ f64x8`, the same for `i32`, `i64`), so `+ - * / & | ^ << < ==` are C's own opera
 gives a mask of the integer type (all ones: true), which `select` takes.
 
     ld st (p, v)          load, store, any alignment      ldn stn (.., n)   the first n lanes only
+    nt (p, v)             store past the caches; p is a multiple of the vector's bytes
     bc (s)                broadcast                       iota ()           0, 1, 2 ...
     select (mask, a, b)   firstn (n): mask of the first n lanes     any all (mask) -> int
     min max               NaN in either operand is the result, as in NumPy and PyTorch
@@ -29,6 +30,7 @@ from string import Template
 from typing import Final
 
 from tcc.backends.c import _vector_text as text
+from tcc.backends.c._stream_text import STREAM
 from tcc.ir.diagnostics import CompileError, did_you_mean
 
 # Largest error in units in the last place of f32 results; `tests/test_vector_math.py` measures it.
@@ -213,7 +215,7 @@ def _scalar(kind: str) -> Iterator[tuple[str, str]]:
 def _lane_access(kind: str, size: int) -> Iterator[tuple[str, str]]:
     """Memory, masks and comparison: what needs nothing but the type and its mask."""
     values = _values(kind, size // _BYTES[kind])
-    yield from _define(text.VECTOR, values)
+    yield from _define(text.VECTOR | STREAM, values)
     if kind in ("i32", "i64"):
         halves = size == 64
         yield from _define(text.VECTOR_INT, values)
