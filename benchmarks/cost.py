@@ -154,6 +154,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mappings", type=int, default=10, help="alternatives per family")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="other shapes: three quarters of each size, and five",
+    )
     parser.add_argument("--seed", type=int, default=0, help="chooses the alternatives")
     parser.add_argument("--markdown", metavar="FILE", help="write the table there, too")
     parser.add_argument("--json", metavar="FILE", help="write all times there")
@@ -198,6 +203,8 @@ def measured(family: Family, target: Any, options: argparse.Namespace) -> Iterat
         for p, m in alternatives(family, target, options.mappings, options.seed)
     ]
     for shape in family.shapes:
+        if options.held_out:
+            shape = tuple(3 * n // 4 + 5 for n in shape)
         sizes = dict(zip(family.ranks, shape, strict=True))
         calls, predicted = {}, []
         for n, (p, m, program) in enumerate(made):

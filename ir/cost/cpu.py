@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.cost.cache import Moved, bodies, moved
+from tcc.ir.cost.reuse import affine, extremes
 from tcc.ir.cost.tiles import Guard, Site, Tiles, count, cut_all, total
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, variables
+from tcc.ir.expr import Access, Call, Var, variables
+from tcc.ir.index import evaluate_size
 from tcc.ir.layout import Layout
 from tcc.ir.mapping import Do, Loop
 from tcc.ir.ops import OPS
@@ -57,7 +59,7 @@ def leaf_times(
     cores: int,
 ) -> list[LeafTime]:
     """The times of the leaves of one kernel, in order, where `cores` share the levels."""
-    out = [_compute(s, target, tensors, layouts) for s in found]
+    out = [_compute(s, target, tensors, layouts, sizes) for s in found]
     density = []
     for s in found:
         every = 1
@@ -98,7 +100,11 @@ def _capacity(level: Level, cores: int) -> float:
 
 
 def _compute(
-    s: Site, target: Target, tensors: MappingABC[str, Tensor], layouts: MappingABC[str, Layout]
+    s: Site,
+    target: Target,
+    tensors: MappingABC[str, Tensor],
+    layouts: MappingABC[str, Layout],
+    sizes: MappingABC[str, int],
 ) -> LeafTime:
     do, e = s.do, s.do.einsum
     t = tensors[e.target].dtype
@@ -108,7 +114,7 @@ def _compute(
     lane = lanes[0] if lanes else None
     if lane is None or not t.is_float or t.itemsize not in (4, 8):
         return _points(s, target, t)
-    return _vector(s, target, t, lane, tensors, layouts)
+    return _vector(s, target, t, lane, tensors, layouts, sizes)
 
 
 # ---- register tiles
@@ -212,6 +218,7 @@ def _vector(
     lane: str,
     tensors: MappingABC[str, Tensor],
     layouts: MappingABC[str, Layout],
+    sizes: MappingABC[str, int],
 ) -> LeafTime:
     e, free, reduced = s.do.einsum, s.facts.free, s.facts.reduced
     first = True
@@ -237,25 +244,29 @@ def _vector(
     work = sum(n * width / _rate(target, op, t, width) for op, n in s.facts.work.items())
     level = target.levels[-1] if target.levels[-1].name != "reg" else target.levels[-2]
     load = store = 0.0
-    scattered = 0
+    scattered = guarded = 0
     seen = set()
     for a in s.facts.reads:
         if lane not in variables(a) or a.tensor in seen:
             continue
         seen.add(a.tensor)
-        if contiguous(a, lane, tensors, layouts):
+        if not _stays_inside(a, lane, s, tensors, sizes):
+            guarded += 1  # lanes are checked and read one by one
+        elif contiguous(a, lane, layouts):
             load += width * tensors[a.tensor].dtype.itemsize / (level.gbps() * 1e9)
         else:
             scattered += 1
     if lane in free:
         target_access = Access(e.target, e.indices)
-        if contiguous(target_access, lane, tensors, layouts):
+        if contiguous(target_access, lane, layouts):
             store = width * t.itemsize / (level.gbps(1, "write") * 1e9)
             if reduced and not inner:  # every step combines into memory
                 load += width * t.itemsize / (level.gbps() * 1e9)
         else:
             scattered += 1
-    slow = scattered * width * target.parameter("scatter_cycles", 0.6) / ghz * 1e-9
+    each = target.parameter("scatter_cycles", 0.6) * scattered
+    each += target.parameter("guard_cycles", 1.5) * guarded
+    slow = each * width / ghz * 1e-9
     per_chunk = max(work * 1e-9, load) + slow
     seconds = chunks * per_chunk + s.sum(kept) * store
     once = target.parameter("loop_cycles", 6) / ghz * 1e-9
@@ -275,9 +286,27 @@ def _rate(target: Target, op: str, t: DType, width: int) -> float:
     return (target.rate("mul_add", t.name) or 6.0 * width) / (1 if plain else 10)
 
 
-def contiguous(
-    a: Access, lane: str, tensors: MappingABC[str, Tensor], layouts: MappingABC[str, Layout]
+def _stays_inside(
+    a: Access,
+    lane: str,
+    s: Site,
+    tensors: MappingABC[str, Tensor],
+    sizes: MappingABC[str, int],
 ) -> bool:
+    """Whether no index that moves along the lanes may leave the tensor."""
+    for i, n in zip(a.indices, tensors[a.tensor].shape, strict=True):
+        if isinstance(i, Var) or lane not in variables(i):
+            continue
+        form = affine(i, sizes)
+        if form is None:
+            return False
+        low, high = extremes(form, s.extents)
+        if low < 0 or high >= evaluate_size(n, sizes):
+            return False
+    return True
+
+
+def contiguous(a: Access, lane: str, layouts: MappingABC[str, Layout]) -> bool:
     """Whether an access reads neighbours along a variable."""
     layout = layouts.get(a.tensor)
     fast = (

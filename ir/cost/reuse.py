@@ -156,7 +156,7 @@ def _closed(
             if not _stays_inside(i, names, s.extents, size, sizes):
                 return None
             continue
-        low, high = _ends(form, s.extents)
+        low, high = extremes(form, s.extents)
         if low < 0 or high >= size:
             return None
         moving = [v for v in form[1] if s.longest(v) != 1]
@@ -177,7 +177,7 @@ def _closed(
     return factor * s.sum(of, first)
 
 
-def _ends(form: Affine, extents: MappingABC[str, int]) -> tuple[int, int]:
+def extremes(form: Affine, extents: MappingABC[str, int]) -> tuple[int, int]:
     """The least and the largest value over whole extents."""
     low = high = form[0]
     for v, k in form[1].items():
