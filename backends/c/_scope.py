@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tcc.backends.c._codes import computed, stored_type, word
 from tcc.backends.c._names import Names
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.dtype import DType
@@ -38,6 +39,12 @@ class Storage:
     layout: Layout | None = None
     shape: tuple[Expr, ...] = ()  # capacities of the window
     base: tuple[Expr, ...] = ()  # first coordinate of the window per dimension
+    code: DType | None = None  # what is stored, where that is not `dtype`
+
+    @property
+    def element(self) -> str:
+        """The C type of a stored element."""
+        return stored_type(self.code or self.dtype)
 
 
 class Lines:
@@ -81,9 +88,9 @@ class Scope:
     _dtypes: dict[int, tuple[Expr, DType]] = field(default_factory=dict)
 
     def dtype(self, e: Expr) -> DType:
-        """The element type of an expression."""
+        """The type in which C computes an expression."""
         if id(e) not in self._dtypes:
-            self._dtypes[id(e)] = (e, expression_dtype(self.signature, e))
+            self._dtypes[id(e)] = (e, computed(expression_dtype(self.signature, e)))
         return self._dtypes[id(e)][1]
 
     def tensor(self, name: str) -> Tensor:
@@ -92,6 +99,16 @@ class Scope:
     def use(self, function: str) -> str:
         self.functions.add(function)
         return function
+
+    def get(self, tensor: str, element: str) -> str:
+        """The value of a stored element."""
+        code = self.storage[tensor].code
+        return element if code is None else f"{self.use(f'get_{word(code)}')}({element})"
+
+    def put(self, tensor: str, value: str) -> str:
+        """What is stored for a value."""
+        code = self.storage[tensor].code
+        return value if code is None else f"{self.use(f'put_{word(code)}')}({value})"
 
     def located(self, e: Expr) -> Expr:
         """An index with variables replaced by their values: lower bounds of their tiles plus counters."""
