@@ -15,13 +15,16 @@ from tcc.ir.diagnostics import CompileError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tcc import dtypes
     from tcc.gradient import Gradient
+    from tcc.ir.dtype import DType
     from tcc.program import CompiledProgram, Program
 
     __version__: str
 
 __all__ = [
-    "CompileError", "CompiledProgram", "Program", "__version__", "compile", "grad", "load", "parse",
+    "CompileError", "CompiledProgram", "Program", "__version__", "compile", "dtype", "dtypes", "grad",
+    "load", "parse",
 ]  # fmt: skip
 
 
@@ -78,6 +81,18 @@ def grad(
     return gradient(program, wrt, of, seeds, forward, saved, target, options)
 
 
+def dtype(spelling: str) -> DType:
+    """The element type of a spelling, as in `f8e4m3fn` or `i4[group k 128, scale f16]`; `tcc.dtypes` uses it.
+
+    >>> import tcc
+    >>> tcc.dtype("bf16").bits
+    16
+    """
+    from tcc.ir.dtype_text import dtype as named
+
+    return named(spelling)
+
+
 def load(path: str | os.PathLike[str], *, cascade: str | None = None) -> Program:
     """The program in a file: a cascade (`.tcc`) or the einsums of a TeAAL specification (`.yaml`).
 
@@ -100,6 +115,10 @@ def __getattr__(name: str) -> Any:
         from tcc import program
 
         return getattr(program, name)
+    if name == "dtypes":
+        import importlib
+
+        return importlib.import_module("tcc.dtypes")
     if name == "__version__":
         from tcc.options import version
 

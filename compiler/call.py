@@ -21,11 +21,12 @@ import numpy as np
 from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
-from tcc.ir.dtype import DType, from_numpy
+from tcc.ir.dtype import from_numpy
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
 from tcc.pipeline import Result
 from tcc.samples import Shaped
+from tcc.stored import coded, is_scaled, to_numpy, to_torch, torch_dtype
 
 Array = Any
 _MOST_PLANS = 256  # each may hold scratch memory
@@ -96,6 +97,15 @@ class Caller:
         self._tensor: Any = Caller  # its tensor classes; until then a class that no argument has
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
+        self._scaled = any(is_scaled(t) for t in (*cascade.inputs, *cascade.outputs))
+        if self._scaled and hasattr(kernel, "bind"):
+            t = next(t for t in (*cascade.inputs, *cascade.outputs) if is_scaled(t))
+            raise CompileError(
+                "T0302",
+                f"the C backend has no {t.dtype} tensors yet: `{t.name}`",
+                t.span,
+                helps="pass codes and scales as tensors of their own, or use the numpy target",
+            )
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
@@ -118,6 +128,9 @@ class Caller:
         """The outputs for `values` in the order of the inputs."""
         if self._on_gpu:
             return self._run_on_gpu(values, sizes)
+        if self._scaled:
+            values = [plain(v, t) for v, t in zip(values, self._cascade.inputs, strict=True)]
+            return self._interpreted(Plan(self._bound(values, sizes)), values, None)
         pointers: list[int] = []
         key: list[Any] = []
         if sizes:
@@ -210,7 +223,7 @@ class Caller:
         arrays = dict(
             zip(
                 self._names,
-                (v if isinstance(v, np.ndarray) else v.detach().numpy() for v in values),
+                (to_numpy(v, t) for v, t in zip(values, self._cascade.inputs)),
             )
         )
         given = self._free(plan.sizes)
@@ -220,7 +233,7 @@ class Caller:
             found = self._kernel.run(arrays, given)
         outs = [found[t.name] for t in self._cascade.outputs]
         if torch is not None:
-            outs = [torch.from_numpy(np.array(o, order="C")) for o in outs]
+            outs = [to_torch(torch, o, t) for o, t in zip(outs, self._cascade.outputs)]
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _run_on_gpu(self, values: list[Any], sizes: MappingABC[str, int] | None) -> Any:
@@ -336,11 +349,6 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(out))
 
 
-def torch_dtype(torch: Any, dtype: DType) -> Any:
-    """The torch type with the same values, or None when this torch has none."""
-    return getattr(torch, dtype.numpy.name, None)
-
-
 def arrange(c: Cascade, args: tuple[Any, ...], kwargs: MappingABC[str, Any]) -> list[Any]:
     """The arguments in the order of the inputs; T0127 names what is missing, unknown or given
     twice."""
@@ -398,13 +406,15 @@ def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str,
 def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
     """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when
     it is neither."""
+    if is_scaled(t):
+        return value  # the interpreter says what is wrong with it
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _plain_tensor(torch, value, t, on_gpu)
     if isinstance(value, np.ma.MaskedArray):
         raise _refused(t, "a masked array", "pass its `.data`, and the mask as a tensor of its own")
     if isinstance(value, (np.ndarray, np.generic)):
-        array = np.asarray(value)
+        array = coded(np.asarray(value), t)
         if array.dtype != t.dtype.numpy:
             found = from_numpy(array.dtype)
             _wrong_type(t, str(found or array.dtype), f"`{t.name}.astype(np.{t.dtype.numpy.name})`")

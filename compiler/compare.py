@@ -14,7 +14,7 @@ from tcc.ir.diagnostics import CompileError
 from tcc.ir.interpret import ExternCall, interpret_with_bounds
 from tcc.ir.mapping import Mapping, signature
 from tcc.ir.mapping_interpret import interpret_mapping
-from tcc.samples import agreement, all_sizes, random_inputs
+from tcc.samples import agreement, all_sizes, numbers, random_inputs
 
 _ROUNDS = ((3, 5, 2, 7, 4), (1,), (9, 6, 17))  # sizes that the ranks take in turn
 
@@ -28,13 +28,13 @@ def same_meaning(
     can; of joints that are new, also on one that does not walk as its definitions say."""
     face = before if isinstance(before, Cascade) else signature(before)
     ranks = [r.name for r in face.ranks if r.size is None]
-    for n, numbers in enumerate(_ROUNDS[: 3 if ranks else 1]):
-        sizes = dict(zip(ranks, itertools.cycle(numbers)))
+    for n, turns in enumerate(_ROUNDS[: 3 if ranks else 1]):
+        sizes = dict(zip(ranks, itertools.cycle(turns)))
         try:
             all_sizes(face, sizes, 1)
+            inputs = random_inputs(face, sizes, np.random.default_rng(n))
         except CompileError:
-            continue  # the program does not allow these sizes
-        inputs = random_inputs(face, sizes, np.random.default_rng(n))
+            continue  # the program, or a group of its types, does not allow these sizes
         want, bounds = _interpreted(before, inputs, sizes, extern)
         got, more = _interpreted(after, inputs, sizes, extern)
         for name, value in want.items():
@@ -78,7 +78,8 @@ def _interpreted(
     known = {r.name for r in program.ranks if r.size is None}
     sizes = {name: size for name, size in sizes.items() if name in known}
     if isinstance(program, Mapping):
-        return interpret_mapping(program, inputs, sizes, extern=extern)[0], {}
+        found = interpret_mapping(program, inputs, sizes, extern=extern)[0]
+        return {t.name: numbers(t, found[t.name]) for t in program.outputs}, {}
     values = interpret_with_bounds(program, inputs, sizes, extern)
     return {n: v.data for n, v in values.items()}, {n: v.error for n, v in values.items()}
 

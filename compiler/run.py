@@ -100,7 +100,10 @@ def run_program(
         once()
         seconds.append(time.perf_counter() - start)
     found = _checked(program, face, inputs, sizes, got) if check else None
-    shown = {t.name: _shown(t.dtype.name, a) for t, a in zip(outputs, got, strict=True)}
+    shown = {
+        t.name: _shown(t.dtype.name, samples.numbers(t, a))
+        for t, a in zip(outputs, got, strict=True)
+    }
     return Report(face.name, result.target.name, sizes, seed, min(seconds), shown, found)
 
 
@@ -141,7 +144,8 @@ def _checked(
     if isinstance(program, Mapping):
         from tcc.ir.mapping_interpret import interpret_mapping
 
-        want = interpret_mapping(program, inputs, sizes)[0]
+        found = interpret_mapping(program, inputs, sizes)[0]
+        want = {t.name: samples.numbers(t, found[t.name]) for t in program.outputs}
         bounds = {
             n: 1e-4 * np.abs(np.nan_to_num(np.asarray(v, np.float64))) + 1e-5
             for n, v in want.items()
@@ -152,9 +156,9 @@ def _checked(
         values = interpret_with_bounds(program, inputs, sizes)
         want = {n: v.data for n, v in values.items()}
         bounds = samples.bounds_of(values)
-    names = [t.name for t in face.outputs]
     return samples.worst(
-        samples.agreement(g, want[n], bounds[n]) for n, g in zip(names, got, strict=True)
+        samples.agreement(samples.numbers(t, g), want[t.name], bounds[t.name])
+        for t, g in zip(face.outputs, got, strict=True)
     )
 
 

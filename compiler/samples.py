@@ -12,6 +12,7 @@ import numpy as np
 
 from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype_scaled import random_stored
 from tcc.ir.expr import Access, Expr, walk
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import Value, bind
@@ -98,6 +99,9 @@ def _random(
     sizes: MappingABC[str, int],
     rng: np.random.Generator,
 ) -> Array:
+    if not t.dtype.native:
+        bound = min([evaluate_size(e, sizes) for e in limits], default=_LARGEST_INTEGER)
+        return random_stored(t.dtype, t.axes, shape, rng, bound)
     if t.dtype.is_float:
         kind = np.float64 if t.dtype.bits == 64 else np.float32
         return rng.standard_normal(shape, kind).astype(t.dtype.numpy)
@@ -185,6 +189,11 @@ def agreement(got: Array, want: Array, bound: Array | None) -> Agreement:
             len(where),
             first,
         )
+
+
+def numbers(t: Tensor, stored: Array) -> Array:
+    """The values of a stored tensor, which may be codes."""
+    return stored if t.dtype.native else t.dtype.load(stored, t.axes)
 
 
 def worst(found: Iterable[Agreement]) -> Agreement:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.diagnostics import CompileError, Source, Span
-from tcc.ir.dtype import DTYPES
+from tcc.ir.dtype import DType
+from tcc.ir.dtype_text import dtype as dtype_named
 from tcc.ir.expr import Access, Expr, Size, Var, call
 from tcc.ir.infer import build
 
@@ -29,8 +30,7 @@ def einsum(
     Z[i, k] = A[i, j] * B[j, k]
     """
     source = Source("<einsum>", subscripts)
-    if dtype not in DTYPES:
-        raise CompileError("T0121", f"unknown dtype `{dtype}`", helps=f"known: {', '.join(DTYPES)}")
+    element = dtype_named(dtype)
     left, arrow, right = subscripts.partition("->")
     operands = [_labels(source, part) for part in left.split(",")]
     operands = _spread(source, operands, ranks)
@@ -69,10 +69,12 @@ def einsum(
             f"not {', '.join(names)}",
             helps="name each operand, then the output",
         )
-    return _cascade(operands, output, dtype, names)
+    return _cascade(operands, output, element, names)
 
 
-def _cascade(operands: list[list[str]], output: list[str], dtype: str, names: list[str]) -> Cascade:
+def _cascade(
+    operands: list[list[str]], output: list[str], element: DType, names: list[str]
+) -> Cascade:
     variables = {x: _variable(x) for labels in operands for x in labels}
 
     def shape(labels: list[str]) -> tuple[Expr, ...]:
@@ -81,11 +83,11 @@ def _cascade(operands: list[list[str]], output: list[str], dtype: str, names: li
     def access(name: str, labels: list[str]) -> Access:
         return Access(name, tuple(Var(variables[x]) for x in labels))
 
-    inputs = tuple(Tensor(n, DTYPES[dtype], shape(x)) for n, x in zip(names, operands))
+    inputs = tuple(Tensor(n, element, shape(x)) for n, x in zip(names, operands))
     body: Expr = access(names[0], operands[0])
     for name, labels in zip(names[1:], operands[1:]):
         body = call("mul", body, access(name, labels))
-    target = Tensor(names[-1], DTYPES[dtype], shape(output))
+    target = Tensor(names[-1], element, shape(output))
     definition = Einsum(names[-1], tuple(Var(variables[x]) for x in output), body)
     return build(Cascade("einsum", (), inputs, (target,), (definition,)))
 

@@ -20,7 +20,8 @@ from typing import Any
 from tcc.ir.cascade import Cascade, Einsum, Tensor, targets
 from tcc.ir.cascade_text import GRAMMAR, Block
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
-from tcc.ir.dtype import DTYPES
+from tcc.ir.dtype import F32
+from tcc.ir.dtype_text import dtype as dtype_named
 from tcc.ir.expr import Const, Expr, Size, Var, variables
 from tcc.ir.expr_text import parse_tree
 from tcc.ir.index import bounds, poly
@@ -79,8 +80,7 @@ def parse_teaal(text: str, name: str = "<teaal>", dtype: str = "f32") -> TeaalPr
 def _cascade(
     name: str, declared: dict[str, Tensor], definitions: list[Einsum], wanted: list[str], dtype: str
 ) -> Cascade:
-    if dtype not in DTYPES:
-        raise CompileError("T0121", f"unknown dtype `{dtype}`", helps=f"known: {', '.join(DTYPES)}")
+    element = dtype_named(dtype)
     defined = list(dict.fromkeys(t for d in definitions for t in targets(d)))
     read = {a.tensor for d in definitions for a in d.reads}
     for d in definitions:
@@ -97,11 +97,11 @@ def _cascade(
     for t in declared.values():
         if t.name not in defined and t.name in read:
             shape = [_walked(definitions, t.name, n, s, walked) for n, s in enumerate(t.shape)]
-            inputs.append(replace(t, shape=tuple(shape), dtype=DTYPES[dtype]))
+            inputs.append(replace(t, shape=tuple(shape), dtype=element))
     outputs = []
     for tensor in dict.fromkeys([*(t for t in defined if t not in read), *wanted]):
         if tensor in declared:
-            outputs.append(replace(declared[tensor], dtype=DTYPES[dtype]))
+            outputs.append(replace(declared[tensor], dtype=element))
             continue
         first = next((d for d in definitions if d.target == tensor), None)
         raise CompileError(
@@ -216,7 +216,7 @@ def _declaration(source: Source, node: Any) -> dict[str, Tensor]:
                     helps="ranks are upper case, their variables lower case",
                 )
             shape.append(Size(rank.value, _span(source, rank)))
-        found[name] = Tensor(name, DTYPES["f32"], tuple(shape), 0, _span(source, key))
+        found[name] = Tensor(name, F32, tuple(shape), 0, _span(source, key))
     return found
 
 

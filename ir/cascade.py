@@ -49,6 +49,11 @@ class Tensor:
         False  # an input whose content rarely changes: what is derived from it is kept between runs
     )
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The variable of each dimension's rank; empty names for other sizes."""
+        return tuple(s.rank.lower() if isinstance(s, Size) else "" for s in self.shape)
+
     def __str__(self) -> str:
         constant = " constant" if self.constant else ""
         shape = f"[{', '.join(text(s) for s in self.shape)}]" if self.shape else ""

@@ -26,7 +26,7 @@ from tcc.ir.cascade import (
     Tensor,
 )
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
-from tcc.ir.dtype import DTYPES
+from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Const, Expr, Size, text, walk
 from tcc.ir.expr_text import ExprBuilder, Names, children_named, parse_tree
 from tcc.ir.infer import build
@@ -42,7 +42,7 @@ ranks: "ranks" rank ("," rank)*
 rank: NAME ["=" expr]
 inputs: "in" tensor ("," tensor)*
 outputs: "out" tensor ("," tensor)*
-tensor: NAME ":" NAME ["[" [expr ("," expr)*] "]"] [FILL expr] [CONSTANT]
+tensor: NAME ":" (NAME | DTYPE) ["[" [expr ("," expr)*] "]"] [FILL expr] [CONSTANT]
 CONSTANT: /constant(?=\s|,)/
 FILL: /fill(?=\s)/
 definition: NAME ["[" [expr ("," expr)*] "]"] "=" expr ["::" reduction ("," reduction)*] ["where" predicate ("," predicate)*]
@@ -168,10 +168,8 @@ class Block:
         return Rank(str(name), self.size.build(size) if size is not None else None, self.span(node))
 
     def tensor(self, node: Any) -> Tensor:
-        name, dtype, *rest = node.children
-        if str(dtype) not in DTYPES:
-            raise CompileError("T0121", f"unknown dtype `{dtype}`", self.span(dtype),
-                               helps=(*did_you_mean(str(dtype), list(DTYPES)), f"known: {', '.join(DTYPES)}"))  # fmt: skip
+        name, spelling, *rest = node.children
+        element = dtype(str(spelling), self.span(spelling))
         constant = any(getattr(e, "type", "") == "CONSTANT" for e in rest)
         rest = [e for e in rest if getattr(e, "type", "") != "CONSTANT"]
         fill = 0.0
@@ -187,7 +185,7 @@ class Block:
             if isinstance(n, Size) and not n.rank[0].isupper():
                 raise CompileError("T0120", f"rank `{n.rank}` starts with a lower-case letter", n.span,
                                    helps=f"ranks are upper case, their variables lower case: `{n.rank.upper()}`")  # fmt: skip
-        return Tensor(str(name), DTYPES[str(dtype)], shape, fill, self.span(node), constant)
+        return Tensor(str(name), element, shape, fill, self.span(node), constant)
 
     def definition(self, node: Any) -> Einsum:
         parts = [p for p in node.children if p is not None]

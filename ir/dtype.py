@@ -1,4 +1,16 @@
-"""Element types: what values an element may have, independent of where it lies and whether it is stored."""
+"""Element types: what values an element may have, independent of where it lies and whether it is stored.
+
+    dtype ::= f16 f32 f64 · i8…i64 · u8…u64 · bool          native: NumPy and C have them
+            | i1…i64 u1…u64                                 integers of any width
+            | bf16 tf32 · fWeEmM…                           floats by exponent and mantissa        (Float)
+            | eEm0 · pow2_N · positN_ES                     powers of two, posits                  (Float, Posit)
+            | nf4 · codebook[v, …]                          a value per code                       (Table)
+            | dtype[group k 128, scale dtype, …]            elements that share scales or tables   (Scaled)
+            | dtype.nearest · .zero · .stochasticN · .sat   how a value is rounded into it
+
+`tcc.ir.dtype_text.dtype` reads and prints these spellings. Elements that are not native are *codes*: arithmetic decodes
+them to `compute`, and what a definition stores into such a tensor is rounded once, at the store.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +21,83 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
+class Float:
+    """(-1)^s · 2^(e - bias) · (1 + f / 2^mantissa); an exponent field of 0 is 2^(1 - bias) · f / 2^mantissa.
+
+    `specials` says what codes mean no finite number: `ieee` (the largest exponent is inf and NaN), `fn` (all ones is
+    NaN), `fnuz` (what would be -0 is NaN) or `all` (none). Without `subnormal` an exponent of 0 is like any other.
+    """
+
+    exponent: int
+    mantissa: int
+    bias: int
+    specials: str = "ieee"
+    signed: bool = True
+    subnormal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Posit:
+    """(-1)^s · (2^2^exponent)^k · 2^e · (1 + f) with the regime k in unary; 10…0 is NaR, which decodes to NaN."""
+
+    exponent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Code c means `values[c]`."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Elements that share data: (value(code) - zero) · scale + offset, each of them one per group.
+
+    `groups` names ranks with the coordinates that share one entry (None: all of the rank); other ranks have an entry
+    per coordinate. Without any group, the whole tensor shares one. With `table`, a code is looked up in a table that
+    comes with the tensor; with `vector` (k, n) it stands for n neighbours along rank k, a row of the table. With
+    `residual` r, every code is r codes, whose rows, each from a table of its own, are added.
+    """
+
+    element: DType
+    groups: tuple[tuple[str, int | None], ...] = ()
+    scale: DType | None = None
+    zero: DType | int | None = None
+    offset: DType | None = None
+    table: DType | None = None
+    vector: tuple[str, int] | None = None
+    residual: int = 1
+
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """The variables of the ranks that it names, nested types included."""
+        names = [k for k, _ in self.groups] + ([self.vector[0]] if self.vector else [])
+        for part in (self.scale, self.zero, self.offset):
+            if isinstance(part, DType) and isinstance(part.form, Scaled):
+                names += part.form.ranks
+        return tuple(dict.fromkeys(names))
+
+
+Form = Float | Posit | Table | Scaled
+
+
+@dataclass(frozen=True, slots=True)
 class DType:
-    """A scalar type: `kind` is `f` (IEEE float), `i`, `u` (two's complement, unsigned) or `b` (bool)."""
+    """A scalar type: `kind` is `f` (real numbers), `i`, `u` (two's complement, unsigned) or `b` (bool).
+
+    `form` is what codes mean where that is neither an integer nor IEEE. `rounding` is `nearest` (ties to even), `zero`
+    or `stochastic`; "" is that of the kind: nearest for floats, toward zero for integers. What is too large saturates,
+    or becomes what the type has for it: inf, NaN, for integers the value modulo 2^bits.
+    """
 
     name: str
     kind: str
     bits: int
+    form: Form | None = None
+    rounding: str = ""
+    seed: int = 0
+    saturate: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -25,19 +108,77 @@ class DType:
         return self.kind in "iu"
 
     @property
+    def native(self) -> bool:
+        """Whether NumPy has the type, with the same arithmetic."""
+        return self.name in _NUMPY
+
+    @property
+    def compute(self) -> DType:
+        """The type that elements are decoded to: itself if native, else i32, i64, f32 or f64, exactly."""
+        if self.native or self.bits == 0:
+            return self
+        if self.form is None and (plain := DTYPES.get(f"{self.kind}{self.bits}")) is not None:
+            return plain
+        if self.is_integer:
+            return I32 if self.bits <= (32 if self.kind == "i" else 31) else I64
+        from tcc.ir.dtype_codes import fits_f32
+
+        return F32 if fits_f32(self) else F64
+
+    @property
     def itemsize(self) -> int:
-        """Bytes of one element in memory."""
-        return max(1, self.bits // 8)
+        """Bytes of one element in memory, where each has bytes of its own."""
+        return self.numpy.itemsize if self.bits else 1
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The NumPy type with the same values and bytes."""
-        return np.dtype(_NUMPY[self.name])
+        """The NumPy type of stored elements: the values of integers, the codes of coded types (unsigned)."""
+        if self.native:
+            return _numpy(_NUMPY[self.name])
+        size = next(n for n in (8, 16, 32, 64) if self.bits <= n)
+        if self.form is None:
+            kind = {"f": "float", "i": "int", "u": "uint"}[self.kind]
+            return _numpy(f"{kind}{size}")
+        return self.form.element.numpy if isinstance(self.form, Scaled) else _numpy(f"uint{size}")
+
+    @property
+    def working(self) -> np.dtype[Any]:
+        """The NumPy type in which interpreters hold decoded values: float64, or that of `compute`."""
+        return _numpy("float64") if self.is_float else self.compute.numpy
 
     @property
     def roundoff(self) -> float:
         """Unit roundoff: half the distance from 1 to the next value; 0 for exact types."""
-        return {64: 2.0**-53, 32: 2.0**-24, 16: 2.0**-11}[self.bits] if self.is_float else 0.0
+        if not self.is_float:
+            return 0.0
+        if isinstance(self.form, Float):
+            return 2.0 ** -(self.form.mantissa + 1)
+        return {64: 2.0**-53, 32: 2.0**-24, 16: 2.0**-11}[self.bits] if self.form is None else 0.5
+
+    def load(self, stored: Any, axes: tuple[str, ...] = ()) -> Any:
+        """The values of stored elements as an array of type `working`. T0148 for a code or value that it lacks.
+
+        A scaled type needs the variables of the dimensions' ranks, and an `Encoded`.
+        """
+        if self.native:
+            return np.asarray(stored).astype(self.working)
+        from tcc.ir.dtype_codes import decode
+        from tcc.ir.dtype_scaled import decode_scaled
+
+        if isinstance(self.form, Scaled):
+            return decode_scaled(stored, self, axes)
+        return decode(stored, self)
+
+    def store(self, values: Any, axes: tuple[str, ...] = (), positions: Any = None) -> Any:
+        """Values rounded into the type, as stored elements: an array of type `numpy`, or an `Encoded` if scaled."""
+        if self.native:
+            return np.asarray(values).astype(self.numpy)
+        from tcc.ir.dtype_codes import encode
+        from tcc.ir.dtype_scaled import encode_scaled
+
+        if isinstance(self.form, Scaled):
+            return encode_scaled(values, self, axes)
+        return encode(values, self, positions)
 
     def __str__(self) -> str:
         return self.name
@@ -48,6 +189,11 @@ _NUMPY = {
     "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8",
     "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8",
 }  # fmt: skip
+
+
+def _numpy(name: str) -> np.dtype[Any]:
+    return np.dtype(name)
+
 
 DTYPES: dict[str, DType] = {
     name: DType(name, name[0], 1 if name == "bool" else int(name[1:])) for name in _NUMPY
@@ -64,6 +210,8 @@ def from_numpy(dtype: np.dtype[Any]) -> DType | None:
 def promote(a: DType, b: DType) -> DType:
     """The least type that both operands convert to: floats beat integers, wider beats narrower.
 
+    Both are native, or types of literals: arithmetic sees other types decoded.
+
     >>> promote(DTYPES["i64"], DTYPES["f32"]).name
     'f32'
     """
@@ -74,3 +222,15 @@ def promote(a: DType, b: DType) -> DType:
             return DTYPES[f"i{min(64, lo.bits * 2)}"]
         return hi
     return a if a.bits >= b.bits else b
+
+
+def merge(a: DType, b: DType) -> DType:
+    """`promote`, where literals adapt to the other operand."""
+    if a.bits == 0 or b.bits == 0:
+        weak, other = (a, b) if a.bits == 0 else (b, a)
+        if other.bits == 0:
+            return weak if weak.kind == "f" else other
+        if weak.kind == "f":
+            return other if other.is_float else F32
+        return other if other.kind != "b" else I64
+    return promote(a, b)

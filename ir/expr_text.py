@@ -10,6 +10,7 @@ from typing import Any
 
 from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
 from tcc.ir.dtype import DTYPES
+from tcc.ir.dtype_text import TOKEN, dtype, is_dtype
 from tcc.ir.expr import MAX_DEPTH, Access, Call, Cast, Const, Expr, Size, Var
 from tcc.ir.ops import OPS
 
@@ -45,8 +46,10 @@ EXPR_GRAMMAR = r"""
     | PRIMED -> primed
     | NAME "[" [expr ("," expr)*] "]" -> access
     | NAME "(" [expr ("," expr)*] ")" -> apply
+    | DTYPE "(" [expr ("," expr)*] ")" -> apply
     | "(" expr ")"
 NAME: /[A-Za-z_]\w*/
+DTYPE.3: /@DTYPE@/
 PRIMED.2: /[A-Za-z_]\w*'/
 END.2: /[a-z_]\w*\.(low|high)\b/
 NUMBER: /(\d+\.\d+|\.\d+|\d+\.(?!\.)|\d+)([eE][+-]?\d+)?/
@@ -82,7 +85,7 @@ def _lark(grammar: str, start: str) -> Any:
     import lark
 
     return lark.Lark(
-        grammar + EXPR_GRAMMAR, parser="lalr", start=start, propagate_positions=True,
+        grammar + EXPR_GRAMMAR.replace("@DTYPE@", TOKEN), parser="lalr", start=start, propagate_positions=True,
         maybe_placeholders=True, postlex=_JoinLines(),
     )  # fmt: skip
 
@@ -261,9 +264,9 @@ class ExprBuilder:
 
     def _apply(self, name: str, args: list[Any], span: Span, node: Any) -> Expr:
         values = tuple(self.build(a) for a in args)
-        if name in DTYPES:
+        if is_dtype(name):
             self._count(name, 1, values, span)
-            return Cast(DTYPES[name], values[0], span)
+            return Cast(dtype(name, span), values[0], span)
         if name in ("max", "min") and len(values) > 2:
             out = values[0]
             for v in values[1:]:

@@ -16,7 +16,8 @@ from tcc.ir.cascade import (
     targets,
 )
 from tcc.ir.diagnostics import CompileError, Label, Span, did_you_mean
-from tcc.ir.dtype import BOOL, F32, I64, DType, promote
+from tcc.ir.dtype import BOOL, F32, I64, DType, merge, promote
+from tcc.ir.dtype_scaled import check_conversion, check_declared
 from tcc.ir.expr import (
     Access,
     Call,
@@ -65,6 +66,7 @@ class _Inference:
             for s in t.shape:
                 self._known_ranks(s, t.span)
             self._check_elements(t)
+            self._check_groups(t)
         self._check_written()
         ordered: list[Definition] = []
         steps_ = schedule(self.c)
@@ -123,7 +125,13 @@ class _Inference:
         for s in t.shape:
             self._known_ranks(s, t.span)
         self._check_elements(t)
+        self._check_groups(t)
         self.tensors[t.name] = t
+
+    def _check_groups(self, t: Tensor) -> None:
+        sizes = {r.name: self._value(r) for r in self.ranks.values()} if t.dtype.form else {}
+        shape = tuple(sizes.get(s.rank) if isinstance(s, Size) else None for s in t.shape)
+        check_declared(t.dtype, t.axes, shape, t.span)
 
     def _check_elements(self, t: Tensor) -> None:
         sizes = {r.name: v for r in self.ranks.values() if (v := self._value(r)) is not None}
@@ -346,7 +354,8 @@ class _Inference:
         if several:
             raise CompileError("T0123", f"`{d.target}` looks for an extreme along more than one variable", d.span,
                                helps=f"reduce `{several[0]}` in a definition of its own")  # fmt: skip
-        body, out = self._body(d), self.tensors[d.target].dtype
+        body, declared = self._body(d), self.tensors[d.target].dtype
+        out = declared.compute
         for p in d.where:
             if self._expr(p, d.span).kind != "b":
                 raise CompileError("T0117", f"`where {text(p)}` is no predicate", p.span or d.span,
@@ -357,14 +366,16 @@ class _Inference:
         if body.bits and promote(body, out) != out:
             t = self.tensors[d.target]
             labels = (
-                (Label(t.span, f"declared as {out} here"),) if t.span and t.span != d.span else ()
+                (Label(t.span, f"declared as {declared} here"),)
+                if t.span and t.span != d.span
+                else ()
             )
             raise CompileError(
-                "T0116", f"dtype clash: `{d.target}` is {out}, but its definition gives {body}", d.span,
+                "T0116", f"dtype clash: `{d.target}` is {declared}, but its definition gives {body}", d.span,
                 labels=labels, helps=f"declare `{d.target}` as {body}, or convert: `{out}(…)`",
             )  # fmt: skip
         if not body.bits and body.kind == "f" and not out.is_float:
-            raise CompileError("T0116", f"dtype clash: `{d.target}` is {out}, but its definition gives a float",
+            raise CompileError("T0116", f"dtype clash: `{d.target}` is {declared}, but its definition gives a float",
                                d.span, helps=f"convert: `{out}(…)`")  # fmt: skip
         return d
 
@@ -412,10 +423,11 @@ class _Inference:
         if isinstance(e, Access):
             for i in e.indices:
                 self._index(i, span)
-            return self.tensors[e.tensor].dtype
+            return self.tensors[e.tensor].dtype.compute
         if isinstance(e, Cast):
             self._expr(e.arg, span)
-            return e.dtype
+            check_conversion(e.dtype, span)
+            return e.dtype.compute
         return self._call(e, [self._expr(a, span) for a in e.args], span)
 
     def _call(self, e: Call, args: list[DType], span: Span | None) -> DType:
@@ -468,18 +480,6 @@ def reduced_dtype(d: Einsum, t: DType) -> DType:
         elif t.kind == "b" and m.name in ("sum", "prod"):
             t = I64
     return t
-
-
-def merge(a: DType, b: DType) -> DType:
-    """`promote`, where literals adapt to the other operand."""
-    if a.bits == 0 or b.bits == 0:
-        weak, other = (a, b) if a.bits == 0 else (b, a)
-        if other.bits == 0:
-            return weak if weak.kind == "f" else other
-        if weak.kind == "f":
-            return other if other.is_float else F32
-        return other if other.kind != "b" else I64
-    return promote(a, b)
 
 
 def _strong(t: DType) -> DType:

@@ -1,6 +1,7 @@
 """The meaning of cascades: a NumPy interpreter, slow and plain, with rigorous error bounds.
 
 Floats are computed in float64 and rounded to the declared type only at the outputs, integers exactly in their own type.
+Tensors of types that NumPy lacks are decoded when they are read, and rounded into their type where they are written.
 With `bounds=True` every value carries a bound on how far an evaluation in the declared float type may lie from it,
 whatever the order of its reductions and whether or not products are fused: the bound that backends are tested against.
 """
@@ -22,6 +23,7 @@ from tcc.ir.index import evaluate_size
 from tcc.ir.infer import expression_dtype, reduced_dtype
 from tcc.ir.ops import MONOIDS, identity_of
 from tcc.ir.sizes import resolution_order, size_value, solve_sizes
+from tcc.ir.storage import as_stored, load, loading_error, positions
 
 Array = Any
 CHUNK = 1 << 21  # points of an iteration space that are evaluated at once
@@ -44,11 +46,12 @@ def interpret(
     *,
     extern: ExternCall | None = None,
 ) -> dict[str, Array]:
-    """The outputs of `c`, by name. `inputs` are arrays of the declared shapes, `sizes` ranks that no input gives."""
-    return {
-        name: value.data
-        for name, value in interpret_with_bounds(c, inputs, sizes, extern, False).items()
-    }
+    """The outputs of `c`, by name. `inputs` are arrays of the declared shapes, `sizes` ranks that no input gives.
+    Inputs and outputs of types that NumPy lacks are stored elements: codes, or an `Encoded` (see `DType.load`).
+    """
+    with np.errstate(all="ignore"):
+        found = _Interpreter(c, bind(c, inputs, sizes), extern, False).run(inputs)
+    return {name: value.data for name, value in found.items()}
 
 
 def interpret_with_bounds(
@@ -56,11 +59,14 @@ def interpret_with_bounds(
     inputs: Mapping[str, Array],
     sizes: Mapping[str, int] | None = None,
     extern: ExternCall | None = None,
-    bounds: bool = True,
 ) -> dict[str, Value]:
-    """The outputs of `c` with a bound on the error of any evaluation in the declared types."""
+    """The outputs of `c` with a bound on the error of any evaluation in the declared types; codes are decoded."""
     with np.errstate(all="ignore"):
-        return _Interpreter(c, bind(c, inputs, sizes), extern, bounds).run(inputs)
+        found = _Interpreter(c, bind(c, inputs, sizes), extern, True).run(inputs)
+    for t in c.outputs:
+        if not t.dtype.native:
+            found[t.name].data = t.dtype.load(found[t.name].data, t.axes)
+    return found
 
 
 def bind(
@@ -133,22 +139,19 @@ class _Interpreter:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Value]:
         for t in self.c.inputs:
-            data = np.asarray(inputs[t.name])
-            data = data.astype(np.float64 if t.dtype.is_float else t.dtype.numpy)
-            self.values[t.name] = Value(data, None, np.zeros(data.shape) if self.bounds else None)
+            data = load(t, inputs[t.name])
+            self.values[t.name] = Value(data, None, loading_error(t, data) if self.bounds else None)
         for step in steps(self.c):
             self.step(step)
         out = {}
         for t in self.c.outputs:
             v = self.values[t.name]
-            data = (
-                v.data
-                if v.present is None
-                else np.where(v.present, v.data, np.asarray(t.fill, v.data.dtype))
-            )
-            rounded = np.asarray(data).astype(t.dtype.numpy)
-            error = None
-            if v.error is not None:
+            data = v.data
+            if v.present is not None:
+                data = np.where(v.present, data, np.asarray(t.fill, data.dtype))
+            rounded = t.dtype.store(data, t.axes)
+            error = v.error
+            if error is not None and t.dtype.native:
                 error = v.error + t.dtype.roundoff * np.abs(np.nan_to_num(data, posinf=0, neginf=0))
             out[t.name] = Value(rounded, v.present, error)
         return out
@@ -211,9 +214,8 @@ class _Interpreter:
     def storage(self, t: Tensor) -> Value:
         if t.name not in self.values:
             shape = tuple(evaluate_size(s, self.sizes) for s in t.shape)
-            dtype = np.float64 if t.dtype.is_float else t.dtype.numpy
             self.values[t.name] = Value(
-                np.full(shape, t.fill, dtype),
+                np.full(shape, t.fill, t.dtype.working),
                 np.zeros(shape, bool),
                 np.zeros(shape) if self.bounds else None,
             )
@@ -292,10 +294,15 @@ class _Interpreter:
         target = tuple(np.broadcast_to(t, outer) for t in target)
         assert out.present is not None
         chosen = np.broadcast_to(present, outer)
+        stored = self.c.tensors[d.target].dtype
+        if not stored.native:
+            at = positions(target, out.data.shape)
+            data, error = as_stored(value.data, value.error, stored, at)
+            value = Value(data, value.present, error)
         _write(out.data, target, chosen, np.broadcast_to(value.data, outer))
         _write(out.present, target, chosen, chosen)
         if out.error is not None:
-            roundoff = self.c.tensors[d.target].dtype.roundoff
+            roundoff = stored.roundoff if stored.native else 0.0
             error = value.error + roundoff * np.abs(np.nan_to_num(value.data, posinf=0, neginf=0))
             error = np.broadcast_to(error, outer)
             _write(out.error, target, chosen | np.isinf(error), error)
@@ -406,6 +413,9 @@ class _Interpreter:
     def _cast(self, e: Cast, v: Value) -> Value:
         data = np.asarray(v.data)
         error = v.error
+        if not e.dtype.native:
+            made, error = as_stored(v.data, v.error, e.dtype)
+            return Value(made.astype(e.dtype.compute.working), v.present, error)
         if e.dtype.is_float:
             rounded = data.astype(e.dtype.numpy).astype(np.float64)
             if error is not None:

@@ -26,12 +26,14 @@ import numpy as np
 
 from tcc.ir.cascade import Cascade, Einsum, Field, Joint, Recurrence, Step, steps, targets
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype_scaled import random_stored
 from tcc.ir.expr import Access, Call, Expr, Size, transform, walk
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import ExternCall, Value, _Interpreter, bind, interpret
 from tcc.ir.joint_laws import combined, references
 from tcc.ir.joint_verify import walk_of, with_primes
 from tcc.ir.ops import MONOIDS, OPS, identity_of
+from tcc.ir.storage import load
 
 Array = Any
 State = dict[str, Value]
@@ -101,10 +103,7 @@ class _Walker(_Interpreter):
         self.done: set[str] = set()
         self.tile: dict[str, tuple[int, int]] = {}  # the variable of a walk, while it lasts
         for t in c.inputs:
-            data = np.asarray(inputs[t.name])
-            self.values[t.name] = Value(
-                data.astype(np.float64 if t.dtype.is_float else t.dtype.numpy)
-            )
+            self.values[t.name] = Value(load(t, inputs[t.name]))
 
     def outputs(self) -> dict[str, Array]:
         out = {}
@@ -113,7 +112,7 @@ class _Walker(_Interpreter):
             v = self.values[t.name]
             fill = np.asarray(t.fill, v.data.dtype)
             data = v.data if v.present is None else np.where(v.present, v.data, fill)
-            out[t.name] = np.asarray(data).astype(t.dtype.numpy)
+            out[t.name] = t.dtype.store(data, t.axes)
         return out
 
     def need(self, tensor: str) -> None:
@@ -402,8 +401,8 @@ def _random_inputs(
             shape = tuple(evaluate_size(s, known) for s in t.shape)
         except KeyError:
             raise CompileError("T0126", f"the shape of `{t.name}` is not known", t.span) from None
-        if t.dtype.is_float:
+        if t.dtype.is_float and t.dtype.native:
             out[t.name] = random.standard_normal(shape)
         else:
-            out[t.name] = random.integers(0, 2, shape).astype(t.dtype.numpy)
+            out[t.name] = random_stored(t.dtype, t.axes, shape, random, 2)
     return out

@@ -19,6 +19,7 @@ from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import ExternCall, Value, _Interpreter, bind
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node, signature
 from tcc.ir.ops import MONOIDS, OPS, identity_of
+from tcc.ir.storage import as_stored, load, positions
 
 Array = Any
 Interval = tuple[int, int]
@@ -68,10 +69,7 @@ class _Runner(_Interpreter):
     def outputs(self, inputs: MappingABC[str, Array]) -> dict[str, Array]:
         """The outputs by name, after all kernels have run."""
         for t in self.m.inputs:
-            data = np.asarray(inputs[t.name])
-            self.values[t.name] = Value(
-                data.astype(np.float64 if t.dtype.is_float else t.dtype.numpy)
-            )
+            self.values[t.name] = Value(load(t, inputs[t.name]))
         for t in self.m.outputs:
             if t.name not in self.values:
                 self._allocate(t.name, t.shape)
@@ -82,7 +80,7 @@ class _Runner(_Interpreter):
                 self.step(k)
             else:
                 self._kernel(k)
-        return {t.name: self.values[t.name].data.astype(t.dtype.numpy) for t in self.m.outputs}
+        return {t.name: t.dtype.store(self.values[t.name].data, t.axes) for t in self.m.outputs}
 
     def _allocate(self, name: str, shape: tuple[Expr, ...]) -> None:
         """Undefined content: NaN, or the largest integer, so that a read before a write shows."""
@@ -91,9 +89,7 @@ class _Runner(_Interpreter):
         poison = (
             np.nan if dtype.is_float else np.iinfo(dtype.numpy).max if dtype.is_integer else True
         )
-        self.values[name] = Value(
-            np.full(extents, poison, np.float64 if dtype.is_float else dtype.numpy)
-        )
+        self.values[name] = Value(np.full(extents, poison, dtype.working))
 
     def _kernel(self, k: Kernel) -> None:
         self.counts.launches += 1
@@ -164,7 +160,7 @@ class _Runner(_Interpreter):
             )
         data = np.broadcast_to(body, full)
         target = self.c.tensors[e.target]
-        dtype = np.float64 if target.dtype.is_float else target.dtype.numpy
+        dtype = target.dtype.working
         for i in reversed(range(len(reduced))):
             m, axis = MONOIDS[e.monoid(reduced[i])], (len(free) + i,)
             if m.result != "bool":
@@ -189,7 +185,11 @@ class _Runner(_Interpreter):
         where = tuple(at)
         self._inside(e.target, where, e)
         first = not update and all(self.intervals[v][0] == self.whole[v][0] for v in e.reduced)
-        new = np.broadcast_to(data, shape).astype(out.dtype)
+        new = np.broadcast_to(data, shape)
+        stored = self.c.tensors[e.target].dtype
+        if not stored.native:
+            new = as_stored(new, None, stored, positions(where, out.shape))[0]
+        new = new.astype(out.dtype)
         if not first:
             m = MONOIDS[e.monoid(e.reduced[0])]
             new = np.asarray(OPS[m.combine].evaluate(out[where], new)).astype(out.dtype)

@@ -15,7 +15,7 @@ from tcc.ir.cascade import Einsum, Extern, Rank, Tensor
 from tcc.ir.cascade_text import GRAMMAR as CASCADE_GRAMMAR
 from tcc.ir.cascade_text import Block, bare_names
 from tcc.ir.diagnostics import CompileError, Source
-from tcc.ir.dtype import DTYPES
+from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Expr, text
 from tcc.ir.expr_text import parse_tree
 from tcc.ir.layout import Digit, Layout, row_major
@@ -37,7 +37,7 @@ when: "when" expr
 ON: /on(?=\s)/
 until: "until" expr "hold" body
 alloc: "buffer" buffer body
-buffer: NAME ":" NAME "[" [expr ("," expr)*] "]" "@" NAME [layout] [CONSTANT]
+buffer: NAME ":" (NAME | DTYPE) "[" [expr ("," expr)*] "]" "@" NAME [layout] [CONSTANT]
 layout: "layout" "[" [digit ("," digit)*] "]"
 digit: NUMBER ["/" NUMBER] ["%" NUMBER]
 do: DO definition ["with" binding ("," binding)*]
@@ -178,7 +178,7 @@ class _Builder:
         return Do(einsum, bind, self.b.span(definition), update=str(word) == "update")
 
     def buffer(self, n: Any) -> Buffer:
-        name, dtype, *rest = [c for c in n.children if c is not None]
+        name, spelling, *rest = [c for c in n.children if c is not None]
         constant = getattr(rest[-1], "type", "") == "CONSTANT"
         rest = rest[:-1] if constant else rest
         layout = None
@@ -186,11 +186,9 @@ class _Builder:
             layout = Layout(tuple(self.digit(d) for d in rest[-1].children if d is not None))
             rest = rest[:-1]
         *dims, level = rest
-        if str(dtype) not in DTYPES:
-            raise CompileError("T0121", f"unknown dtype `{dtype}`", self.b.span(dtype),
-                               helps=f"known: {', '.join(DTYPES)}")  # fmt: skip
+        element = dtype(str(spelling), self.b.span(spelling))
         shape = tuple(self.b.expr.build(d) for d in dims)
-        return Buffer(str(name), DTYPES[str(dtype)], shape, str(level), layout or row_major(len(shape)),
+        return Buffer(str(name), element, shape, str(level), layout or row_major(len(shape)),
                       0, constant, self.b.span(name))  # fmt: skip
 
     def digit(self, n: Any) -> Digit:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Einsum, Field, Joint, Reduction
 from tcc.ir.diagnostics import CompileError, Span
-from tcc.ir.expr import Access, Expr, call, text, variables
+from tcc.ir.expr import Access, Cast, Expr, call, text, variables, walk
 from tcc.ir.joint_laws import check_laws
 from tcc.passes._algebra import is_elementwise
 from tcc.passes._derive_chain import Chain
@@ -116,9 +116,17 @@ class _Solver:
         except CompileError as error:
             raise NotFound(f"combines in no order: {error.diagnostic.message}") from None
 
+    def not_rounded(self, name: str, at: int) -> None:
+        """NotFound when a value so far would be rounded into a narrow type: its rounding says nothing of the last one's."""
+        scope = self.scope(at)
+        for n in walk(scope.expanded(self.program.defs[name].body)):
+            if isinstance(n, Cast) and not n.dtype.native and scope.refers(n.arg):
+                raise NotFound("rounds a value that is not yet the last one", n)
+
     def reduced(self, name: str, at: int) -> Made:
         """A reduction in a walk: as it is, rewritten by a search, or as the sum of two."""
         known = self.program.copy()
+        self.not_rounded(name, at)
         try:
             return self.reducing(name, at).made()
         except NotFound as refused:

@@ -21,6 +21,7 @@ from tcc.ir.expr import (
 )
 from tcc.ir.index import within
 from tcc.ir.target import Target
+from tcc.passes._stores import explicit_stores
 
 Domains = dict[
     str, tuple[tuple[str, ...], tuple[Expr, ...]]
@@ -33,10 +34,12 @@ def restrict(c: Cascade, target: Target) -> Cascade:
     S[m,p] = … where m <= p;  E[m,p] = exp(S[m,p])  -->  E[m,p] = exp(S[m,p]) where m <= p
     a ?? b  -->  select(a exists, a ?? b, b)
     T = e :: max(m), sum(k)  -->  T_k = e :: sum(k);  T = T_k :: max(m)
+    Z = e :: sum(k), Z: bf16  -->  Z_exact = e :: sum(k);  Z = bf16(Z_exact)
     I = e :: argmax(m)  -->  I_of[m] = e;  I_max = I_of[m] :: max(m);  I = m :: min(m) where I_of[m] == I_max or NaN
     """
     taken = set(c.tensors)
     c = c.with_definitions(tuple(part for d in c.definitions for part in _single(d, taken)))
+    c = explicit_stores(c)
     partial: set[str] = (
         set()
     )  # tensors with several definitions that need a companion that says where they exist

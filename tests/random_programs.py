@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
-from tcc.ir.dtype import BOOL, DTYPES, F32, I64, DType
+from tcc.ir.dtype import BOOL, DTYPES, F32, I64, DType, merge
 from tcc.ir.index import evaluate_size
-from tcc.ir.infer import merge
 from tcc.ir.interpret import interpret_with_bounds
 
 SIZES = (1, 2, 3, 7, 8, 9, 16, 17, 37, 64, 127, 128, 129)

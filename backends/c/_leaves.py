@@ -12,7 +12,7 @@ from tcc.backends.c._transpose import emit_transposed
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, F32, F64, DType
-from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, variables, walk
+from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, text, variables, walk
 from tcc.ir.index import poly
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
@@ -90,10 +90,11 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
     target = Access(d.target, d.indices)
     t = s.storage[d.target].dtype
     place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(target))}]"
+    old = s.get(d.target, place)
     inner = [p for p in d.where if set(variables(p)) & set(reduced)]
     outer = [p for p in d.where if p not in inner]
     if not reduced:
-        value = typed(s, d.body, t)
+        value = typed(s, _unrounded(s, d), t)
     else:
         monoid = d.monoid(reduced[0])
         first = first_visit(s, d)
@@ -102,22 +103,22 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
         wide = F64 if t == F32 and MONOIDS[monoid].combine == "add" else t
         start = literal(MONOIDS[monoid].identity, wide)
         s.lines.add(
-            f"{C_TYPES[wide.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};"
+            f"{C_TYPES[wide.name]} {acc} = {start if first is None else f'{first} ? {start} : {old}'};"
         )
         loops = [open_loop(s, v) for v in reduced if s.intervals[v].step != 1]
         guard = f"if ({' && '.join(scalar(s, p) for p in inner)}) " if inner else ""
         s.lines.add(f"{guard}{acc} = {combine(s, monoid, acc, typed(s, d.body, t), wide)};")
-        for v, old in reversed(loops):
+        for v, interval in reversed(loops):
             s.lines.close()
-            s.intervals[v] = old
+            s.intervals[v] = interval
         value = acc if wide == t else f"({C_TYPES[t.name]}){acc}"
     if outer:
-        other = place if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
+        other = old if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
         value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
-    s.lines.add(f"{place} = {value};")
-    for v, old in reversed(opened):
+    s.lines.add(f"{place} = {s.put(d.target, value)};")
+    for v, interval in reversed(opened):
         s.lines.close()
-        s.intervals[v] = old
+        s.intervals[v] = interval
 
 
 def _split_reduction(s: Scope, d: Einsum, lane: str, reduced: list[str]) -> None:
@@ -126,7 +127,7 @@ def _split_reduction(s: Scope, d: Einsum, lane: str, reduced: list[str]) -> None
     place = (
         f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
     )
-    start = literal(MONOIDS[d.monoid(lane)].identity, t)
+    start = s.put(d.target, literal(MONOIDS[d.monoid(lane)].identity, t))
     first = first_visit(s, d)
     s.lines.add(f"{place} = {start};" if first is None else f"if ({first}) {place} = {start};")
     loops = [open_loop(s, v) for v in reduced]
@@ -242,7 +243,7 @@ def _vector_bytes(s: Scope, definitions: list[Einsum], lane: str, kind: str) -> 
     width = s.vector_bytes // DTYPES[kind].itemsize
     size = poly(s.extents[lane]).constant if lane in s.extents else None
     spans = [n for n in (s.intervals[lane].step, size) if n is not None]
-    if s.vector_bytes <= least or any(n < width for n in spans):
+    if s.vector_bytes <= least or any(n < width for n in spans) or any(map(s.coded, definitions)):
         return min(least, s.vector_bytes)
     for d in definitions:
         if lane in d.free and _padded(s, d, lane, width // 2) and not _padded(s, d, lane, width):
@@ -376,12 +377,21 @@ def _map(s: Scope, d: Einsum, e: Vector, count: str | None, padded: bool) -> Non
             old = e.value(Access(d.target, d.indices), t)
             value = f"{first} ? {value} : {combine(s, monoid, old, f'({value})', t, e.type(t))}"
     else:
-        value = e.value(d.body, t)
+        value = e.value(_unrounded(s, d), t)
     _store(s, d, e, value, t, count, padded)
     e.memo.pop(text(Access(d.target, d.indices)), None)
     stale = [k for k in e.memo if f"{d.target}[" in k]
     for k in stale:
         del e.memo[k]
+
+
+def _unrounded(s: Scope, d: Einsum) -> Expr:
+    """What is stored, before the conversion that the store itself makes."""
+    place = s.storage[d.target]
+    if isinstance(d.body, Cast) and d.body.dtype == place.code:
+        if place.dtype.is_float and s.dtype(d.body.arg) == place.dtype:
+            return d.body.arg
+    return d.body
 
 
 def _store(
@@ -417,10 +427,12 @@ def _finish(s: Scope, d: Einsum, sums: _Sum, accumulate: bool) -> None:
     if not accumulate:
         first = first_visit(s, d)
     if accumulate or first is not None:
-        joined = combine(s, sums.monoid, place, value, t)
+        joined = combine(s, sums.monoid, s.get(d.target, place), value, t)
         value = joined if accumulate else f"{first} ? {value} : {joined}"
     outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
     if outer and not accumulate:
-        other = place if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
+        other = (
+            s.get(d.target, place) if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
+        )
         value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
-    s.lines.add(f"{place} = {value};")
+    s.lines.add(f"{place} = {s.put(d.target, value)};")

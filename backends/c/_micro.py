@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tcc.backends.c._codes import word
 from tcc.backends.c._masked import emit_masked
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import CLASSES, vector_class
@@ -24,6 +25,9 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     if not (isinstance(a, Access) and isinstance(b, Access)):
         return False
     if lane in variables(a) or row in variables(b) or lane not in variables(b):
+        return False
+    stored = [s.storage[x].code for x in (b.tensor, d.target)]
+    if any(code is not None for code in stored):
         return False
     if any(s.storage[x.tensor].dtype != t for x in (a, b)) or s.unsafe(a) or s.unsafe(b):
         return False
@@ -121,14 +125,17 @@ class _Plan:
         lengths = [span_text(s, self.old[v]) for v in loops]
         strides_a = [self.at_a.coefficient(self.counters[v]) for v in loops]
         strides_b = [self.at_b.coefficient(self.counters[v]) for v in loops]
-        name = f"tile{rows}x{vectors * width}_{len(loops)}_{t}"
-        s.functions.add(f"micro:{rows}:{vectors}:{width}:{len(loops)}:{t}")
-        c = C_TYPES[t]
+        source = s.storage[self.a.tensor]
+        of = "" if source.code is None else f"_{word(source.code)}"
+        if source.code is not None:
+            s.use(f"get{of}")
+        name = f"tile{rows}x{vectors * width}_{len(loops)}_{t}{of}"
+        s.functions.add(f"micro:{rows}:{vectors}:{width}:{len(loops)}:{t}:{of}:{source.element}")
         s.lines.open("{")
         last, base = s.names.fresh("last"), s.names.fresh("rows")
         s.lines.add(f"const int64_t {last} = {span_text(s, self.old[self.row])} - 1;")
         s.lines.add(
-            f"const {c} *{base} = {s.storage[self.a.tensor].pointer} + {self._start(self.at_a)};"
+            f"const {source.element} *{base} = {s.storage[self.a.tensor].pointer} + {self._start(self.at_a)};"
         )
         stride = self._number(self.at_a.coefficient("row__"))
         starts = [
@@ -162,16 +169,16 @@ def micro_kernel(key: str) -> str:
 
     Operand A is read one element per row at a time, operand B one row of vectors; `first` starts from zero.
     """
-    _, r, v, w, n, t = key.split(":")
+    _, r, v, w, n, t, of, element = key.split(":")
     rows, vectors, width, loops = int(r), int(v), int(w), int(n)
     vec, c = f"{t}x{width}", C_TYPES[t]
-    args = [f"const {c} *restrict a{i}" for i in range(rows)] + [f"const {c} *restrict b"]
+    args = [f"const {element} *restrict a{i}" for i in range(rows)] + [f"const {c} *restrict b"]
     args += [f"int64_t n{i}" for i in range(loops)]
     args += [f"int64_t sa{i}" for i in range(loops)] + [f"int64_t sb{i}" for i in range(loops)]
     args += [f"{c} *restrict out", "int64_t pitch", "int first"]
     lines = [f"/* out[{rows}][{vectors * width}] (+)= sum over k of a[row][k] * b[k][column] */",
              "static __attribute__((noinline)) "
-             f"void tile{rows}x{vectors * width}_{loops}_{t}({', '.join(args)}) {{"]  # fmt: skip
+             f"void tile{rows}x{vectors * width}_{loops}_{t}{of}({', '.join(args)}) {{"]  # fmt: skip
     for i in range(rows):
         lines.append(f"  {vec} " + ", ".join(f"c{i}_{j} = {{0}}" for j in range(vectors)) + ";")
     pad = "  "
@@ -189,7 +196,8 @@ def micro_kernel(key: str) -> str:
         )
     for i in range(rows):
         terms = " ".join(f"c{i}_{j} += x * b{j};" for j in range(vectors))
-        lines.append(f"{pad}{{ {vec} x = bc_{vec}(a{i}[at]); {terms} }}")
+        read = f"get{of}(a{i}[at])" if of else f"a{i}[at]"
+        lines.append(f"{pad}{{ {vec} x = bc_{vec}({read}); {terms} }}")
     for _ in range(loops):
         pad = pad[2:]
         lines.append(f"{pad}}}")

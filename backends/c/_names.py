@@ -138,6 +138,7 @@ _RESERVED = {
     "NULL",
     "EOF",
     "PIN",
+    "odd_float",
     "task",
     "tasks",
     "local",
@@ -171,7 +172,7 @@ class Names:
         base = re.sub(r"\W", "_", wish, flags=re.ASCII)
         if not base or not base[0].isalpha():
             base = f"t_{base.strip('_')}"
-        if re.match(r"[fiu]\d+x\d+|(omp|tcc)_", base):
+        if re.match(r"[fiu]\d+x\d+|(omp|tcc|get|put|wide|narrow|rnd)_", base):
             base = f"t_{base}"  # no suffix makes these the program's own
         out, n = base, 1
         while out in self._taken or re.search(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tcc.backends.c._codes import HALVES, computed, is_coded, supported, word
 from tcc.backends.c._scope import C_TYPES, Scope, integer_text
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import BOOL, DType
@@ -34,6 +35,15 @@ HELPERS = {
 #if defined(__x86_64__)
   __builtin_ia32_sfence();
 #endif
+}""",
+    "odd_float": """static inline float odd_float(double v) {  /* inexact results get an odd last bit */
+  float f = (float)v;
+  uint32_t b;
+  memcpy(&b, &f, 4);
+  if (v != v || (double)f == v) return f;
+  b = (b - (fabs((double)f) > fabs(v))) | 1;
+  memcpy(&f, &b, 4);
+  return f;
 }""",
     "truncated": """static inline int64_t truncated(double x) {  /* NaN is 0, the rest saturates */
   return x != x ? 0 : x >= 0x1p62 ? (int64_t)1 << 62 : x <= -0x1p62 ? -((int64_t)1 << 62) : (int64_t)x;
@@ -84,9 +94,26 @@ def scalar(s: Scope, e: Expr) -> str:
         return s.names.of("rank", e.rank)
     if isinstance(e, Access):
         return _access(s, e)
+    if isinstance(e, Cast) and is_coded(e.dtype):
+        return _rounded(s, e)
     if isinstance(e, Cast):
         return convert(s, scalar(s, e.arg), _type(s, e.arg, e.dtype), e.dtype)
     return _call(s, e)
+
+
+def _rounded(s: Scope, e: Cast) -> str:
+    """The value that a narrow type has for the operand: encoded, and decoded again."""
+    t = e.dtype
+    if not supported(t):
+        raise CompileError("T0302", f"the C backend can not convert to {t} yet", e.span,
+                           helps="use the numpy target, or a type that it has")  # fmt: skip
+    have = _type(s, e.arg, computed(t))
+    value = typed(s, e.arg, have)
+    if t.name in HALVES and have.name == "f64":  # rounded to odd on the way, not twice to even
+        value = f"{s.use('odd_float')}({value})"
+    whole = t.is_integer and have.is_float
+    put = s.use(f"put_{word(t)}{'_float' if whole else ''}")
+    return f"{s.use(f'get_{word(t)}')}({put}({value}))"
 
 
 def _type(s: Scope, e: Expr, wanted: DType) -> DType:
@@ -113,7 +140,7 @@ def convert(s: Scope, value: str, have: DType, want: DType) -> str:
 
 def _access(s: Scope, a: Access) -> str:
     place = s.storage[a.tensor]
-    element = f"{place.pointer}[{integer_text(s, s.address(a))}]"
+    element = s.get(a.tensor, f"{place.pointer}[{integer_text(s, s.address(a))}]")
     guards = s.unsafe(a)
     if not guards:
         return element
@@ -161,7 +188,7 @@ def _call(s: Scope, e: Call) -> str:
 
 def common_type(s: Scope, e: Call) -> DType:
     """The type in which a comparison compares."""
-    from tcc.ir.infer import merge
+    from tcc.ir.dtype import merge
 
     types = [
         s.dtype(a) for a in e.args if not (isinstance(a, Const) and not isinstance(a.value, bool))

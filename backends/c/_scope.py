@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tcc.backends.c._codes import computed, is_coded, stored_type, word
 from tcc.backends.c._names import Names
-from tcc.ir.cascade import Cascade, Tensor
+from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Const, Expr, Size, Var, call, transform
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transform, walk
 from tcc.ir.index import bounds, nonnegative, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
@@ -40,6 +41,12 @@ class Storage:
     layout: Layout | None = None
     shape: tuple[Expr, ...] = ()  # capacities of the window
     base: tuple[Expr, ...] = ()  # first coordinate of the window per dimension
+    code: DType | None = None  # what is stored, where that is not `dtype`
+
+    @property
+    def element(self) -> str:
+        """The C type of a stored element."""
+        return stored_type(self.code or self.dtype)
 
 
 class Lines:
@@ -89,9 +96,9 @@ class Scope:
     _dtypes: dict[int, tuple[Expr, DType]] = field(default_factory=dict)
 
     def dtype(self, e: Expr) -> DType:
-        """The element type of an expression."""
+        """The type in which C computes an expression."""
         if id(e) not in self._dtypes:
-            self._dtypes[id(e)] = (e, expression_dtype(self.signature, e))
+            self._dtypes[id(e)] = (e, computed(expression_dtype(self.signature, e)))
         return self._dtypes[id(e)][1]
 
     def tensor(self, name: str) -> Tensor:
@@ -100,6 +107,22 @@ class Scope:
     def use(self, function: str) -> str:
         self.functions.add(function)
         return function
+
+    def coded(self, d: Einsum) -> bool:
+        """Whether a definition touches elements that are stored otherwise than C computes with them."""
+        types = [n.dtype for n in walk(d.body, *d.where) if isinstance(n, Cast)]
+        codes = [self.storage[x].code for x in (d.target, *(a.tensor for a in d.reads))]
+        return any(map(is_coded, types)) or any(c is not None for c in codes)
+
+    def get(self, tensor: str, element: str) -> str:
+        """The value of a stored element."""
+        code = self.storage[tensor].code
+        return element if code is None else f"{self.use(f'get_{word(code)}')}({element})"
+
+    def put(self, tensor: str, value: str) -> str:
+        """What is stored for a value."""
+        code = self.storage[tensor].code
+        return value if code is None else f"{self.use(f'put_{word(code)}')}({value})"
 
     def located(self, e: Expr) -> Expr:
         """An index with variables replaced by their values: lower bounds of their tiles plus counters."""

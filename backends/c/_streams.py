@@ -20,7 +20,7 @@ def streaming(s: Scope, d: Einsum, e: Vector) -> bool:
         return False
     t = s.storage[d.target].dtype
     step = e.step(Access(d.target, d.indices))
-    if t.kind != "f" or step is None or step.constant != 1:
+    if t.kind != "f" or s.coded(d) or step is None or step.constant != 1:
         return False
     size = poly(_size(s, d.target)).constant
     return size is None or size * t.itemsize > STREAM_BYTES

@@ -65,6 +65,7 @@ def emit_transposed(s: Scope, d: Einsum, lane: str) -> bool:
     if (
         v is None
         or kind is None
+        or s.coded(d)
         or any(s.intervals[x].step != 1 for x in d.free if x not in (v, lane))
     ):
         return False

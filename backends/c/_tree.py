@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tcc.backends.c._codes import computed, stored_type
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import (
-    C_TYPES,
     LINE,
     Interval,
     Scope,
@@ -68,12 +68,14 @@ class Tree:
                 shape.append(d)
                 base.append(Const(0))
         pointer = self.emitter.names.fresh(b.name)
-        c = C_TYPES[b.dtype.name]
+        c = stored_type(computed(b.dtype))
         size = f"({self.emitter.bytes_of(b, tuple(shape))} + {LINE - 1}) / {LINE} * {LINE}"
         s.lines.add(f"{c} *restrict {pointer} = ({c} *)local;  /* {b.name} @{b.level} */")
         s.lines.add(f"local += {size};")
         self.sizes.append(size)
-        s.storage[b.name] = Storage(pointer, b.dtype, None, b.layout, tuple(shape), tuple(base))
+        s.storage[b.name] = Storage(
+            pointer, computed(b.dtype), None, b.layout, tuple(shape), tuple(base)
+        )
         self.nodes(n.body, loops)
         s.lines.add(f"local -= {size};")
         del s.storage[b.name]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tcc.backends.c._codes import HALVES, is_coded
 from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
-from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus
+from tcc.backends.c._scope import Interval, Scope, integer_text, plus
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.expr import (
@@ -43,6 +44,9 @@ def vector_class(s: Scope, definitions: list[Einsum], lane: str) -> str | None:
     seen: set[str] = set()
     for d in definitions:
         seen.add(s.storage[d.target].dtype.name)
+        code = s.storage[d.target].code
+        if code is not None and code.name not in HALVES:
+            seen.add("other")  # rounded one by one
         for e in (d.body, *d.where):
             _collect(s, e, lane, seen)
     for name, (integer, _) in CLASSES.items():
@@ -67,6 +71,8 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         )
         seen.add("index" if plain else "other")
         return
+    if isinstance(e, Cast) and is_coded(e.dtype) and e.dtype.name not in HALVES:
+        seen.add("other")
     seen.add(t.name if t.name in ("f32", "f64", "i32", "i64", "bool") else "other")
     if isinstance(e, Access):
         return
@@ -214,6 +220,8 @@ class Vector:
     def _print(self, e: Expr) -> str:
         if isinstance(e, Access):
             return self._load(e)
+        if isinstance(e, Cast) and is_coded(e.dtype):
+            return f"{self._half(f'rnd_{e.dtype.name}')}({self.value(e.arg, self.float)})"
         if isinstance(e, Cast):
             return self.value(e.arg, e.dtype)
         assert isinstance(e, Call), text(e)
@@ -271,15 +279,17 @@ class Vector:
         step = self.step(a)
         moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
         indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
-        if step is None or step.constant != 1 or indirect:
+        code = s.storage[a.tensor].code
+        looked_up = code is not None and code.name not in HALVES
+        if step is None or step.constant != 1 or indirect or looked_up:
             return self._gather(a, t)
         if moving:
             return self._window(a, t, moving)
         place = self.place(a)
         if self.count is None:
-            loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({place})"
+            loaded = f"{self._memory('ld', a.tensor, t)}({place})"
         else:
-            loaded = f"{self.fn('ldbn' if t.kind == 'b' else 'ldn', self._loaded(t))}({place}, {self.count})"
+            loaded = f"{self._memory('ldn', a.tensor, t)}({place}, {self.count})"
         guards = s.unsafe(a)
         if not guards:
             return loaded
@@ -301,13 +311,29 @@ class Vector:
             and not used & self.hoisted.counters
             and not rest.mentions(self.hoisted.counters)
         ):
-            element = C_TYPES[s.storage[a.tensor].dtype.name]
+            element = s.storage[a.tensor].element
             pointer = self.hoisted.add(s, f"row {pointer} {base}", f"{pointer}_row", f"{element} *const ",
                                        f"({element} *){pointer} + {base}")  # fmt: skip
             base = "0"
         offset = f" + {self.offset}" if self.offset else ""
         start = "" if base == "0" else f" + {base}"
         return f"{pointer}{start} + {self.counter}{offset}"
+
+    def _memory(self, name: str, tensor: str, t: DType) -> str:
+        """The function `ld`, `ldn`, `st` or `stn` for what is stored."""
+        code = self.s.storage[tensor].code
+        if code is not None:
+            return self._half(f"{name}_{code.name}")
+        if t.kind == "b":
+            name = f"{name[:2]}b{name[2:]}"
+        elif name == "st" and tensor in self.streamed:
+            name = "nt"
+        return self.fn(name, self._loaded(t))
+
+    def _half(self, name: str) -> str:
+        """A function of `_codes`, which is written with these types."""
+        self.s.functions |= {"f32x8", "i32x8"}
+        return self.s.use(f"{name}_f32x8")
 
     def _loaded(self, t: DType) -> DType:
         return self.float if t.is_float else self.integer
@@ -335,7 +361,7 @@ class Vector:
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
             tests.append(inside(s, s.unsafe(a)))
         s.intervals[self.lane] = old
-        loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self.place(a)})"
+        loaded = f"{self._memory('ld', a.tensor, t)}({self.place(a)})"
         return f"{' && '.join(tests)} ? {loaded} : {self._gather(a, t)}"
 
     def _gather(self, a: Access, t: DType) -> str:
@@ -366,11 +392,10 @@ class Vector:
         pointer = s.storage[a.tensor].pointer
         if step is not None and step.constant == 1:
             at = self.place(a)
-            kind = "stb" if t.kind == "b" else "nt" if a.tensor in self.streamed else "st"
             if self.count is None or full:
-                s.lines.add(f"{self.fn(kind, self._loaded(t))}({at}, {value});")
+                s.lines.add(f"{self._memory('st', a.tensor, t)}({at}, {value});")
             else:
-                s.lines.add(f"{self.fn(kind + 'n', self._loaded(t))}({at}, {value}, {self.count});")
+                s.lines.add(f"{self._memory('stn', a.tensor, t)}({at}, {value}, {self.count});")
             return
         name = self.named(t, value)
         old = s.intervals[self.lane]
@@ -379,7 +404,7 @@ class Vector:
             at = integer_text(s, s.address(a))
             shown = f"{name}[{n}] != 0" if t.kind == "b" else f"{name}[{n}]"
             guard = f"if ({n} < {self.count}) " if self.count is not None else ""
-            s.lines.add(f"{guard}{pointer}[{at}] = {shown};")
+            s.lines.add(f"{guard}{pointer}[{at}] = {s.put(a.tensor, shown)};")
         s.intervals[self.lane] = old
 
 

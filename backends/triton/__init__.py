@@ -103,6 +103,14 @@ def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
         raise CompileError(
             "T0367", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}"
         )
+    for t in signature(mapping).tensors.values():
+        if not t.dtype.native:
+            raise CompileError(
+                "T0367",
+                f"the Triton backend has no {t.dtype} tensors yet: `{t.name}`",
+                t.span,
+                helps="decode it before, or compile for the cpu target",
+            )
     module = Names({"_check"})
     helpers: dict[str, str] = {}
     kernels: list[KernelText] = []

@@ -1,0 +1,60 @@
+"""How elements of types that NumPy lacks come in and go out: as codes, and in torch as its own type where it has one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tcc.ir.cascade import Tensor
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype_codes import same_bits
+
+Array = Any
+_TORCH = {
+    "bf16": "bfloat16", "f8e4m3fn": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e4m3fnuz": "float8_e4m3fnuz",
+    "f8e5m2fnuz": "float8_e5m2fnuz", "e8m0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+def torch_dtype(torch: Any, dtype: DType) -> Any:
+    """The torch type with the same values, else that of the codes; None when this torch has none."""
+    name = dtype.name.removesuffix(".sat")
+    return getattr(torch, _TORCH.get(name, dtype.numpy.name), None)
+
+
+def is_scaled(t: Tensor) -> bool:
+    """Whether a tensor comes as an `Encoded`."""
+    return isinstance(t.dtype.form, Scaled)
+
+
+def coded(array: Array, t: Tensor) -> Array:
+    """The codes of an array that has them, or has the same values as `ml_dtypes` arrays do; T0148 if neither."""
+    if t.dtype.native or array.dtype == t.dtype.numpy:
+        return array
+    try:
+        return same_bits(array, t.dtype)
+    except CompileError as error:
+        d = error.diagnostic
+        raise CompileError(d.code, f"`{t.name}`: {d.message}", t.span, helps=d.helps) from None
+
+
+def to_numpy(value: Any, t: Tensor) -> Any:
+    """An argument as the interpreter takes it."""
+    if isinstance(value, np.ndarray) or is_scaled(t):
+        return value
+    value = value.detach()
+    if value.dtype.is_floating_point and not t.dtype.native:
+        import torch
+
+        bits = torch.uint8 if t.dtype.itemsize == 1 else torch.uint16
+        value = value.contiguous().view(bits)
+    return value.numpy()
+
+
+def to_torch(torch: Any, stored: Array, t: Tensor) -> Any:
+    """An interpreter's output as a torch tensor."""
+    made = torch.from_numpy(np.array(stored, order="C"))
+    wanted = torch_dtype(torch, t.dtype)
+    return made if made.dtype == wanted else made.view(wanted)

@@ -1,0 +1,332 @@
+"""Scaled and tabled tensors in NumPy: their parts, the values that they mean, and a plain quantiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tcc.ir.diagnostics import CompileError, Span
+from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype_codes import decode, encode, integer_range, largest
+
+Array = Any
+Axes = tuple[str, ...]
+Sizes = tuple[int, ...]  # of a dimension: how many coordinates share an entry
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A tensor of a scaled type: `codes`, and by name (`scale`, `zero`, `offset`, `table`) what its groups share.
+
+    `axes` are the variables of its dimensions' ranks, by which the type names its groups. A part has the shape of the
+    tensor with every grouped dimension divided by its group; a scale of a scaled type is an
+    `Encoded` itself, whose type counts its groups in scales. Tables
+    have the shape [residual, codes, vector], codes [residual, …, n / vector]; without residual or vector, those are
+    left out. T0148 for parts of wrong shapes.
+    """
+
+    dtype: DType
+    axes: Axes
+    codes: Array
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        form = scaled_form(self.dtype)
+        shape = self.shape
+        check_groups(self.dtype, self.axes, shape)
+        for name, (wanted, t) in part_shapes(self.dtype, self.axes, shape).items():
+            if name not in self.parts:
+                raise CompileError("T0148", f"{self.dtype} needs its `{name}`: {t} of shape {list(wanted)}",
+                                   helps="pass every part")  # fmt: skip
+            found = np.shape(self.parts[name])
+            if found != wanted:
+                raise CompileError("T0148", f"`{name}` has the shape {list(found)}, not {list(wanted)}",
+                                   helps=f"one entry per group of {self.dtype} over {list(shape)}")  # fmt: skip
+        extra = [n for n in self.parts if getattr(form, n, None) is None]
+        if extra:
+            raise CompileError("T0148", f"{self.dtype} has no `{extra[0]}`", helps="leave it out")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor of values."""
+        form = scaled_form(self.dtype)
+        shape = list(np.shape(self.codes))[1 if form.residual > 1 else 0 :]
+        if form.vector is not None:
+            shape[_axis(self.dtype, self.axes, form.vector[0])] *= form.vector[1]
+        return tuple(shape)
+
+    def decode(self) -> Array:
+        """The values: float64 of the tensor's shape."""
+        return decode_scaled(self, self.dtype, self.axes)
+
+
+def scaled_form(t: DType) -> Scaled:
+    """The form of a scaled type."""
+    assert isinstance(t.form, Scaled), t
+    return t.form
+
+
+def _axis(t: DType, axes: Axes, rank: str) -> int:
+    if rank not in axes:
+        raise CompileError("T0147", f"{t} names the rank `{rank}`, which the tensor over {', '.join(axes) or 'no rank'} lacks",
+                           helps="name ranks of the tensor, by their variables")  # fmt: skip
+    return axes.index(rank)
+
+
+def group_sizes(t: DType, axes: Axes, shape: tuple[int, ...]) -> Sizes:
+    """Per dimension, how many coordinates share a scale; all of them where no rank is named."""
+    groups = dict(scaled_form(t).groups)
+    if not groups:
+        return tuple(max(1, n) for n in shape)
+    return tuple((groups[a] or max(1, n)) if a in groups else 1 for a, n in zip(axes, shape))
+
+
+def check_groups(t: DType, axes: Axes, shape: tuple[int | None, ...]) -> None:
+    """T0147 for a rank that the tensor lacks, and for a group that does not divide one (of known size)."""
+    form = scaled_form(t)
+    if len(axes) != len(shape):
+        raise CompileError("T0147", f"{len(shape)} dimensions need as many ranks, not `{', '.join(axes)}`",
+                           helps='name them, as in `axes="n k"`')  # fmt: skip
+    for k, n in (*form.groups, *((form.vector,) if form.vector else ())):
+        size = shape[_axis(t, axes, k)]
+        if n is not None and size is not None and size % n:
+            raise CompileError("T0147", f"groups of {n} do not divide the {size} elements along `{k}`",
+                               helps="choose a divisor, or pad the tensor")  # fmt: skip
+    if form.scale is not None and isinstance(form.scale.form, Scaled):
+        check_groups(form.scale, axes, shape)
+
+
+def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Span | None) -> None:
+    """`check_groups` of a declaration, whose errors point at it, if its type is scaled."""
+    if not isinstance(t.form, Scaled):
+        return
+    try:
+        check_groups(t, axes, shape)
+    except CompileError as error:
+        d = error.diagnostic
+        raise CompileError(d.code, d.message, span, helps=d.helps) from None
+
+
+def check_conversion(t: DType, span: Span | None) -> None:
+    """T0147 for a type into which values round by their place in a tensor, which no expression has."""
+    if isinstance(t.form, Scaled) or t.rounding == "stochastic":
+        raise CompileError("T0147", f"an expression can not be {t}", span,
+                           helps="its rounding depends on the place: declare an output of that type")  # fmt: skip
+
+
+def part_shapes(
+    t: DType, axes: Axes, shape: tuple[int, ...]
+) -> dict[str, tuple[tuple[int, ...], DType]]:
+    """The shape and type of each part beside the codes."""
+    form = scaled_form(t)
+    sizes = group_sizes(t, axes, shape)
+    per_group = tuple(n // g for n, g in zip(shape, sizes))
+    found = {}
+    if form.table is not None:
+        table = (2**form.element.bits, *((form.vector[1],) if form.vector else ()))
+        found["table"] = ((form.residual, *table) if form.residual > 1 else table, form.table)
+    for name, part in (("scale", form.scale), ("zero", form.zero), ("offset", form.offset)):
+        if isinstance(part, DType):
+            found[name] = (per_group, part)
+    return found
+
+
+def _inner(t: DType, sizes: Sizes, axes: Axes) -> DType:
+    """A scale's own type, its groups counted in scales instead of elements."""
+    from tcc.ir.dtype_text import scaled_name
+
+    form = t.form
+    if not isinstance(form, Scaled):
+        return t
+    count = dict(zip(axes, sizes))
+    groups = tuple((k, n // count[k] if n is not None else None) for k, n in form.groups)
+    made = replace(form, groups=groups)
+    return replace(t, name=scaled_name(made), form=made)
+
+
+def _spread(part: Array, sizes: Sizes) -> Array:
+    """An entry per group --> an entry per element."""
+    for axis, n in enumerate(sizes):
+        if n > 1:
+            part = np.repeat(part, n, axis=axis)
+    return part
+
+
+# ---- decoding
+
+
+def decode_scaled(stored: Any, t: DType, axes: Axes) -> Array:
+    """(value(code) - zero) · scale + offset in float64, of the parts' exact values. T0148 for what is not `Encoded`."""
+    if not isinstance(stored, Encoded):
+        raise CompileError("T0148", f"a {type(stored).__name__} is no tensor of {t}",
+                           helps="pass `tcc.dtypes.encode(x, dtype, axes)`, or `tcc.dtypes.Encoded(…)` of its parts")  # fmt: skip
+    if stored.dtype != t:
+        raise CompileError(
+            "T0148", f"the tensor is {stored.dtype}, not {t}", helps="encode it again"
+        )
+    form = scaled_form(t)
+    shape = stored.shape
+    sizes = group_sizes(t, axes, shape)
+    value = _elements(stored.codes, form, stored.parts, axes)
+    zero, parts = form.zero, stored.parts
+    if isinstance(zero, DType):
+        value = value - _spread(zero.load(parts["zero"]).astype(np.float64), sizes)
+    elif zero is not None:
+        value = value - zero
+    if form.scale is not None:
+        scale = _inner(form.scale, sizes, axes).load(parts["scale"], axes)
+        value = value * _spread(scale.astype(np.float64), sizes)
+    if form.offset is not None:
+        value = value + _spread(form.offset.load(parts["offset"]).astype(np.float64), sizes)
+    return value
+
+
+def _elements(codes: Array, form: Scaled, parts: dict[str, Any], axes: Axes) -> Array:
+    if form.table is None:
+        return form.element.load(codes).astype(np.float64)
+    at = decode(codes, form.element).astype(np.int64)
+    tables = form.table.load(parts["table"]).astype(np.float64)
+    levels = zip(at, tables) if form.residual > 1 else [(at, tables)]
+    total = sum(table[index] for index, table in levels)
+    if form.vector is None:
+        return total
+    axis = axes.index(form.vector[0])
+    moved = np.moveaxis(np.asarray(total), -1, axis + 1)
+    shape = list(np.shape(at)[1:] if form.residual > 1 else np.shape(at))
+    shape[axis] *= form.vector[1]
+    return moved.reshape(shape)
+
+
+# ---- encoding
+
+
+def encode_scaled(values: Array, t: DType, axes: Axes, table: Array | None = None) -> Encoded:
+    """A plain quantiser: scales from the largest magnitude of each group (with a zero or offset: from its range).
+
+    Scales of e8m0 are 2^(⌊log2 max⌋ - e), with 2^e the largest power of two among the elements, as MX has it; others
+    are max / (largest element), rounded into their type. Codes are then the nearest ones to value / scale. With a
+    table (`table`: values of its shape) each vector takes the nearest row, level by level.
+    """
+    x = np.asarray(values, np.float64)
+    check_groups(t, axes, x.shape)
+    form = scaled_form(t)
+    sizes = group_sizes(t, axes, x.shape)
+    parts: dict[str, Any] = {}
+    if form.table is not None:
+        return _encode_by_table(x, t, axes, table)
+    low, high = _extremes(x, sizes)
+    least, most = _element_range(form)
+    element = replace(form.element, saturate=True,
+                      rounding=form.element.rounding or "nearest")  # fmt: skip
+    if isinstance(form.zero, DType) or form.offset is not None:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        wanted = (high - low) / (most - least)
+    else:
+        wanted = np.maximum(high, -low) / min(most, -least if least < 0 else most)
+    scale = np.ones_like(wanted)
+    if form.scale is not None:
+        parts["scale"], scale = _scales(wanted, form, most, sizes, axes, np.maximum(high, -low))
+    safe = np.where((scale == 0) | ~np.isfinite(scale), 1.0, scale)
+    if form.offset is not None:
+        parts["offset"] = form.offset.store(low - least * scale)
+        offset = form.offset.load(parts["offset"]).astype(np.float64)
+        x = x - _spread(offset, sizes)
+    shifted = x / _spread(safe, sizes)
+    if isinstance(form.zero, DType):
+        kind = replace(form.zero, saturate=True, rounding=form.zero.rounding or "nearest")
+        parts["zero"] = kind.store(least - low / safe)
+        shifted = shifted + _spread(form.zero.load(parts["zero"]).astype(np.float64), sizes)
+    elif form.zero is not None:
+        shifted = shifted + form.zero
+    return Encoded(t, axes, encode(shifted, element), parts)
+
+
+def _element_range(form: Scaled) -> tuple[float, float]:
+    zero = form.zero if isinstance(form.zero, int) else 0
+    if form.element.is_integer:
+        low, high = integer_range(form.element)
+        return float(low - zero), float(high - zero)
+    most = largest(form.element)
+    return -most, most
+
+
+def _extremes(x: Array, sizes: Sizes) -> tuple[Array, Array]:
+    """The least and the largest finite value of each group."""
+    split: list[int] = []
+    for n, g in zip(x.shape, sizes):
+        split += [n // g, g]
+    blocks = np.where(np.isfinite(x), x, 0.0).reshape(split)
+    inner = tuple(range(1, 2 * x.ndim, 2))
+    return np.min(blocks, axis=inner, initial=np.inf), np.max(blocks, axis=inner, initial=-np.inf)
+
+
+def _scales(wanted: Array, form: Scaled, most: float, sizes: Sizes, axes: Axes,
+            size: Array) -> tuple[Any, Array]:  # fmt: skip
+    assert form.scale is not None
+    t = _inner(form.scale, sizes, axes)
+    with np.errstate(all="ignore"):
+        if form.scale.name == "e8m0":
+            power = np.floor(np.log2(size)) - np.floor(np.log2(most))
+            wanted = np.where(size > 0, np.ldexp(1.0, np.clip(power, -127, 127).astype(int)), 1.0)
+    stored = t.store(wanted, axes)
+    back = t.load(stored, axes).astype(np.float64)
+    return stored, back
+
+
+def _encode_by_table(x: Array, t: DType, axes: Axes, table: Array | None) -> Encoded:
+    form = scaled_form(t)
+    if table is None:
+        raise CompileError(
+            "T0148", f"encoding into {t} needs its table", helps="pass `table=…`, one row per code"
+        )
+    if form.scale is not None or form.zero is not None or form.offset is not None:
+        raise CompileError("T0148", f"there is no quantiser for {t}, which has a table and scales",
+                           helps="make the parts, and pass `tcc.dtypes.Encoded(…)`")  # fmt: skip
+    assert form.table is not None
+    stored = form.table.store(np.asarray(table, np.float64))
+    rows = form.table.load(stored).astype(np.float64)
+    rows = rows if form.residual > 1 else rows[None]
+    if form.vector is None:
+        vectors = x[..., None]
+        rows = rows[..., None]
+    else:
+        axis, n = axes.index(form.vector[0]), form.vector[1]
+        split = [*x.shape[:axis], x.shape[axis] // n, n, *x.shape[axis + 1 :]]
+        vectors = np.moveaxis(x.reshape(split), axis + 1, -1)
+    codes = []
+    for level in rows:
+        apart = ((vectors[..., None, :] - level) ** 2).sum(-1)
+        codes.append(np.argmin(apart, axis=-1))
+        vectors = vectors - level[codes[-1]]
+    made = np.stack(codes) if form.residual > 1 else codes[0]
+    return Encoded(t, axes, made.astype(form.element.numpy), {"table": stored})
+
+
+def random_stored(
+    t: DType, axes: Axes, shape: tuple[int, ...], random: np.random.Generator, limit: int
+) -> Any:
+    """A random stored tensor: floats are normal, integers from 0 to below `limit`, where the type has them."""
+    if t.kind == "b":
+        return random.integers(0, 2, shape).astype(bool)
+    if t.is_integer:
+        top = min(limit, integer_range(t)[1] + 1)
+        return random.integers(0, max(1, top), shape).astype(t.numpy)
+    if not isinstance(t.form, Scaled):
+        return t.store(random.standard_normal(shape))
+    form = t.form
+    if form.table is None:
+        return t.store(random.standard_normal(shape), axes)
+    small = list(shape)
+    if form.vector is not None:
+        small[_axis(t, axes, form.vector[0])] //= form.vector[1]
+    levels = [form.residual] if form.residual > 1 else []
+    codes = random_stored(form.element, axes, (*levels, *small), random, 2**form.element.bits)
+    parts = {
+        name: random_stored(
+            _inner(part, group_sizes(t, axes, shape), axes), axes, wanted, random, 2
+        )
+        for name, (wanted, part) in part_shapes(t, axes, shape).items()
+    }
+    return Encoded(t, axes, codes, parts)

@@ -1,0 +1,188 @@
+"""Codes in C: they decode, and values round to them, exactly as in the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from c_runs import built, run
+
+from tcc import dtypes
+from tcc.ir.cascade_text import parse_cascade
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype import DType
+from tcc.ir.dtype_codes import integer_range, ladder
+from tcc.ir.interpret import interpret, interpret_with_bounds
+from tcc.samples import agreement, random_inputs
+
+FLOATS = [
+    "bf16", "f16", "f8e4m3fn", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz.sat", "f8e4m3fn.sat", "f6e3m2", "f6e2m3", "f4e2m1",
+    "f3e1m1", "f7e3m3ieee", "e8m0", "e5m0", "pow2_4", "posit4_1", "posit8_0", "posit10_1", "nf4", "codebook[3, -1, 0.5]",
+]  # fmt: skip
+INTEGERS = ["i1", "u1", "u2", "i3", "u4", "i5", "u7", "i12", "u31", "i48", "u63", "i8.sat", "u4.sat"]  # fmt: skip
+
+
+def all_codes(t: DType, rng: np.random.Generator) -> np.ndarray:
+    if t.is_integer:
+        low, high = integer_range(t)
+        few = np.arange(low, high + 1) if t.bits <= 12 else rng.integers(low, high, 100, np.int64)
+        return few.astype(t.numpy)
+    return np.arange(2**t.bits).astype(f"u{t.numpy.itemsize}").view(t.numpy)
+
+
+def computed(name: str) -> str:
+    return "f32" if name == "f16" else dtypes.dtype(name).compute.name
+
+
+def same(a: np.ndarray, b: np.ndarray, t: DType) -> np.ndarray:
+    nan = np.isnan(dtypes.decode(b, t)) if t.is_float else np.zeros(b.shape, bool)
+    return (a == b) | (nan & np.isnan(dtypes.decode(a, t)) if t.is_float else False)
+
+
+def groups(names: list[str], size: int) -> list[list[str]]:
+    """Several types share a program: most of the time goes into building it."""
+    return [names[n : n + size] for n in range(0, len(names), size)]
+
+
+@pytest.mark.parametrize("names", groups(FLOATS + INTEGERS, 8), ids="-".join)
+def test_every_code_decodes_and_is_stored_again(names: list[str], rng: np.random.Generator) -> None:
+    lines = ["", "", ""]
+    for n, name in enumerate(names):
+        lines[0] += f"in  A{n}: {name}[N{n}]\n"
+        lines[1] += f"out Z{n}: {computed(name)}[N{n}], B{n}: {name}[N{n}]\n"
+        lines[2] += f"Z{n}[n{n}] = A{n}[n{n}]\nB{n}[n{n}] = A{n}[n{n}]\n"
+    c = parse_cascade("".join(lines))
+    inputs = {f"A{n}": all_codes(dtypes.dtype(name), rng) for n, name in enumerate(names)}
+    got, want = run(built(c), c, inputs), interpret(c, inputs)
+    for n, name in enumerate(names):
+        np.testing.assert_array_equal(got[f"Z{n}"], want[f"Z{n}"], err_msg=name)
+        assert same(got[f"B{n}"], want[f"B{n}"], dtypes.dtype(name)).all(), name
+
+
+def values(names: list[str], rng: np.random.Generator) -> np.ndarray:
+    """float32 of all sizes, and the neighbours of the points where the types' rounding turns."""
+    few = [rng.integers(0, 2**32, 3001, np.uint32).view(np.float32),
+           np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, 65519, 65520]),
+           rng.standard_normal(500).astype(np.float32)]  # fmt: skip
+    for name in names:
+        turns = ladder(dtypes.dtype(name)).turn
+        turns = turns[:: max(1, len(turns) // 1000)].astype(np.float32)
+        few += [turns, *(np.nextafter(turns, np.float32(end)) for end in (0.0, np.inf))]
+    x = np.concatenate(few)
+    with np.errstate(invalid="ignore"):  # no signaling NaN
+        return np.concatenate([x, -x]).astype(np.float64).astype(np.float32)
+
+
+@pytest.mark.parametrize("names", groups([n for n in FLOATS if n != "f16"], 7), ids="-".join)
+def test_values_round_to_the_nearest_code(names: list[str], rng: np.random.Generator) -> None:
+    outs = ", ".join(f"B{n}: {name}[N]" for n, name in enumerate(names))
+    lines = [f"B{n}[n] = X[n]" for n in range(len(names))]
+    c = parse_cascade(f"in X: f32[N]\nout {outs}\n" + "\n".join(lines))
+    x = values(names, rng)
+    got, want = run(built(c), c, {"X": x}), interpret(c, {"X": x})
+    for n, name in enumerate(names):
+        held = same(got[f"B{n}"], want[f"B{n}"], dtypes.dtype(name))
+        assert held.all(), (name, x[~held][:5])
+
+
+@pytest.mark.parametrize("name", ["bf16", "f16", "f8e4m3fn"])
+def test_doubles_and_integers_are_not_rounded_twice(name: str, rng: np.random.Generator) -> None:
+    t, cast = dtypes.dtype(name), name if name == "f16" else ""
+    c = parse_cascade(f"""
+        in  X: f32[N], D: f64[N], I: i32[N]
+        out B: {name}[N], R: f32[N], S: {name}[N], T: {name}[N]
+        B[n] = {cast}(X[n])
+        R[n] = f32({name}(X[n]))
+        S[n] = {name}(D[n])
+        T[n] = {cast}(I[n])""")
+    x = values([name], rng)
+    d = x.astype(np.float64) * (1 + 2.0**-40 * rng.integers(-1, 2, x.size))
+    i = rng.integers(-(2**31), 2**31, x.size, np.int32) >> rng.integers(0, 31, x.size)
+    inputs = {"X": x, "D": d, "I": i.astype(np.int32)}
+    got, want = run(built(c), c, inputs), interpret(c, inputs)
+    for out in ("B", "S", "T"):
+        held = same(got[out], want[out], t)
+        assert held.all(), (out, np.flatnonzero(~held)[:5])
+    np.testing.assert_array_equal(got["R"], want["R"])
+
+
+def test_integers_are_cut_or_saturate(rng: np.random.Generator) -> None:
+    names = ["i4", "u3", "i4.sat", "u4.nearest.sat", "i5.nearest", "u1", "i20.sat"]
+    outs = ", ".join(f"Z{n}: i64[N]" for n in range(2 * len(names)))
+    lines = [f"Z{n}[n] = i64({name}(X[n]))" for n, name in enumerate(names)]
+    lines += [f"Z{n + len(names)}[n] = i64({name}(I[n]))" for n, name in enumerate(names)]
+    c = parse_cascade(f"in X: f32[N], I: i64[N]\nout {outs}\n" + "\n".join(lines))
+    x = rng.standard_normal(300) * 10.0 ** rng.integers(-1, 7, 300)
+    x = np.concatenate([x, [0.5, 1.5, -0.5, np.nan, np.inf, -np.inf]]).astype(np.float32)
+    inputs = {"X": x, "I": rng.integers(-40, 40, x.size)}
+    got, want = run(built(c), c, inputs), interpret(c, inputs)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+@pytest.mark.parametrize("names", groups([
+    "bf16", "u1", "f4e2m1", "i4", "f16", "i2", "f6e3m2", "u5", "f8e4m3fn", "u3", "f3e1m1", "i8", "nf4", "i6", "posit4_1",
+    "u7", "posit8_0", "f5e2m2", "pow2_4", "f7e3m3",
+], 4), ids="-".join)  # fmt: skip
+def test_matrix_products_in_every_type(names: list[str], rng: np.random.Generator) -> None:
+    """The type is that of the first operand and of the second."""
+    ins = ", ".join(f"A{n}: {name}[M, K]" for n, name in enumerate(names))
+    outs = ", ".join(f"C{n}: f32[M, N]" for n in range(len(names) - 1))
+    lines = [f"C{n}[m, n] = A{n}[m, k] * f32(B[k, n])" for n in range(len(names) - 1)]
+    c = parse_cascade(f"in B: {names[-1]}[K, N], {ins}\nout {outs}\n" + "\n".join(lines))
+    inputs = random_inputs(c, {"M": 7, "K": 33, "N": 21}, rng)
+    got, want = run(built(c), c, inputs), interpret_with_bounds(c, inputs)
+    for t in c.outputs:
+        assert agreement(got[t.name], want[t.name].data, want[t.name].error).holds, t
+
+
+def test_sums_are_rounded_once(rng: np.random.Generator) -> None:
+    """300 additions of 1 to 256 would be lost in bf16."""
+    c = parse_cascade(
+        "in A: bf16[M, K]\nout Z: bf16[M], Y: f32[M]\nZ[m] = A[m, k]\nY[m] = Z[m] * 2.0"
+    )
+    codes = dtypes.encode(np.ones((3, 600)), "bf16")
+    got = run(built(c), c, {"A": codes})
+    assert dtypes.decode(got["Z"], "bf16").tolist() == [600.0] * 3
+    assert got["Y"].tolist() == [1200.0] * 3
+
+
+def test_attention_with_bf16_operands_agrees(rng: np.random.Generator) -> None:
+    c = parse_cascade("""
+        in  Q: bf16[P, E], K: bf16[M, E], V: bf16[M, F]
+        out Z: bf16[P, F]
+        QK[p, m] = Q[p, e] * K[m, e] / sqrt(E)
+        GM[p]    = QK[p, m] :: max(m)
+        SN[p, m] = exp(QK[p, m] - GM[p])
+        SD[p]    = SN[p, m]
+        Z[p, f]  = SN[p, m] / SD[p] * V[m, f]""")
+    inputs = random_inputs(c, {"P": 9, "E": 16, "M": 40, "F": 16}, rng)
+    want = interpret_with_bounds(c, inputs)["Z"]
+    got = dtypes.decode(run(built(c), c, inputs)["Z"], "bf16")
+    assert agreement(got, want.data, want.error).holds
+
+
+def test_torch_tensors_keep_their_type(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import tcc
+
+    double = tcc.compile("in X: bf16[N], Y: f8e4m3fn[N]\nout Z: bf16[N]\nZ[n] = X[n] + Y[n]")
+    x = torch.randn(37).to(torch.bfloat16)
+    y = torch.randn(37).to(torch.float8_e4m3fn)
+    got = double(x, y)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, (x.float() + y.float()).to(torch.bfloat16))
+    reference = tcc.compile("in X: bf16[N], Y: f8e4m3fn[N]\nout Z: bf16[N]\nZ[n] = X[n] + Y[n]", target="numpy")  # fmt: skip
+    assert torch.equal(reference(x, y), got)
+
+
+@pytest.mark.parametrize("text, what", [
+    ("in A: i4[group n 2, scale f16][N]\nout Z: f32[N]\nZ[n] = A[n]", "no i4[group n 2, scale f16] tensors yet: `A`"),
+    ("in A: f32[N]\nout Z: bf16.zero[N]\nZ[n] = A[n]", "no bf16.zero tensors yet: `Z`"),
+    ("in A: posit16_1[N]\nout Z: f32[N]\nZ[n] = A[n]", "no posit16_1 tensors yet: `A`"),
+    ("in A: f32[N]\nout Z: f32[N]\nZ[n] = tf32(A[n])", "can not convert to tf32 yet"),
+])  # fmt: skip
+def test_types_that_c_lacks_are_refused(text: str, what: str) -> None:
+    with pytest.raises(CompileError) as caught:
+        assert built(parse_cascade(text)).source
+    assert caught.value.diagnostic.code == "T0302"
+    assert what in caught.value.diagnostic.message
