@@ -49,8 +49,9 @@ def read_table(name: str, t: Table, bits: bool = False) -> Layout:
         raise refused(name, f"the element at {coordinate(at)} belongs at {t.at(at)}, but {error.reason}") from None  # fmt: skip
 
 
-def refused(name: str, fact: str) -> CompileError:
-    return CompileError("T0271", f"{name}: {fact}", helps="no digit layout has these places")
+def refused(name: str, fact: str, helps: str = "no digit layout has these places") -> CompileError:
+    """The error that names a coordinate, or a place, at which an operation has no result."""
+    return CompileError("T0271", f"{name}: {fact}", helps=helps)
 
 
 def coordinate(at: tuple[int, ...]) -> str:

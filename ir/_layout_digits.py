@@ -24,8 +24,8 @@ def exact(a: Amount, b: Amount, what: str) -> Amount:
 def written_out(layout: Layout) -> list[Digit]:
     """The digits with modulus and stride, those with one value left out."""
     strides, extents = layout.strides(), layout.extents()
-    full = [replace(d, modulus=e, stride=s) for d, e, s in zip(layout.digits, extents, strides)]
-    return [d for d in full if d.modulus != 1]
+    return [Digit(d.dimension, d.divisor, e, s, d.axis, d.xor)
+            for d, e, s in zip(layout.digits, extents, strides) if e != 1]  # fmt: skip
 
 
 def modulus(d: Digit) -> Amount:
@@ -103,7 +103,7 @@ def _merged(low: Digit, high: Digit) -> Digit | None:
 
 def merge(digits: list[Digit]) -> list[Digit]:
     """The fewest digits: neighbours that continue each other are one."""
-    todo = [replace(d, xor=tuple(sorted(d.xor, key=Part.text))) for d in digits]
+    todo = [replace(d, xor=tuple(sorted(d.xor, key=Part.text))) if d.xor else d for d in digits]
     done: list[Digit] = []
     while todo:
         d = todo.pop()
@@ -134,7 +134,7 @@ def build(digits: list[Digit], shape: tuple[Amount, ...] | None, offsets: tuple[
 
     kept = merge([d for d in digits if d.modulus != 1])
     found = Layout(tuple(sorted(kept, key=cmp_to_key(order))), shape, offsets, bits)
-    implied = found._implied()
+    implied = found.implied()
     plain = tuple(
         replace(d, stride=None) if same(stride(d), implied[n]) else d
         for n, d in enumerate(found.digits)

@@ -186,7 +186,7 @@ class Layout:
         bits = self.rank - 1 if self.bits else None
         head = "" if self.shape is None else f"({', '.join(map(shown, self.shape))}) "
         offsets, groups = dict(self.offsets), []
-        implied = self._implied() if self.shape is not None else {}
+        implied = self.implied() if self.shape is not None else {}
         for axis in self.axes or ("addr",):
             inside = []
             for n, d in enumerate(self.digits):
@@ -254,7 +254,7 @@ class Layout:
 
     def extents(self, shape: tuple[Amount, ...] | None = None) -> list[Amount]:
         """The number of values of each digit, for a tensor of the given shape."""
-        sizes = self._shape(shape)
+        sizes = self.known_shape(shape)
         out: list[Amount] = []
         for d in self.digits:
             if d.modulus is not None:
@@ -263,7 +263,8 @@ class Layout:
                 out.append(ceildiv(amount(sizes[d.dimension]), d.divisor))
         return out
 
-    def _shape(self, shape: tuple[Amount, ...] | None) -> tuple[Amount, ...]:
+    def known_shape(self, shape: tuple[Amount, ...] | None = None) -> tuple[Amount, ...]:
+        """The shape: that which is given, or its own; T0272 where it has none."""
         found = self.shape if shape is None else shape
         if found is None:
             raise CompileError("T0272", f"layout {self} has no shape",
@@ -272,11 +273,11 @@ class Layout:
 
     def strides(self, shape: tuple[Amount, ...] | None = None) -> list[Amount]:
         """The stride of each digit, for a tensor of the given shape."""
-        implied, extents = self._implied(shape), self.extents(shape)
+        implied, extents = self.implied(shape), self.extents(shape)
         assert len(implied) == len(extents)
         return [implied[n] if d.stride is None else d.stride for n, d in enumerate(self.digits)]
 
-    def _implied(self, shape: tuple[Amount, ...] | None = None) -> dict[int, Amount]:
+    def implied(self, shape: tuple[Amount, ...] | None = None) -> dict[int, Amount]:
         """For each digit the number of places that the faster ones of its axis span."""
         return self._spans(shape)[0]
 

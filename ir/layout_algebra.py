@@ -42,13 +42,14 @@ from tcc.ir.diagnostics import CompileError
 from tcc.ir.layout import COPIES, Digit, Layout, Part
 from tcc.ir.layout_table import Places, Table, difference, sizes_of, table
 
+ONCE = "an inverse needs every place to hold one element: choose other strides, or pad"
 Offsets = tuple[tuple[str, Amount], ...]
 
 
 def agree(a: Layout, b: Layout) -> bool:
     """Whether A(x) = B(x) for all x: by normal forms, by tables where sizes are known, elsewhere by isl; what cannot be
     proved does not count as equal."""
-    sa, sb = _shape(a), _shape(b)
+    sa, sb = a.known_shape(), b.known_shape()
     if len(sa) != len(sb) or not all(map(same, sa, sb)):
         return False
     if normal(a) == normal(b):
@@ -88,12 +89,17 @@ def permute(a: Layout, order: tuple[int, ...]) -> Layout:
 def concatenate(a: Layout, b: Layout) -> Layout:
     """concatenate(A, B)(x, y) = A(x) · span(B) + B(y): the dimensions of A, then those of B."""
     moved = [_shifted(d, a.rank) for d in written_out(b)]
-    return build(_scaled(written_out(a), b) + moved, _shape(a) + _shape(b), _stacked(a, b), b.bits)
+    return build(
+        _scaled(written_out(a), b) + moved,
+        a.known_shape() + b.known_shape(),
+        _stacked(a, b),
+        b.bits,
+    )
 
 
 def pad(a: Layout, dimension: int, multiple: int) -> Layout:
     """pad(A, d, n) has the digits of A as they are on the shape whose extent d is rounded up to a multiple of n."""
-    shape = list(_shape(a))
+    shape = list(a.known_shape())
     shape[dimension] = times(ceildiv(shape[dimension], multiple), multiple)
     wide = a.on(tuple(shape))
     closed = [replace(d, modulus=e, stride=s)
@@ -105,10 +111,6 @@ def with_bits(a: Layout, width: int) -> Layout:
     """with_bits(A, w)(x, b) = A(x) · w + b along `addr`: addresses count bits, the bits of an element are its last
     dimension."""
     return replace(concatenate(a, Layout((Digit(0),), (width,))), bits=True)
-
-
-def _shape(a: Layout) -> tuple[Amount, ...]:
-    return a._shape(None)
 
 
 def _shifted(d: Digit, by: int) -> Digit:
@@ -139,7 +141,7 @@ def _same_rank(name: str, a: Layout, b: Layout) -> None:
 def product(a: Layout, b: Layout) -> Layout:
     """product(A, B)(x · shape(B) + y) = A(x) · span(B) + B(y): each element of A becomes a tile B."""
     _same_rank("product", a, b)
-    sa, sb = _shape(a), _shape(b)
+    sa, sb = a.known_shape(), b.known_shape()
     shape = tuple(map(times, sa, sb))
 
     def rule() -> Layout:
@@ -173,7 +175,7 @@ def _moved(d: Digit, inner: tuple[Amount, ...]) -> Digit:
 
 def _parts_fill(b: Layout, dimension: int) -> bool:
     """Whether swizzles read a dimension only in parts that repeat with its extent."""
-    size = _shape(b)[dimension]
+    size = b.known_shape()[dimension]
     ends = [times(p.divisor, p.modulus or 1) for d in b.digits for p in d.xor if p.dimension == dimension]  # fmt: skip
     return all(quotient(size, end) is not None for end in ends)
 
@@ -190,7 +192,7 @@ def left_divide(c: Layout, a: Layout) -> Layout:
 
 def _divided(name: str, c: Layout, known: Layout, right: bool) -> Layout:
     _same_rank(name, c, known)
-    sc, sk = _shape(c), _shape(known)
+    sc, sk = c.known_shape(), known.known_shape()
     for d, (n, k) in enumerate(zip(sc, sk)):
         if quotient(n, k) is None and not (n == 0 and k == 0):
             raise refused(name, f"extent {shown(n)} of dimension {d} is no multiple of {shown(k)}")
@@ -244,7 +246,7 @@ def _cut(
     pieces: list[Digit] = []
     for d in {x.dimension: None for x in written_out(c)}:
         own = [x for x in written_out(c) if x.dimension == d]
-        whole = d == COPIES or same(_shape(c)[d], tile[d])
+        whole = d == COPIES or same(c.known_shape()[d], tile[d])
         pieces += own if whole else split_where(own, tile[d])
     outer: list[Digit] = []
     inner: list[Digit] = []
@@ -253,7 +255,7 @@ def _cut(
         if x.dimension == COPIES:
             above, parts = False, list(_at_span(x, span))
         else:
-            whole = same(_shape(c)[x.dimension], tile[x.dimension])
+            whole = same(c.known_shape()[x.dimension], tile[x.dimension])
             above, parts = not whole and quotient(x.divisor, tile[x.dimension]) is not None, [x]
         for part in parts:
             share = quotient(stride(part), span)
@@ -304,7 +306,7 @@ def compose(a: Layout, b: Layout, axes: tuple[str, ...] | None = None) -> Layout
     if a.rank != len(named):
         raise CompileError("T0272", f"composition: {a.rank} dimensions, but {len(named)} axes",
                            helps="name an axis of the inner layout for each dimension of the outer")  # fmt: skip
-    sa = _shape(a)
+    sa = a.known_shape()
 
     def rule() -> Layout:
         own = {x: [y for y in written_out(a) if y.dimension == n] for n, x in enumerate(named)}
@@ -396,10 +398,10 @@ def inverse(
         for wrong in np.flatnonzero(holds[at] != element)[:1]:
             one, two = (coordinate(tuple(int(i) for i in np.unravel_index(int(n), t.shape)))
                         for n in (element[wrong], holds[at[wrong]]))  # fmt: skip
-            raise refused("inverse", f"the elements at {one} and {two} both lie at {_named(used, flat[wrong])}")  # fmt: skip
+            raise refused("inverse", f"the elements at {one} and {two} both lie at {_named(used, flat[wrong])}", ONCE)  # fmt: skip
         if (holds < 0).any():
             place = np.argwhere(holds.reshape(limits) < 0)[0]
-            raise refused("inverse", f"no element lies at {_named(used, place)}")
+            raise refused("inverse", f"no element lies at {_named(used, place)}", ONCE)
         back = np.stack(np.unravel_index(holds, (*t.shape, 1)), -1)[:, : max(1, len(t.shape))]
         return read_table("inverse", Table(names or ("dim0",), back.reshape(*limits, 1, -1)))
 

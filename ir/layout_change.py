@@ -33,7 +33,7 @@ from tcc.ir.layout_table import Table, table
 
 def reshape(a: Layout, shape: tuple[Amount, ...]) -> Layout:
     """reshape(A, s)(y) = A(x) where x and y are the same element in row-major order."""
-    old = a._shape(None)
+    old = a.known_shape()
     if not same(_product(old), _product(shape)):
         raise CompileError("T0272", f"{' x '.join(map(shown, old)) or '1'} elements do not have the shape "
                            f"({', '.join(map(shown, shape))})", helps="keep their number")  # fmt: skip
@@ -115,7 +115,7 @@ def reduce(a: Layout, dimensions: tuple[int, ...], copies: bool = True) -> Layou
             raise CompileError("T0272", f"there is no dimension {d} to reduce",
                                helps=f"dimensions are 0 to {a.rank - 1}")  # fmt: skip
     to = {d: n for n, d in enumerate(kept)}
-    shape = tuple(a._shape(None)[d] for d in kept)
+    shape = tuple(a.known_shape()[d] for d in kept)
     bits = a.bits and a.rank - 1 in kept
 
     def rule() -> Layout:
@@ -199,12 +199,12 @@ def swizzle(a: Layout, bits: int, base: int, shift: int, axis: str = "addr") -> 
             raise Unaligned("a stride is no power of two")
         parts: dict[int, tuple[Part, ...]] = {}
         for n in range(bits):
-            source = _bit_of(own, 1 << (base + shift + n), a._shape(None))
+            source = _bit_of(own, 1 << (base + shift + n), a.known_shape())
             if source is not None:
                 if source.dimension == COPIES:
                     raise Unaligned("a copy's number would swizzle")
                 parts[1 << (base + n)] = (source.part, *source.xor)
-                if _bit_of(own, 1 << (base + n), a._shape(None)) is None:
+                if _bit_of(own, 1 << (base + n), a.known_shape()) is None:
                     raise Unaligned("the axis has too few bits")
         return build([x for d in digits for x in _xored(d, parts, axis)], a.shape, a.offsets, a.bits)  # fmt: skip
 

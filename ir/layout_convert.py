@@ -44,7 +44,7 @@ class Conversion:
 
 def convert(a: Layout, b: Layout) -> Conversion:
     """What it takes to go from A to B, layouts of one shape (T0272): the cheapest class that reaches all places of B."""
-    sa, sb = a._shape(None), b._shape(None)
+    sa, sb = a.known_shape(), b.known_shape()
     if len(sa) != len(sb) or not all(map(same, sa, sb)):
         shapes = [f"({', '.join(map(shown, s))})" for s in (sa, sb)]
         raise CompileError("T0272", f"conversion: the shapes {shapes[0]} and {shapes[1]} differ",

@@ -87,7 +87,7 @@ class _Relation:
         self.fresh = itertools.count()
         self.variables: list[str] = []
         self.components: dict[str, list[tuple[Amount, list[str]]]] = {}
-        for d, size in enumerate(a._shape(None)):
+        for d, size in enumerate(a.known_shape()):
             self.constraints.append(f"0 <= x{d} < {self._affine(size)}")
         for axis in axes:
             self.components[axis] = self._components(axis)
@@ -134,7 +134,7 @@ class _Relation:
     def _components(self, axis: str) -> list[tuple[Amount, list[str]]]:
         offset = self.a.offset(axis)
         own = [(n, d) for n, d in enumerate(self.a.digits) if d.axis == axis]
-        strides, extents, implied = self.a.strides(), self.a.extents(), self.a._implied()
+        strides, extents, implied = self.a.strides(), self.a.extents(), self.a.implied()
         found: list[tuple[Amount, list[str]]] = [(1, [self._affine(offset)])]
         for n, d in reversed(own):
             value = self._copy(extents[n]) if d.dimension == COPIES else self._part(d.part)
