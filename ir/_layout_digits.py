@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cmp_to_key
 
-from tcc.ir.amounts import Amount, at_most, is_power_of_two, plus, quotient, same, times
+from tcc.ir.amounts import Amount, at_most, is_power_of_two, plus, polynomial, quotient, same, times
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Size
 from tcc.ir.layout import AXES, COPIES, Digit, Layout, Part
 
 
@@ -84,9 +86,14 @@ def fills(layout: Layout, dimension: int) -> bool:
     return same(total, layout.shape[dimension])
 
 
+def _rounded(a: Amount) -> bool:
+    """Whether it is a number of tiles: the digits of a padded dimension stay as they are."""
+    return not isinstance(a, int) and not all(isinstance(e, Size) for e in polynomial(a).atoms.values())  # fmt: skip
+
+
 def _merged(low: Digit, high: Digit) -> Digit | None:
     """The digit that two neighbours make, if they do."""
-    if low.dimension != high.dimension or low.axis != high.axis:
+    if low.dimension != high.dimension or low.axis != high.axis or _rounded(modulus(high)):
         return None
     if low.dimension != COPIES and not same(high.divisor, upper_end(low)):
         return None
@@ -133,7 +140,12 @@ def build(digits: list[Digit], shape: tuple[Amount, ...] | None, offsets: tuple[
         return -1 if at_most(stride(b), stride(a)) else 1 if at_most(stride(a), stride(b)) else 0
 
     kept = merge([d for d in digits if d.modulus != 1])
-    found = Layout(tuple(sorted(kept, key=cmp_to_key(order))), shape, offsets, bits)
+    try:
+        found = Layout(tuple(sorted(kept, key=cmp_to_key(order))), shape, offsets, bits)
+    except CompileError as error:
+        if not any(not isinstance(n, int) for n in shape or ()):
+            raise
+        raise Unaligned(f"it is not known that {error.diagnostic.message}") from None
     implied = found.implied()
     plain = tuple(
         replace(d, stride=None) if same(stride(d), implied[n]) else d

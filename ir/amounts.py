@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -87,6 +88,10 @@ def ceildiv(a: Amount, b: Amount) -> Amount:
     exact = quotient(a, b)
     if exact is not None:
         return exact
+    if isinstance(b, int):  # ceil(2 M / 12) = ceil(M / 6)
+        common = math.gcd(b, *polynomial(a).terms.values())
+        if common > 1:
+            return ceildiv(quotient(a, common) or 0, b // common)
     rounded = call("add", expression(a), expression(minus(b, 1)))
     return call("floordiv", rounded, expression(b))
 

@@ -226,15 +226,15 @@ def _divided(name: str, c: Layout, known: Layout, right: bool) -> Layout:
         return verified(build(digits, shape, offsets, c.bits and not right), c, known)
 
     def meaning(c: Layout, known: Layout) -> Layout:
-        small = [evaluated(n, {}) for n in tile]
-        numbers = np.array([evaluated(c.span(x), {}) // evaluated(known.span(x), {}) for x in axes] if not right
-                           else [evaluated(known.span(x), {}) for x in axes], np.int64)  # fmt: skip
-        places = table(c, axes=axes).places
+        places, part = table(c, axes=axes).places, table(known, axes=axes).shape
+        spans = np.array([evaluated(known.span(x), {}) for x in axes], np.int64)
         if right:
-            quotients = places[tuple(slice(None, None, n) for n in small)] // numbers
+            found = places[tuple(slice(None, None, max(1, n)) for n in part)] // spans
         else:
-            quotients = places[tuple(slice(n) for n in small)] % numbers
-        return verified(read_table(name, Table(axes, quotients), c.bits and not right), c, known)
+            spans = np.array([evaluated(c.span(x), {}) for x in axes], np.int64) // spans
+            sizes = [n // max(1, k) for n, k in zip(places.shape, part)]
+            found = places[tuple(map(slice, sizes))] % spans
+        return verified(read_table(name, Table(axes, found), c.bits and not right), c, known)
 
     return decided(name, rule, meaning, c, known)
 
@@ -278,7 +278,11 @@ def _cut(
         if not at_most(plus(reach_of(below), starts[axis][1]), span):
             raise Unaligned("a tile is wider than its span")
     for x in inner:
-        if any(not at_most(times(p.divisor, p.modulus or 1), tile[p.dimension]) for p in x.xor):
+        if any(
+            not at_most(times(p.divisor, p.modulus or 1), tile[p.dimension])
+            and not same(c.known_shape()[p.dimension], tile[p.dimension])
+            for p in x.xor
+        ):
             raise Unaligned(f"`{x}` depends on other tiles")
     return outer, inner, starts
 

@@ -27,7 +27,7 @@ from tcc.ir._layout_digits import (
 )
 from tcc.ir.amounts import Amount, at_most, evaluated, is_power_of_two, quotient, same, shown, times
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.layout import COPIES, Digit, Layout, Part
+from tcc.ir.layout import COPIES, Digit, Layout, Part, row_major
 from tcc.ir.layout_table import Table, table
 
 
@@ -43,12 +43,13 @@ def reshape(a: Layout, shape: tuple[Amount, ...]) -> Layout:
             raise Unaligned("a dimension is padded")
         return build(_unflattened(merge(_flattened(written_out(a), old)), shape), shape, a.offsets, a.bits)  # fmt: skip
 
-    def meaning(a: Layout) -> Layout:
+    def meaning(a: Layout, wanted: Layout) -> Layout:
         t = table(a)
-        sizes = [evaluated(n, {}) for n in shape]
-        return read_table("reshape", Table(t.axes, t.places.reshape(*sizes, *t.places.shape[-2:])), a.bits)  # fmt: skip
+        sizes = [evaluated(n, {}) for n in wanted.known_shape()]
+        places = t.places.reshape(*sizes, *t.places.shape[-2:])
+        return read_table("reshape", Table(t.axes, places), a.bits)
 
-    return decided("reshape", rule, meaning, a)
+    return decided("reshape", rule, meaning, a, row_major(len(shape)).on(shape))
 
 
 def _product(shape: tuple[Amount, ...]) -> Amount:
