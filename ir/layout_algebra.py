@@ -40,7 +40,7 @@ from tcc.ir.amounts import (
 )
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.layout import COPIES, Digit, Layout, Part
-from tcc.ir.layout_table import Places, Table, difference, sizes_of, table
+from tcc.ir.layout_table import Places, Table, difference, is_listable, sizes_of, table
 
 ONCE = "an inverse needs every place to hold one element: choose other strides, or pad"
 Offsets = tuple[tuple[str, Amount], ...]
@@ -54,7 +54,7 @@ def agree(a: Layout, b: Layout) -> bool:
         return False
     if normal(a) == normal(b):
         return True
-    if sizes_of(a, b):
+    if not is_listable(a, b):
         return _proved(a, b)
     axes = tuple(dict.fromkeys((*a.axes, *b.axes)))
     return difference(table(a, axes=axes), table(b, axes=axes)) is None

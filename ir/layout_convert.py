@@ -12,7 +12,7 @@ from tcc.ir.amounts import same, shown
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.layout import Layout
 from tcc.ir.layout_algebra import normal
-from tcc.ir.layout_table import Places, Table, keys, sizes_of, table
+from tcc.ir.layout_table import Places, Table, is_listable, keys, table
 
 KINDS = ("free", "registers", "shuffle", "memory")
 WITHIN_THREAD = ("reg", "vec")
@@ -24,7 +24,8 @@ class Conversion:
     """`kind`: *free*, all elements lie where they should; *registers*, they move between registers of a thread;
     *shuffle*, between lanes of a warp; *memory*, beyond. `moved` of `places` places of the result get their element from
     elsewhere. `cost` counts instructions per thread: moves, shuffles, or stores and loads; for layouts of memory, loads
-    and stores of `run` adjacent elements. The counts are None where sizes are unknown: then `kind` is what is certain."""
+    and stores of `run` adjacent elements. The counts are None where sizes are unknown, or too large to list: then `kind`
+    is what is certain."""
 
     kind: str
     moved: int | None = None
@@ -49,7 +50,7 @@ def convert(a: Layout, b: Layout) -> Conversion:
         shapes = [f"({', '.join(map(shown, s))})" for s in (sa, sb)]
         raise CompileError("T0272", f"conversion: the shapes {shapes[0]} and {shapes[1]} differ",
                            helps="reshape one of them first")  # fmt: skip
-    if sizes_of(a, b):
+    if not is_listable(a, b):
         return Conversion(_symbolic(a, b))
     axes = tuple(dict.fromkeys((*a.axes, *b.axes)))
     ta, tb = table(a, axes=axes), table(b, axes=axes)

@@ -7,14 +7,21 @@ of sizes, a new component begins. Two places are equal if their components are, 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tcc.ir.amounts import Amount, polynomial, quotient, same, shown
+import numpy as np
+
+from tcc.ir.amounts import Amount, minus, polynomial, quotient, same, shown
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Call, Expr, Size, text
 from tcc.ir.layout import COPIES, Layout, Part
-from tcc.ir.layout_table import sizes_of
+from tcc.ir.layout_table import Table, difference, keys, sizes_of, table
+
+MOST_OPERATIONS = 1_500_000  # of isl in one proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +37,41 @@ class Witness:
         return f"{at} for {given}" if given else at
 
 
-def same_places(a: Layout, b: Layout) -> Witness | None:
-    """None where both put every element at the same places, for all sizes; else an element that they do not."""
+def same_places(a: Layout, b: Layout, listed: bool = True) -> Witness | None:
+    """None where both put every element at the same places, for all sizes; else an element that they do not.
+
+    If `listed`, a counter-example is first sought among small sizes. T0274 where nothing can be proved, or not soon.
+    """
     axes = tuple(dict.fromkeys((*a.axes, *b.axes)))
+    for sizes in _small(a, b) if listed else ():
+        at = difference(table(a, sizes, axes), table(b, sizes, axes))
+        if at is not None:
+            return Witness((at,), tuple(sizes.items()))
     ra, rb = _Relation(a, axes), _Relation(b, axes)
     if any(not same(x, y) for n in axes for x, y in zip(ra.bases(n), rb.bases(n))):
         raise _unknown(f"`{a}` and `{b}` count places in different steps")
+    if any(len(ra.bases(n)) > 1 and not same(a.offset(n), b.offset(n)) for n in axes):
+        raise _unknown(f"`{a}` and `{b}` count places from different ones")
     depth = {n: max(len(ra.bases(n)), len(rb.bases(n))) for n in axes}
     ma, mb = ra.map(depth), rb.map(depth)
-    wrong = ma.subtract(mb).union(mb.subtract(ma))
-    return None if wrong.is_empty() else _witness(wrong.domain(), 1)
+    with _bounded():
+        wrong = ma.subtract(mb).union(mb.subtract(ma))
+        return None if wrong.is_empty() else _witness(wrong.domain(), 1)
 
 
-def is_injective(a: Layout) -> Witness | None:
-    """None where no two elements share a place, for all sizes; else two that do."""
+def is_injective(a: Layout, listed: bool = True) -> Witness | None:
+    """None where no two elements share a place, for all sizes; else two that do (see `same_places`)."""
+    for sizes in _small(a) if listed else ():
+        pair = _shared(table(a, sizes))
+        if pair is not None:
+            return Witness(pair, tuple(sizes.items()))
     relation = _Relation(a, a.axes)
     m = relation.map({n: len(relation.bases(n)) for n in a.axes})
-    if m.is_injective():
-        return None
-    both = m.apply_range(m.reverse())
-    return _witness(both.subtract(both.identity(both.get_space())).wrap(), 2)
+    with _bounded():
+        if m.is_injective():
+            return None
+        both = m.apply_range(m.reverse())
+        return _witness(both.subtract(both.identity(both.get_space())).wrap(), 2)
 
 
 def in_bounds(a: Layout) -> Witness | None:
@@ -57,7 +79,49 @@ def in_bounds(a: Layout) -> Witness | None:
     place is not."""
     relation = _Relation(a, a.axes)
     m = relation.map({n: len(relation.bases(n)) for n in a.axes}, bounded=True)
-    return None if m.is_empty() else _witness(m.domain(), 1)
+    with _bounded():
+        return None if m.is_empty() else _witness(m.domain(), 1)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """isl may work for some seconds only; T0274 after that."""
+    import islpy as isl
+
+    context = isl.DEFAULT_CONTEXT
+    context.reset_operations()
+    context.set_max_operations(MOST_OPERATIONS)
+    try:
+        yield
+    except isl.Error:
+        raise _unknown("the proof takes too long") from None
+    finally:
+        context.set_max_operations(0)
+
+
+def _small(*layouts: Layout) -> Iterator[dict[str, int]]:
+    """A few small sizes: what fails for them needs no proof."""
+    names = sizes_of(*layouts)
+    for values in ((1,), (2,), (3,), (5,), (8,), (3, 2), (2, 5), (17, 3)):
+        sizes = {n: values[k % len(values)] for k, n in enumerate(names)}
+        shapes = [x.bind(sizes).known_shape() for x in layouts]
+        if all(math.prod(n for n in s if isinstance(n, int)) <= 1 << 14 for s in shapes):
+            yield sizes
+        if not names:
+            return
+
+
+def _shared(t: Table) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Two elements that share a place."""
+    key = keys(t.places).reshape(-1, t.places.shape[-2])
+    element = np.repeat(np.arange(len(key)), key.shape[1])
+    order = np.lexsort((element, key.ravel()))
+    place, element = key.ravel()[order], element[order]
+    wrong = np.flatnonzero((place[1:] == place[:-1]) & (element[1:] != element[:-1]))
+    if not len(wrong):
+        return None
+    one, two = (np.unravel_index(int(element[wrong[0] + k]), t.shape) for k in (0, 1))
+    return tuple(int(i) for i in one), tuple(int(i) for i in two)
 
 
 def _unknown(fact: str) -> CompileError:
@@ -125,17 +189,19 @@ class _Relation:
 
     def _limit(self, axis: str, n: int, base: Amount) -> Amount:
         """The number of values of a component."""
-        above = self.bases(axis)[n + 1] if n + 1 < len(self.bases(axis)) else self.a.span(axis)
+        bases = self.bases(axis)
+        above = bases[n + 1] if n + 1 < len(bases) else self.a.span(axis)
+        if n + 1 == len(bases) > 1:
+            above = minus(above, self.a.offset(axis))
         found = quotient(above, base)
         if found is None:
             raise _unknown(f"the places of `{self.a}` along `{axis}` are no multiple of a step")
         return found
 
     def _components(self, axis: str) -> list[tuple[Amount, list[str]]]:
-        offset = self.a.offset(axis)
         own = [(n, d) for n, d in enumerate(self.a.digits) if d.axis == axis]
         strides, extents, implied = self.a.strides(), self.a.extents(), self.a.implied()
-        found: list[tuple[Amount, list[str]]] = [(1, [self._affine(offset)])]
+        found: list[tuple[Amount, list[str]]] = [(1, ["0"])]
         for n, d in reversed(own):
             value = self._copy(extents[n]) if d.dimension == COPIES else self._part(d.part)
             if d.xor:
@@ -145,10 +211,12 @@ class _Relation:
             times = quotient(strides[n], found[-1][0])
             if isinstance(times, int):
                 found[-1][1].append(f"{times} * {value}")
-            elif same(strides[n], implied[n]) and offset == 0:
+            elif same(strides[n], implied[n]):
                 found.append((strides[n], [value]))
             else:
                 raise _unknown(f"the stride {shown(strides[n])} of `{d}` is not known")
+        if len(found) == 1:  # else what is added to all places stays outside
+            found[0][1].append(self._affine(self.a.offset(axis)))
         return found
 
     def _new(self) -> str:

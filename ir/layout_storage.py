@@ -31,6 +31,10 @@ def check_storage(name: str, layout: Layout, dims: tuple[Expr, ...], span: Span 
     shape: tuple[Amount, ...] = tuple(
         e if isinstance(e, Const | Size) else Size(f"D{n}") for n, e in enumerate(dims)
     )
-    both = is_injective(layout.on(shape))
+    try:
+        both = is_injective(layout.on(shape))
+    except CompileError as error:
+        d = error.diagnostic
+        raise CompileError(d.code, d.message, span, helps="write a stride as a number, or leave it out") from None  # fmt: skip
     if both is not None:
         raise wrong(f"gives two elements one address: {both}", "choose larger strides")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,18 @@ def _nodes(roots: object) -> list[object]:
     return list(walk(*roots))  # type: ignore[misc]
 
 
+def is_listable(*layouts: Layout) -> bool:
+    """Whether all sizes are known, and there are not too many places for tables."""
+    if sizes_of(*layouts):
+        return False
+    for a in layouts:
+        copies = [e for d, e in zip(a.digits, a.extents()) if d.dimension == COPIES]
+        numbers = [evaluated(n, {}) for n in (*a.known_shape(), *copies)]
+        if math.prod(numbers) > LIMIT:
+            return False
+    return True
+
+
 def table(
     layout: Layout, sizes: Mapping[str, int] | None = None, axes: tuple[str, ...] | None = None
 ) -> Table:
@@ -77,11 +90,12 @@ def table(
     shape = tuple(evaluated(n, {}) for n in layout.shape or ())
     copies = [n for n, d in enumerate(layout.digits) if d.dimension == COPIES]
     counts = [evaluated(extents[n], {}) for n in copies]
-    total, dims = int(np.prod(counts, dtype=np.int64)), len(shape)
-    if float(np.prod([float(n) for n in shape])) * total > LIMIT:
+    total, dims = math.prod(counts), len(shape)
+    if math.prod(shape) * total > LIMIT:
         raise CompileError("T0272", f"{' x '.join(map(str, shape))} places are too many to list",
                            helps="choose smaller sizes")  # fmt: skip
     used = layout.axes if axes is None else axes
+    _check_spans([evaluated(layout.span(axis), {}) for axis in used])
     places = np.empty((*shape, total, len(used)), np.int64)
     each = np.arange(total)
     copied: dict[int, Places] = {}
@@ -102,6 +116,13 @@ def table(
     return Table(tuple(used), places)
 
 
+def _check_spans(spans: list[int]) -> None:
+    """Places, and numbers made of places along all axes, have to fit into 64 bits."""
+    if math.prod(spans) > 1 << 62:
+        raise CompileError("T0272", "the places are too far apart to list",
+                           helps="choose smaller strides")  # fmt: skip
+
+
 def _value(p: Part, along: list[Places]) -> Places:
     value = along[p.dimension]
     if p.divisor != 1:
@@ -118,6 +139,7 @@ def keys(places: Places) -> Places:
 
 
 def _sorted(places: Places, spans: Places) -> Places:
+    _check_spans([int(n) for n in spans])
     key: Places = np.zeros(places.shape[:-1], np.int64)
     for n, span in enumerate(spans):
         key = key * span + places[..., n]
