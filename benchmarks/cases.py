@@ -26,16 +26,23 @@ Made = tuple[Function, tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """A named computation; `make()` builds the same function and the same inputs every time."""
+    """A named computation; `make()` builds the same function and the same inputs every time.
+
+    `streams` says that it only has to read its inputs and write its result: then the time to copy
+    (or to read) that many bytes is a limit.
+    """
 
     name: str
     make: Callable[[], Made]
+    streams: bool = False
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(name: str, **arguments: Any) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+def case(
+    name: str, *, streams: bool = False, **arguments: Any
+) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Files the decorated maker, called with `arguments`, under `name`."""
 
     def file(maker: Callable[..., Made]) -> Callable[..., Made]:
@@ -43,7 +50,7 @@ def case(name: str, **arguments: Any) -> Callable[[Callable[..., Made]], Callabl
             torch.manual_seed(0)
             return maker(**arguments)
 
-        CASES[name] = Case(name, make)
+        CASES[name] = Case(name, make, streams)
         return maker
 
     return file
@@ -110,3 +117,52 @@ def minilm(batch: int, tokens: int) -> Made:
     ids = torch.randint(1000, VOCABULARY, (batch, tokens))
     lengths = torch.linspace(tokens, tokens // 2, batch).long()
     return model, (ids, (torch.arange(tokens) < lengths[:, None]).long())
+
+
+# ---- rows of 4096 x 4096: what memory allows is the limit
+
+SIDE = 4096
+
+
+def square(count: int) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(count, SIDE, SIDE))
+
+
+@case("rows softmax", streams=True)
+def rows_softmax() -> Made:
+    return lambda x: torch.softmax(x, dim=-1), square(1)
+
+
+@case("rows layer norm", streams=True)
+def rows_layer_norm() -> Made:
+    return lambda x, w, b: F.layer_norm(x, (SIDE,), w, b), (*square(1), *torch.randn(2, SIDE))
+
+
+@case("rows rms norm", streams=True)
+def rows_rms_norm() -> Made:
+    return lambda x, w: F.rms_norm(x, (SIDE,), w, 1e-5), (*square(1), torch.randn(SIDE))
+
+
+@case("rows log-sum-exp", streams=True)
+def rows_log_sum_exp() -> Made:
+    return lambda x: torch.logsumexp(x, dim=-1), square(1)
+
+
+@case("rows swiglu", streams=True)
+def rows_swiglu() -> Made:
+    return lambda a, b: F.silu(a) * b, square(2)
+
+
+@case("rows bias gelu add", streams=True)
+def rows_bias_gelu_add() -> Made:
+    return lambda x, r, b: F.gelu(x + b) + r, (*square(2), torch.randn(SIDE))
+
+
+@case("rows column sum", streams=True)
+def rows_column_sum() -> Made:
+    return lambda x: x.sum(dim=0), square(1)
+
+
+@case("rows transpose add", streams=True)
+def rows_transpose_add() -> Made:
+    return lambda x, y: x.t() + y, square(2)

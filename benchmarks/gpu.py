@@ -198,7 +198,7 @@ def _soft_cap(q: Any, k: Any, v: Any) -> Any:
 def mapped(case: Case) -> tuple[Any, Any]:
     """The mapping of a case, after all passes, and its target."""
     from tcc.ir.cascade_text import parse_cascade
-    from tcc.ir.target import parse_target
+    from tcc.ir.target_text import parse_target
     from tcc.pipeline import names_for, passes, run
 
     target = parse_target((ROOT / "backends/targets/h100.yaml").read_text(), "h100")

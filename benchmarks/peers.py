@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from cases import Function
 from harness import Call
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,44 @@ def tcc(function: Function) -> Callable[..., Any]:
     return compiled
 
 
+def onnxruntime(function: Function, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """ONNX Runtime on the exported graph; needs the packages `onnxruntime` and `onnxscript`."""
+    import onnxruntime as ort
+
+    class Module(nn.Module):
+        def forward(self, *arguments: Tensor) -> Tensor:
+            return function(*arguments)
+
+    module = function if isinstance(function, nn.Module) else Module()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        torch.onnx.export(module, inputs, path, dynamo=True, verbose=False)
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+
+    def run(*arguments: Tensor) -> Any:
+        return session.run(None, {n: x.numpy() for n, x in zip(names, arguments, strict=True)})[0]
+
+    return run
+
+
 PEERS: dict[str, Callable[[Function], Callable[..., Any]]] = {
     "eager": eager,
     "inductor": inductor,
     "tcc": tcc,
 }
+EXPORTERS = {"onnxruntime": onnxruntime}  # peers that have to see the inputs
 
 
 def build(peer: str, function: Function, inputs: tuple[Tensor, ...]) -> Built | str:
     """Compiles and runs once; a peer that cannot do the case gives the first line of its error."""
     start = time.perf_counter()
     try:
-        compiled = PEERS[peer](function)
+        exporter = EXPORTERS.get(peer)
+        compiled = exporter(function, inputs) if exporter else PEERS[peer](function)
         result = compiled(*inputs)
     except Exception as error:  # any failure of a peer is a result of the benchmark
         if "TCC_BENCHMARK_RAISE" in os.environ:

@@ -5,6 +5,8 @@
 
 A case is named by any part of its name. Each thread count runs in a fresh process whose pools have
 that size. Errors are against the same function in float64, relative to its largest magnitude.
+Where a case only has to move its bytes, the column `limit` is the time to move them, and `of limit`
+how close tcc comes to it. `--peers eager,inductor,onnxruntime,tcc` adds ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -59,6 +61,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="let compilers use their usual caches")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there, too")
     parser.add_argument("--json", metavar="FILE", help="write all statistics there")
+    parser.add_argument(
+        "--malloc",
+        choices=["keep", "default"],
+        default="keep",
+        help="`keep`: freed memory is reused (default); `default`: each large result is new memory",
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -67,7 +75,7 @@ def parse() -> argparse.Namespace:
     if not all(count.isdigit() and int(count) for count in counts):
         parser.error("--threads wants positive numbers, such as 1,2")
     options.threads = [int(count) for count in counts]
-    unknown = sorted(set(options.peers) - {"eager", "inductor", "tcc"})
+    unknown = sorted(set(options.peers) - {"eager", "inductor", "onnxruntime", "tcc"})
     if unknown:
         parser.error(f"no such peer: {unknown[0]}")
     return options
@@ -78,8 +86,9 @@ def measure_in_child(threads: int) -> list[Row] | int:
     arguments = sys.argv[1:]
     with tempfile.TemporaryDirectory(prefix="tcc-benchmark-") as folder:
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-        # Else glibc gives large results back to the system, and each call pays their page faults.
-        environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+        if "default" not in arguments and "--malloc=default" not in arguments:
+            # glibc would give large results back to the system: each call pays their page faults
+            environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
         environment.setdefault("CXX", "g++")
         if "--warm" not in arguments:
             environment["TCC_CACHE_DIR"] = str(Path(folder, "tcc"))
@@ -98,6 +107,7 @@ def measure_here(options: argparse.Namespace) -> list[Row]:
     import harness
     import torch
     from cases import CASES, exact
+    from limits import moves
     from peers import Built, build
 
     threads = int(os.environ["OMP_NUM_THREADS"])
@@ -118,8 +128,12 @@ def measure_here(options: argparse.Namespace) -> list[Row]:
             built = {peer: build(peer, function, inputs) for peer in options.peers}
             live = {peer: b for peer, b in built.items() if isinstance(b, Built)}
             calls = {peer: b.call for peer, b in live.items()}
+            if CASES[name].streams:
+                calls["limit"], moved = moves(inputs, truth)
             timings = harness.measure(calls, threads=threads, **effort)
         row: Row = {"case": name, "threads": threads}
+        if "limit" in timings:
+            row["limit"] = timings["limit"].to_json() | {"bytes": moved}
         for peer, b in built.items():
             row[peer] = {"error": b} if isinstance(b, str) else timings[peer].to_json()
         for peer, b in live.items():
@@ -136,7 +150,8 @@ def report(rows: list[Row], peers: list[str], *, markdown: bool) -> str:
     ratios = [f"{peer}/tcc" for peer in others] if "tcc" in peers else []
     errors = [peer for peer in ("tcc", "eager") if peer in peers]
     compilers = [peer for peer in ("tcc", "inductor") if peer in peers]
-    header = ["case", *(f"{peer} ms" for peer in peers), *ratios]
+    limits = ["limit ms", "of limit"] if any("limit" in row for row in rows) else []
+    header = ["case", *(f"{peer} ms" for peer in peers), *ratios, *limits]
     header += [f"{peer} error" for peer in errors] + [f"{peer} build s" for peer in compilers]
     lines: list[list[str]] = []
     failures: dict[str, list[str]] = {}
@@ -145,6 +160,8 @@ def report(rows: list[Row], peers: list[str], *, markdown: bool) -> str:
         for peer in others if ratios else []:
             both = "ms" in row[peer] and "ms" in row["tcc"]
             line.append(f"{row[peer]['ms'] / row['tcc']['ms']:.2f}x" if both else "-")
+        if limits:
+            line += of_limit(row)
         line += [number(row, peer, "max_error", ".0e") for peer in errors]
         line += [number(row, peer, "first_s", ".1f") for peer in compilers]
         lines.append(line)
@@ -156,6 +173,15 @@ def report(rows: list[Row], peers: list[str], *, markdown: bool) -> str:
     return "\n".join(
         [table(header, lines, markdown=markdown), *([""] if bullets else []), *bullets]
     )
+
+
+def of_limit(row: Row) -> list[str]:
+    """The time to move a case's bytes, and the share of it in tcc's time."""
+    if "limit" not in row:
+        return ["-", "-"]
+    least: float = row["limit"]["ms"]
+    ours = row.get("tcc", {}).get("ms")
+    return [f"{least:.3f}", "-" if ours is None else f"{100 * least / ours:.0f} %"]
 
 
 def number(row: Row, peer: str, key: str, form: str) -> str:

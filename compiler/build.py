@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as MappingABC
 from pathlib import Path
 from typing import Any
 
 from tcc import options, pipeline, targets
+from tcc.backends.c import cache
 from tcc.dump import Header, level_of, write
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError, did_you_mean
@@ -68,14 +70,31 @@ def lower(
         for o in observers:
             o(stage, left)
 
-    return pipeline.run(
-        program,
-        chosen,
-        pipeline.passes(names, passes),
-        after=header.after if header else "input",
-        check=pipeline.Check(verify_each, extern),
-        observe=each if observers else None,
-    )
+    steps = pipeline.passes(names, passes)
+    after = header.after if header else "input"
+
+    def run() -> pipeline.Result:
+        return pipeline.run(
+            program,
+            chosen,
+            steps,
+            after=after,
+            check=pipeline.Check(verify_each, extern),
+            observe=each if observers else None,
+        )
+
+    if verify_each or observers:
+        return run()
+    return cache.recall(_key(program, chosen, after, steps), run)
+
+
+def _key(
+    program: Cascade | Mapping, target: Target, after: str, steps: Sequence[pipeline.Pass]
+) -> str:
+    """All that the result of the passes depends on, places in the source included: reports show them."""
+    told = [(s.name, sorted(s.options.items())) for s in steps]
+    given = pickle.dumps((program, after, told, target))
+    return cache.digest("lowered", cache.own_source_hash(), given)
 
 
 def emit(result: pipeline.Result, sizes: MappingABC[str, int] | None = None) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import DType, from_numpy
@@ -27,6 +29,7 @@ from tcc.samples import Shaped
 
 Array = Any
 _MOST_PLANS = 256  # each may hold scratch memory
+_LARGE = 1 << 22  # bytes of a result from which on its pages are asked to be huge
 _DATA_OFFSET = (
     object.__basicsize__
 )  # of the data pointer in NumPy's array object, the first field of its own
@@ -58,7 +61,7 @@ class Plan:
     """What is known about calls with given shapes and strides: the output shapes, and how to
     run."""
 
-    __slots__ = ("call", "copies", "outputs", "sizes", "torch")
+    __slots__ = ("call", "copies", "large", "outputs", "sizes", "torch")
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Plan:
     ) -> None:
         self.sizes, self.call, self.copies = sizes, call, copies
         self.outputs = outputs  # shape, strides in elements, dtype of the framework
+        self.large = any(math.prod(shape) >= _LARGE // 8 for shape, _, _ in outputs)
         self.torch = torch  # the module when the outputs are tensors, else None
 
 
@@ -173,6 +177,8 @@ class Caller:
                 if torch is not None:
                     out = torch.empty_strided(shape, strides, dtype=dtype)
                     pointers.append(out.data_ptr())
+                    if plan.large and out.nbytes >= _LARGE:
+                        ask_for_huge_pages(out.data_ptr(), out.nbytes)
                 else:
                     out = np.empty(shape, dtype)
                     pointers.append(address_of(out))

@@ -307,6 +307,7 @@ def _add_dump(p: argparse.ArgumentParser) -> None:
 
 def _add_explain(p: argparse.ArgumentParser) -> None:
     _program(p)
+    _sizes(p)
     p.add_argument("--json", action="store_true", help="the report as one JSON object")
     p.add_argument(
         "--code",
@@ -333,8 +334,20 @@ def _add_grad(p: argparse.ArgumentParser) -> None:
 
 
 def _add_target(p: argparse.ArgumentParser) -> None:
-    p.add_argument("what", choices=("list", "show"))
+    p.add_argument(
+        "what",
+        choices=("list", "show", "calibrate"),
+        help="calibrate measures this machine, in about ten seconds; programs for `cpu` then use that",
+    )
     p.add_argument("name", nargs="?", help="the target to show")
+    p.add_argument("--table", action="store_true", help="show: tables in place of YAML")
+    p.add_argument("--json", action="store_true", help="the result as one JSON object")
+    p.add_argument(
+        "-o", "--output", metavar="FILE", help="calibrate: the file to write, or - for stdout"
+    )
+    p.add_argument(
+        "--rounds", type=int, metavar="N", help="calibrate: how often to repeat (default 10)"
+    )
 
 
 def _add_layout(p: argparse.ArgumentParser) -> None:
@@ -360,10 +373,14 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]]
     "build": ("write what a program compiles to", _add_build, "tcc.commands"),
     "dump": ("print a program after a pass, or after all", _add_dump, "tcc.commands"),
     "explain": ("tell what was fused and how it runs", _add_explain, "tcc.commands"),
-    "map": ("report how a program runs on a spatial array", _add_map, "tcc.commands"),
+    "map": (
+        "predict how a program runs: dataflow of an array, times and traffic elsewhere",
+        _add_map,
+        "tcc.commands",
+    ),
     "grad": ("print the gradient of a program as a program", _add_grad, "tcc.commands"),
     "layout": ("show where a layout puts elements", _add_layout, "tcc.layouts"),
-    "target": ("list the targets, or show one", _add_target, "tcc.doctor"),
+    "target": ("list or show targets, or measure this machine", _add_target, "tcc.target_command"),
     "doctor": ("show compilers, devices, cache and settings", _add_doctor, "tcc.doctor"),
     "cache": ("show or clear the cache of built code", _add_cache, "tcc.doctor"),
 }

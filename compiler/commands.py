@@ -160,7 +160,11 @@ def do_explain(o: argparse.Namespace) -> int:
 
     if o.code:
         return _explain_code(o.file)
-    found = [explain(_lower(unit, o.target, o)) for unit in _units(o)]
+    found = []
+    for unit in _units(o):
+        result = _lower(unit, o.target, o)
+        sizes = _sized(unit.program, o.size) if o.size else {}
+        found.append(explain(result, _known(result.program, sizes)))
     if o.json:
         print(json.dumps([f.json() for f in found] if len(found) > 1 else found[0].json()))
     else:
@@ -191,22 +195,32 @@ def _explain_code(code: str) -> int:
 
 def do_map(o: argparse.Namespace) -> int:
     """`tcc map`."""
-    found = []
+    from tcc.cost_report import cost_json, cost_lines
+    from tcc.ir.cost import cost
+
+    texts: list[str] = []
+    reports: list[object] = []
     for unit in _units(o):
         resumed = unit.header.target if unit.header else None
-        name = o.target or resumed or targets.with_backend("spatial")
-        result = _lower(unit, name, o)
-        if result.target.backend != "spatial":
+        result = _lower(unit, o.target or resumed or targets.with_backend("spatial"), o)
+        sizes = _sized(unit.program, o.size)
+        if result.target.backend == "spatial":
+            report = _emit(result, sizes)
+            texts.append(str(report).rstrip("\n"))
+            reports.append(report.data())
+            continue
+        if result.mapping is None:
             raise UsageError(
-                f"the target `{result.target.name}` is no spatial array",
-                f"choose one, as in `--target {targets.with_backend('spatial')}`",
+                f"programs for `{result.target.name}` have no mapping",
+                "choose a target with one, as in `--target cpu`",
             )
-        found.append(_emit(result, _sized(unit.program, o.size)))
+        found = cost(result.mapping, result.target, _known(result.mapping, sizes))
+        texts.append("\n".join(cost_lines(found)))
+        reports.append(cost_json(found))
     if o.json:
-        reports = [k.data() for k in found]
         print(json.dumps(reports if len(reports) > 1 else reports[0]))
     else:
-        print("\n\n".join(str(k).rstrip("\n") for k in found))
+        print("\n\n".join(texts))
     return 0
 
 
@@ -253,6 +267,11 @@ def do_run(o: argparse.Namespace) -> int:
 
 
 # ---- what the commands share
+
+
+def _known(program: Any, sizes: dict[str, int]) -> dict[str, int]:
+    """The given sizes of ranks that a lowered program still has: passes may have fixed or split some."""
+    return {r.name: sizes[r.name] for r in program.ranks if r.name in sizes}
 
 
 def _units(o: argparse.Namespace) -> list[files.Unit]:

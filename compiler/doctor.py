@@ -1,4 +1,4 @@
-"""The commands that take no program: doctor, target, cache."""
+"""The commands that take no program: doctor, cache."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 from tcc import options, targets
-from tcc.cli import UsageError
 from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.target_command import in_words
 
 
 def do_doctor(o: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def report() -> dict[str, dict[str, str]]:
         "C compiler": _compiler(),
         "packages": {name: _package(name) for name in ("numpy", "torch", "triton")},
         "devices": {"gpu": _gpu()},
-        "targets": {name: _target(name) for name in targets.names()},
+        "targets": {name: in_words(name) for name in targets.names()},
         "cache": _cache(),
         "variables": _variables(),
     }
@@ -92,14 +92,6 @@ def _gpu() -> str:
     return "; ".join(done.stdout.strip().splitlines()) or "none found"
 
 
-def _target(name: str) -> str:
-    try:
-        found = targets.find(name)
-    except CompileError as error:
-        return f"broken: {error.diagnostic.message}"
-    return f"{found.kind}, backend {found.backend}"
-
-
 def _cache() -> dict[str, str]:
     from tcc.backends.c import cache
 
@@ -119,20 +111,6 @@ def _variables() -> dict[str, str]:
         advice = f": {close[0]}" if close else ""
         rows[name] = f"{os.environ[name]}  [environment]  means nothing to tcc{advice}"
     return rows
-
-
-def do_target(o: argparse.Namespace) -> int:
-    """`tcc target`."""
-    if o.what == "list":
-        width = max(map(len, targets.names()), default=0)
-        for name in targets.names():
-            print(f"{name:<{width}}  {_target(name)}")
-        return 0
-    if o.name is None:
-        raise UsageError("`tcc target show` needs a name", f"known: {', '.join(targets.names())}")
-    targets.find(o.name)  # an unknown or broken one is an error
-    print(targets.source_path(o.name).read_text(encoding="utf-8"), end="")
-    return 0
 
 
 def do_cache(o: argparse.Namespace) -> int:

@@ -4,8 +4,9 @@ loops, buffers, and calls out of tcc."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tcc.ir.cascade import Cascade, Einsum, Extern, targets
 from tcc.ir.diagnostics import Span
@@ -13,6 +14,9 @@ from tcc.ir.expr import Var, text
 from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, Node, leaves
 from tcc.pass_counts import Derived, RankReport, passes_json, passes_text, place, rank_reports
 from tcc.pipeline import Result
+
+if TYPE_CHECKING:
+    from tcc.ir.cost import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,29 @@ class KernelReport:
     parallel: tuple[str, ...]
     buffers: tuple[BufferReport, ...]
     prepare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """A walk in parts: its rank, the coordinates of a part, the components, and what called for it."""
+
+    rank: str
+    length: int
+    computes: tuple[str, ...]
+    tasks: int
+    cores: int
+
+    @property
+    def why(self) -> str:
+        """The reason, in words."""
+        rows = "1 row at a time" if self.tasks == 1 else f"{self.tasks} tasks of rows"
+        return f"{rows} would leave cores idle, of which there may be {self.cores}"
+
+    def __str__(self) -> str:
+        return (
+            f"the walk over {self.rank} is cut into parts of {self.length}, merged afterwards: "
+            f"{', '.join(self.computes)}; {self.why}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +97,23 @@ class Explanation:
     ran: tuple[tuple[str, bool], ...]
     ranks: tuple[RankReport, ...] = ()
     eager: tuple[EagerReport, ...] = ()
+    cost: Cost | None = None  # where every size is known
+    split: tuple[SplitReport, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and numbers."""
+        from tcc.cost_report import cost_json
+
         return {
             "program": self.program,
             "target": self.target,
             "definitions": self.definitions,
             "ran": [{"name": name, "changed": changed} for name, changed in self.ran],
             **passes_json(self.ranks),
+            "split": [
+                {"rank": s.rank, "length": s.length, "computes": list(s.computes), "why": s.why}
+                for s in self.split
+            ],
             "kernels": [
                 {
                     "name": k.name,
@@ -96,13 +131,23 @@ class Explanation:
                 for e in self.externs
             ],
             "eager": [{"graph": g.graph, "reason": g.reason, "place": g.place} for g in self.eager],
+            "cost": cost_json(self.cost) if self.cost is not None else None,
         }
 
     def __str__(self) -> str:
-        return (
-            "\n".join([*self._summary(), *self._list(), *passes_text(self.ranks), *self._details()])
-            + "\n"
-        )
+        from tcc.cost_report import cost_lines
+
+        cost = cost_lines(self.cost) if self.cost is not None else []
+        split = [str(x) for x in self.split]
+        parts = [
+            self._summary(),
+            self._list(),
+            cost,
+            passes_text(self.ranks),
+            split,
+            self._details(),
+        ]
+        return "\n".join(line for part in parts for line in part) + "\n"
 
     def _summary(self) -> list[str]:
         fused = sum(len(k.computes) > 1 for k in self.kernels)
@@ -161,8 +206,10 @@ class Explanation:
         return lines
 
 
-def explain(result: Result) -> Explanation:
-    """The report on what the passes made."""
+def explain(result: Result, sizes: MappingABC[str, int] | None = None) -> Explanation:
+    """The report on what the passes made; with its cost, where the sizes of all ranks are known."""
+    from tcc.cost_report import predicted
+
     program, first = result.program, result.stages[0].program
     ran = tuple((s.name, s.changed) for s in result.stages if s.name != "input")
     externs: Iterable[Extern]
@@ -180,7 +227,23 @@ def explain(result: Result) -> Explanation:
         ranks = rank_reports(first, _derived(result))
     else:
         count, ranks = sum(len(k.computes) for k in kernels), ()
-    return Explanation(program.name, result.target.name, count, kernels, memory, calls, ran, ranks)
+    cost = predicted(program, result.target, sizes or {}) if isinstance(program, Mapping) else None
+    return Explanation(program.name, result.target.name, count, kernels, memory, calls, ran, ranks,
+                       cost=cost, split=_split(result))  # fmt: skip
+
+
+def _split(result: Result) -> tuple[SplitReport, ...]:
+    """The walks that the pass `split` cut."""
+    from tcc.passes.split import cuts
+
+    names = [s.name for s in result.stages]
+    if "split" not in names[1:]:
+        return ()
+    start = result.stages[names.index("split") - 1].program
+    found = cuts(start, result.target) if isinstance(start, Cascade) else []
+    return tuple(
+        SplitReport(x.joint.var.upper(), x.length, x.joint.tensors, x.tasks, x.cores) for x in found
+    )
 
 
 def _derived(result: Result) -> Derived | None:
@@ -238,6 +301,11 @@ def explain_graphs(name: str, graphs: Iterable[Graph]) -> Explanation:
         tuple(changed.items()),
         tuple(ranks),
         tuple(EagerReport(g.name, g.reason, place(g.span)) for g in graphs if g.captured is None),
+        split=tuple(
+            replace(x, rank=f"{n}.{x.rank}") if several else x
+            for n, r in enumerate(reports)
+            for x in r.split
+        ),
     )
 
 

@@ -33,6 +33,11 @@ VARIABLES = {
         Variable("TCC_TARGET", "cpu", "the target when none is named"),
         Variable("TCC_CC", "", "the C compiler, with arguments; else `CC`, `cc`, `gcc`, `clang`"),
         Variable("TCC_CACHE_DIR", "", "where built code is kept; else the platform's cache folder"),
+        Variable(
+            "TCC_TARGET_DIR",
+            "",
+            "where measured targets are kept; else the platform's config folder",
+        ),
         Variable("TCC_VERIFY_EACH", "0", "1: run the interpreters before and after every pass"),
         Variable("TCC_DUMP_DIR", "", "a folder that gets the program after every pass"),
         Variable(

@@ -21,6 +21,7 @@ PASSES = (
     "restrict",  # cascade -> cascade: which points exist becomes explicit
     "simplify",  # cascade -> cascade: fold, share, inline, drop
     "derive",  # cascade -> cascade: reductions that depend on each other become one walk
+    "split",  # cascade -> cascade: long walks of few rows in parts that run side by side
     "fuse",  # cascade -> cascade: which definitions make one kernel
     "map",  # cascade -> mapping: loops, tiles, buffers, parallel resources
 )

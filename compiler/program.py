@@ -71,7 +71,7 @@ class Program:
         else `cpu`).
 
         Options: `verify_each=True` runs the interpreters around every pass, `passes={"fuse":
-        {"ratio": 2.0}}` sets options of passes, `dump="folder"` keeps the program after every pass.
+        {"max_members": 4}}` sets options of passes, `dump="folder"` keeps the program after every pass.
         """
         from tcc.build import build
 

@@ -10,7 +10,7 @@ from tcc.frontends._pytorch_pointwise import add, mul
 from tcc.frontends._pytorch_reductions import exponentials, normalised
 from tcc.frontends._pytorch_sizes import is_one, minus, plus, times
 from tcc.ir.cascade import Tensor
-from tcc.ir.expr import Access, Const, Expr, call
+from tcc.ir.expr import Access, Const, Expr, call, text
 
 _ZERO = Const(0)
 
@@ -163,12 +163,14 @@ def _heads(b: Builder, index: Index, lead: Sequence[Expr], t: Tensor) -> Index:
     for i, wanted, given in zip(index, lead, t.shape[:-2], strict=True):
         if is_one(given):
             out.append(_ZERO)
-        elif isinstance(wanted, Const) and isinstance(given, Const) and wanted.value != given.value:
+        elif text(wanted) == text(given):
+            out.append(i)
+        elif isinstance(wanted, Const) and isinstance(given, Const):
             if int(wanted.value) % int(given.value):
                 raise NotLowered
             out.append(call("floordiv", i, Const(int(wanted.value) // int(given.value))))
-        else:
-            out.append(i)
+        else:  # sizes that are not known: PyTorch has checked that one divides the other
+            out.append(call("floordiv", i, call("floordiv", wanted, given)))
     return out
 
 

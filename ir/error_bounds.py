@@ -40,7 +40,10 @@ def propagate(op: Op, x: list[Array], errors: list[Array | None], result: Array,
         return np.maximum(*np.broadcast_arrays(e[0], e[1]))
     if kind == "select":
         chosen = np.where(x[0], e[1], e[2])
-        return np.where(e[0] > 0, np.abs(np.nan_to_num(x[1] - x[2])) + e[1] + e[2], chosen)
+        apart = np.abs(np.nan_to_num(np.asarray(x[1], np.float64) - np.asarray(x[2], np.float64)))
+        if np.asarray(result).dtype.kind == "b":
+            apart = np.where(apart > 0, np.inf, 0.0)
+        return np.where(e[0] > 0, apart + e[1] + e[2], chosen)
     if kind == "take":
         return np.where(x[2] == 0, e[0], e[1])
     if kind == "neg":

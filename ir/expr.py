@@ -98,7 +98,9 @@ def walk(*roots: Expr) -> Iterator[Expr]:
     while stack:
         e = stack.pop()
         yield e
-        stack.extend(reversed(children(e)))
+        operands = children(e)
+        if operands:
+            stack += operands[::-1]
 
 
 def accesses(*roots: Expr) -> list[Access]:
@@ -147,16 +149,20 @@ def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
 def transform(e: Expr, rule: Callable[[Expr], Expr]) -> Expr:
     """`rule` applied to every node, operands first; shared nodes stay shared."""
     done: dict[int, Expr] = {}
-    stack = [(e, False)]
+    stack = [e]
     while stack:
-        node, ready = stack.pop()
+        node = stack[-1]
         if id(node) in done:
+            stack.pop()
             continue
-        if not ready:
-            stack.append((node, True))
-            stack.extend((child, False) for child in children(node))
+        operands = children(node)
+        left = [k for k in operands if id(k) not in done]
+        if left:
+            stack += left
             continue
-        done[id(node)] = rule(with_children(node, tuple(done[id(c)] for c in children(node))))
+        stack.pop()
+        new = with_children(node, tuple([done[id(k)] for k in operands])) if operands else node
+        done[id(node)] = rule(new)
     return done[id(e)]
 
 

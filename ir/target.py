@@ -1,26 +1,53 @@
-"""What a mapping is made for: memory levels, parallel resources and units, read from a YAML description."""
+"""What a mapping is made for: memory levels, parallel resources, units and their rates, fixed costs.
+
+The YAML form is read and printed by `tcc.ir.target_text`. One *user* of a level or unit is a core of a
+CPU; of a GPU or an array it is the whole device.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from tcc.ir.diagnostics import CompileError, Source, Span, did_you_mean
 
 KINDS = ("cpu", "gpu", "array")
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A memory level. `bytes` is its capacity (0: not limited here); `bandwidth_gbps` and `energy_pj` per access line."""
+    """A memory level. 0 means: not limited, takes no time, or not known.
+
+    `bandwidth_gbps` is what one user alone reads, `write_gbps` what it writes (0: as fast as it reads),
+    `stream_gbps` what it writes past the caches (0: cannot), all in 10^9 bytes per second. `shared_gbps` is
+    what all `shared_by` users of one instance read together (`shared_by` 0: every user of the machine;
+    `shared_gbps` 0: they do not slow each other down).
+    """
 
     name: str
     bytes: int = 0
     bandwidth_gbps: float = 0.0
+    write_gbps: float = 0.0
+    stream_gbps: float = 0.0
+    shared_gbps: float = 0.0
+    shared_by: int = 0
+    latency_ns: float = 0.0
     line_bytes: int = 8
     read_pj: float = 0.0
     write_pj: float = 0.0
+
+    def gbps(self, users: int = 1, kind: str = "read") -> float:
+        """10^9 bytes per second that so many users move together; `kind` is read, write or stream.
+
+        Infinite where the level takes no time. What all users write together grows as what they read does.
+        """
+        read = self.bandwidth_gbps
+        if not read:
+            return math.inf
+        own = {"read": read, "write": self.write_gbps or read, "stream": self.stream_gbps}[kind]
+        if not self.shared_gbps:
+            return own * users
+        instances = -(-users // self.shared_by) if self.shared_by else 1
+        return own * min(users, instances * self.shared_gbps / read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +72,17 @@ _INSTEAD = {"mul": "mul_add", "add": "mul_add", "sub": "add", "neg": "sub", "min
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A compute unit: the parallel dimensions it spans, the level of its own registers, and its operators."""
+    """A compute unit: the parallel dimensions it spans, the level of its own registers, and its operators.
+
+    `operators` gives cycles and energy of one evaluation; `rates` the evaluations per second, in 10^9, that
+    the unit as a whole reaches, by dtype and operator.
+    """
 
     name: str
     resources: tuple[str, ...]
     level: str = ""
     operators: Mapping[str, Cost] = field(default_factory=dict)
+    rates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def cost(self, op: str) -> Cost | None:
         """The cost of an operator, or of the one that does its work; None when the unit cannot do it."""
@@ -64,10 +96,57 @@ class Unit:
             return Cost(mul.cycles + add.cycles, mul.pj + add.pj)
         return None
 
+    def rate(self, op: str, dtype: str) -> float:
+        """10^9 evaluations per second that `rates` gives for an operator, or for the one that does its work; else 0."""
+        known = self.rates.get(dtype, {})
+        tried: str | None = op
+        while tried is not None:
+            if tried in known:
+                return known[tried]
+            tried = _INSTEAD.get(tried)
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A measured register tile, on one core: `rows` x `vectors` accumulators of `lanes` elements each, summed over
+    `depth` steps, with its operands at `level`."""
+
+    dtype: str
+    rows: int
+    vectors: int
+    lanes: int
+    depth: int
+    level: str
+    gflops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Fixed costs in microseconds; 0: not known.
+
+    `fork_us`: a parallel region over all cores. `call_us`: one call of a built program from Python.
+    `launch_us`: one kernel of a GPU. `page_fault_us`: the first touch of a fresh page of 4 KiB.
+    """
+
+    fork_us: float = 0.0
+    call_us: float = 0.0
+    launch_us: float = 0.0
+    page_fault_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a target was measured: the processor's model, how many processors the system has, which tcc."""
+
+    processor: str
+    cores: int
+    version: str
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A machine. Levels run from the outermost (`memory`) inwards."""
+    """A machine. Levels run from the outermost (`memory`) inwards. `machine` says where it was measured, if it was."""
 
     name: str
     kind: str
@@ -76,6 +155,9 @@ class Target:
     resources: tuple[Resource, ...]
     parameters: Mapping[str, float] = field(default_factory=dict)
     units: tuple[Unit, ...] = ()
+    tiles: tuple[Tile, ...] = ()
+    overheads: Overheads = field(default_factory=Overheads)
+    machine: Machine | None = None
 
     def level(self, name: str) -> Level:
         return next(level for level in self.levels if level.name == name)
@@ -86,131 +168,19 @@ class Target:
     def parameter(self, name: str, default: float) -> float:
         return self.parameters.get(name, default)
 
+    def rate(self, op: str, dtype: str) -> float:
+        """10^9 evaluations per second on the fastest unit (of a CPU: of one core); 0 when no unit says.
 
-def parse_target(text: str, name: str) -> Target:
-    """The target that a YAML text describes; T0210 names the entry that is wrong."""
-    import yaml
+        A unit without a table of rates has its cycles, its elements and the parameter `clock_mhz`. A `mul_add` is
+        one evaluation, and two FLOP.
+        """
+        return max((self._rate(u, op, dtype) for u in self.units), default=0.0)
 
-    source = Source(name, text)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        span = Span(source, mark.line + 1, mark.column + 1, mark.column + 2) if mark else None
-        raise CompileError("T0210", f"{name} is no YAML: {getattr(error, 'problem', error)}", span,
-                           helps="see docs/targets.md") from None  # fmt: skip
-    if not isinstance(data, dict):
-        raise _wrong(
-            source, "a target is a mapping of `name`, `kind`, `backend`, `levels`, `parallel`", ""
-        )
-    known = ("name", "kind", "backend", "levels", "parallel", "units", "parameters")
-    for key in data:
-        if key not in known:
-            raise _wrong(
-                source, f"unknown entry `{key}`", str(key), *did_you_mean(str(key), list(known))
-            )
-    if data.get("kind") not in KINDS:
-        raise _wrong(
-            source, f"`kind` is `{data.get('kind')}`", "kind", f"one of {', '.join(KINDS)}"
-        )
-    levels = tuple(_entry(source, Level, item, "levels") for item in data.get("levels") or [])
-    resources = tuple(
-        _entry(source, Resource, item, "parallel") for item in data.get("parallel") or []
-    )
-    if not levels or levels[0].name != "memory":
-        raise _wrong(
-            source,
-            "the first level must be `memory`",
-            "levels",
-            "list the levels from the outermost inwards",
-        )
-    parameters = data.get("parameters") or {}
-    for key, value in parameters.items():
-        if not isinstance(value, int | float):
-            raise _wrong(source, f"parameter `{key}` is no number", str(key), "give a number")
-    return Target(str(data.get("name", name)), str(data["kind"]), str(data.get("backend", "")), levels, resources,
-                  {str(k): float(v) for k, v in parameters.items()},
-                  _units(source, data.get("units") or [], levels, resources))  # fmt: skip
-
-
-def _units(
-    source: Source, items: Any, levels: tuple[Level, ...], resources: tuple[Resource, ...]
-) -> tuple[Unit, ...]:
-    """The compute units; each operator is `{cycles: …, pj: …}`, or a recipe of operators of the same unit."""
-    units: list[Unit] = []
-    for item in items if isinstance(items, list) else [items]:
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            raise _wrong(
-                source, "an entry of `units` has no `name`", "units", "write `- {name: array, …}`"
-            )
-        for key in item:
-            if key not in (fields := ["name", "resources", "level", "operators"]):
-                raise _wrong(
-                    source,
-                    f"unknown entry `{key}` in `units`",
-                    str(key),
-                    *did_you_mean(str(key), fields),
-                )
-        spans = tuple(str(r) for r in item.get("resources") or ())
-        for r in spans:
-            if r not in (names := [x.name for x in resources]):
-                raise _wrong(source, f"unit `{item['name']}` spans `{r}`, which `parallel` does not list", r,
-                             *did_you_mean(r, names))  # fmt: skip
-        level = str(item.get("level") or "")
-        if level and level not in (names := [x.name for x in levels]):
-            raise _wrong(source, f"unit `{item['name']}` has the unknown level `{level}`", level,
-                         *did_you_mean(level, names))  # fmt: skip
-        operators: dict[str, Cost] = {}
-        table = item.get("operators") or {}
-        for op, given in table.items() if isinstance(table, dict) else ():
-            operators[str(op)] = _cost(source, str(op), given, operators)
-        units.append(Unit(item["name"], spans, level, operators))
-    return tuple(units)
-
-
-def _cost(source: Source, op: str, given: Any, known: Mapping[str, Cost]) -> Cost:
-    numbers = isinstance(given, dict) and all(
-        isinstance(v, int | float) and v >= 0 for v in given.values()
-    )
-    if numbers and set(given) <= {"cycles", "pj"}:
-        return Cost(float(given.get("cycles", 1)), float(given.get("pj", 0)))
-    if numbers and set(given) <= set(known):
-        parts = [(n, known[part]) for part, n in given.items()]
-        return Cost(sum(n * c.cycles for n, c in parts), sum(n * c.pj for n, c in parts))
-    raise _wrong(source, f"operator `{op}` is `{given}`", op,
-                 "write `{cycles: 1, pj: 0.5}`, or a recipe of operators listed above, as `{mul_add: 6, add: 1}`")  # fmt: skip
-
-
-def _entry(source: Source, kind: type[Any], item: object, section: str) -> Any:
-    if not isinstance(item, dict) or "name" not in item:
-        raise _wrong(
-            source, f"an entry of `{section}` has no `name`", section, "write `- {name: L1, …}`"
-        )
-    fields = list(kind.__dataclass_fields__)
-    for key, value in item.items():
-        if key not in fields:
-            raise _wrong(
-                source,
-                f"unknown entry `{key}` in `{section}`",
-                str(key),
-                *did_you_mean(str(key), fields),
-            )
-        if key != "name" and (not isinstance(value, int | float) or value < 0):
-            raise _wrong(
-                source,
-                f"`{key}` of `{item['name']}` is `{value}`",
-                str(key),
-                "give a number, 0 or more",
-            )
-    return kind(**item)
-
-
-def _wrong(source: Source, message: str, needle: str, *helps: str) -> CompileError:
-    for number, line in enumerate(source.text.split("\n"), 1):
-        if needle and needle in line:
-            at = line.index(needle) + 1
-            return CompileError("T0210", message, Span(source, number, at, at + len(needle)),
-                                helps=helps or ("see docs/targets.md",))  # fmt: skip
-    return CompileError(
-        "T0210", f"{source.name}: {message}", helps=helps or ("see docs/targets.md",)
-    )
+    def _rate(self, u: Unit, op: str, dtype: str) -> float:
+        if u.rates:
+            return u.rate(op, dtype)
+        cost = u.cost(op)
+        if cost is None or not cost.cycles:
+            return 0.0
+        elements = math.prod(self.resource(r).count or 1 for r in u.resources)
+        return elements * self.parameter("clock_mhz", 1000) / 1000 / cost.cycles

@@ -21,14 +21,14 @@ from tcc.ir.expr import (
     variables,
 )
 from tcc.ir.index import evaluate_size, poly
-from tcc.ir.ops import MONOIDS, OPS, Monoid
+from tcc.ir.ops import MONOIDS, OPS
 
 TYPICAL = 512  # what an unknown size counts as in estimates
 
 
 @dataclass(frozen=True)
 class Contraction:
-    """target = scale · Σ rows_factor · columns_factor, where `column` occurs only in the second factor.
+    """target = scale · Σ rows_factor · columns_factor where mask, and `column` occurs only in the second factor.
 
     `rows` are the free variables of the first factor alone, `columns` those of the second alone, `batch` of both.
     """
@@ -41,6 +41,7 @@ class Contraction:
     batch: tuple[str, ...]
     reduced: tuple[str, ...]
     where: tuple[Expr, ...]  # predicates over free variables alone
+    mask: tuple[Expr, ...]  # those that say which terms there are: none of both a row and a column
 
 
 def contraction(
@@ -86,16 +87,15 @@ def contractions(d: Definition, monoids: Collection[str] = ("sum",)) -> Iterator
         columns = tuple(v for v in free if v in column_vars and v not in row_vars)
         if not rows:
             continue
-        mine = [p for p in conditions if not set(variables(p)) & set(columns)]
-        theirs = [p for p in conditions if set(variables(p)) & set(columns)]
-        if any(set(variables(p)) & set(rows) for p in theirs):
+        if any(
+            set(variables(p)) & set(rows) and set(variables(p)) & set(columns) for p in conditions
+        ):
             continue
         yield Contraction(
             product(scale, m.group) if scale else None,
-            _guard(mine, product(first, m.group), m), _guard(theirs, product(second, m.group), m),
-            rows, columns,
+            product(first, m.group), product(second, m.group), rows, columns,
             tuple(v for v in free if v in row_vars and v in column_vars), reduced,
-            tuple(p for p in d.where if not set(variables(p)) & set(reduced)),
+            tuple(p for p in d.where if not set(variables(p)) & set(reduced)), tuple(conditions),
         )  # fmt: skip
 
 
@@ -124,13 +124,6 @@ def product(factors: list[Expr], op: str = "mul") -> Expr:
     for f in factors[1:]:
         out = call(op, out, f)
     return out
-
-
-def _guard(predicates: list[Expr], value: Expr, m: Monoid) -> Expr:
-    """The value where the predicates hold, elsewhere what a product with adds nothing."""
-    for p in predicates:
-        value = call("select", p, value, Const(m.identity))
-    return value
 
 
 def is_copy(d: Definition) -> bool:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Iterable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcc.ir.cascade import Einsum
-from tcc.ir.expr import Access, Call, Expr, Var, accesses, call, text, transform, variables
+from tcc.ir.cascade import Einsum, Reduction
+from tcc.ir.expr import (
+    Access,
+    Const,
+    Expr,
+    Var,
+    accesses,
+    call,
+    text,
+    transform,
+    variables,
+)
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
@@ -18,16 +29,21 @@ from tcc.passes._algebra import (
     contraction,
     elements,
     plain_variables,
+    product,
     row_variables,
     side_by_side,
     size_estimate,
     tile_variable,
 )
-from tcc.passes._cpu_vectors import vector_nodes
+from tcc.passes._cpu_columns import column_kernel
+from tcc.passes._cpu_masks import ends, masked_tiles
+from tcc.passes._cpu_vectors import across, column_of, vector_nodes
+from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
+TURNED = 64  # rows and columns of a tile that is transposed
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -96,18 +112,27 @@ class GroupKernel:
 
     def _vector_kernel(self) -> Kernel:
         rows = list(self.rows)
+        if (column := column_of(self.members, rows, self.m.memory)) is not None:
+            return column_kernel(self, column, [v for v in rows if v != column])
         last = self.members[-1]
+        tiles: dict[str, int] = {}
         if not any(d.reduced for d in self.members) and plain_variables(last):
             lane = plain_variables(last)[-1]
             if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
                 rows.remove(lane)
+                turned = [across(d, lane, rows, self.m.memory) for d in self.members]
+                if found := next((v for v in turned if v is not None), None):
+                    rows.remove(found)
+                    tiles = dict.fromkeys((found, lane), TURNED)
         for d in self.members:
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
         members = self._reuse(self.members, rows)
-        body: tuple[Node, ...] = tuple(vector_nodes(self.c, members, rows))
+        body: tuple[Node, ...] = tuple(self._vector_nodes(members, rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
+        for v in reversed(tiles):
+            body = (Loop(v, tiles[v], body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
         return Kernel(
@@ -148,6 +173,9 @@ class GroupKernel:
                 out[n:] = [_renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
                 break
         return out
+
+    def _vector_nodes(self, members: list[Einsum], rows: list[str]) -> list[Node]:
+        return vector_nodes(members, rows, ChainMap(self.locals, self.m.memory))
 
     # ---- groups with contractions
 
@@ -192,9 +220,9 @@ class GroupKernel:
             first += self._flush(early)
             nodes += self._flush([x for x in pending if not any(x is y for y in early)])
             pending = []
-            fill, product = self._contraction(d, s, reused)
+            fill, leaf = self._contraction(d, s)
             first += fill
-            nodes += product
+            nodes += leaf
         return tuple(before), (*nodes, *self._flush(pending))
 
     def _outer(self) -> list[str]:
@@ -206,7 +234,7 @@ class GroupKernel:
         free = [v for v in d.free if v in (*s.batch, *s.rows, *s.columns)]
         at = tuple(Var(v) for v in free)
         body = call("mul", s.row_factor, s.column_factor)
-        inner = Einsum(name, at, body, d.reductions, (), d.span)
+        inner = Einsum(name, at, body, d.reductions, s.mask, d.span)
         dtype = expression_dtype(self.c, call("mul", s.row_factor, s.column_factor))
         self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype,
                                      shape=tuple(self.c.extent(v) for v in free))  # fmt: skip
@@ -215,10 +243,29 @@ class GroupKernel:
         value: Expr = Access(name, at)
         if s.scale is not None:
             value = call("mul", value, s.scale)
+        plan: list[tuple[Einsum, Contraction | None]] = [(inner, replace(s, scale=None, where=()))]
+        if s.scale is not None and not defers(self.c, d, [s.scale]):
+            held, more = self._some_term(d)
+            value = call("select", held, value, Const(0.0))
+            plan += [(x, None) for x in more]
         outer = Einsum(d.target, d.indices, value, (), s.where, d.span)
         if not self.m.in_memory(d.target):
             self._local(outer, self._outer(), self._padded(outer, s))
-        return [(inner, replace(s, scale=None, where=())), (outer, None)]
+        return [*plan, (outer, None)]
+
+    def _some_term(self, d: Einsum) -> tuple[Expr, list[Einsum]]:
+        """Whether a sum has a term, and the definitions that this needs."""
+        found = some_term(self.c, d)
+        if found is not None and not isinstance(found, bool):
+            return found, []
+        mask = mask_of(d)
+        order = [v for v in d.free if v in {*variables(*mask), *self.rows}]
+        name = self._temporary(f"{d.target}_any", Const(True), order)
+        at = tuple(Var(v) for v in order)
+        reductions = tuple(Reduction(v, "any") for v in d.reduced)
+        made = Einsum(name, at, Const(True), reductions, tuple(mask), d.span)
+        self._local(made, self._outer())
+        return Access(name, at), [made]
 
     def _padded(self, d: Einsum, s: Contraction | None) -> Layout | None:
         """Rows and columns padded to the register tile, the columns contiguous, the rows next to them."""
@@ -238,48 +285,59 @@ class GroupKernel:
         if not pending:
             return []
         assert self.tile is not None
-        inner = vector_nodes(self.c, pending, [*self._outer(), self.tile])
+        inner = self._vector_nodes(pending, [*self._outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
 
-    def _contraction(
-        self, d: Einsum, s: Contraction, members: list[Einsum]
-    ) -> tuple[list[Node], list[Node]]:
+    def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
-        m, column = self.m, s.columns[-1]
-        packed, before = self._column_operand(d, s, column)
-        rows, fill = self._row_operand(d, s, members)
-        leaf: tuple[Node, ...] = (
-            Do(Einsum(d.target, d.indices, call("mul", rows, packed), d.reductions, (), d.span),
-               ((column, "lane"), (self.tile or "", "unroll"))),
-        )  # fmt: skip
-        leaf = (Loop(self.tile or "", m.rows, leaf),)
+        m, column, tile = self.m, s.columns[-1], self.tile or ""
+        packed, before = self._column_operand(f"{d.target}_columns", d, s, s.column_factor)
+        mask, more = self._mask(d, s)
+        rows, fill = self._row_operand(d, s)
+        body = call("mul", rows, packed)
+
+        def leaf(where: tuple[Expr, ...], update: bool) -> tuple[Node, ...]:
+            e = Einsum(d.target, d.indices, body, d.reductions, where, d.span)
+            return (Do(e, ((column, "lane"), (tile, "unroll")), update=update),)
+
         deep, size = len(s.reduced) == 1, poly(self.c.extent(s.reduced[0])).constant
-        if deep and (size is None or size > m.block_depth):  # short chains of roundings
-            leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
-        leaf = (Loop(column, self._columns(d), leaf),)
+        tiles = ends(self.c, mask) if deep else None
+        zero: tuple[Node, ...] = ()
+        nodes: tuple[Node, ...] = (Loop(tile, m.rows, leaf(mask, False)),)
+        if tiles is not None:  # no tile has to come first: the sum starts as 0
+            walk, full = s.reduced[0], leaf((), True)
+            part = masked_tiles(tile, m.rows, tiles, full, leaf(mask, True))
+            part = (Loop(walk, max(1, m.block_depth // 4), part),)
+            nodes = masked_tiles(walk, m.block_depth, tiles, (Loop(tile, m.rows, full),), part)
+            start = Do(Einsum(d.target, d.indices, Const(0.0)), ((column, "lane"),))
+            zero = (Loop(tile, 1, (start,)),)
+        elif deep and (size is None or size > m.block_depth):  # short chains of roundings
+            nodes = (Loop(s.reduced[0], m.block_depth, nodes),)
+        nodes = (Loop(column, self._columns(d), nodes),)
         if deep and (size is None or size > 8 * m.block_depth):  # first operands stay in L2
-            leaf = (Loop(s.reduced[0], 8 * m.block_depth, leaf),)
-        extra = [v for v in d.free if v not in (self.tile, column, *self.rows)]
+            nodes = (Loop(s.reduced[0], 8 * m.block_depth, nodes),)
+        nodes = (*zero, *nodes)
+        extra = [v for v in d.free if v not in (tile, column, *self.rows)]
         for v in reversed(extra):
-            leaf = (Loop(v, 1, leaf),)
-        return fill, [*before, *leaf]
+            nodes = (Loop(v, 1, nodes),)
+        return fill, [*before, *more, *nodes]
+
+    def _mask(self, d: Einsum, s: Contraction) -> tuple[tuple[Expr, ...], list[Node]]:
+        """Which terms a product has; what reads tensors along the columns is packed as they are."""
+        column = s.columns[-1]
+        stored = [p for p in s.mask if any(column in variables(a) for a in accesses(p))]
+        if not stored:
+            return s.mask, []
+        e, nodes = self._column_operand(f"{d.target}_mask", d, s, product(stored, "and"))
+        return (*(p for p in s.mask if p not in stored), e), nodes
 
     def _columns(self, d: Einsum) -> int:
         """Columns of a register tile: as many vectors whatever the element's size."""
         return max(1, self.m.columns * 4 // max(4, self.m.types[d.target].dtype.itemsize))
 
-    def _row_operand(
-        self, d: Einsum, s: Contraction, members: list[Einsum]
-    ) -> tuple[Expr, list[Node]]:
+    def _row_operand(self, d: Einsum, s: Contraction) -> tuple[Expr, list[Node]]:
         """The first factor as one read: in place, or computed once per tile into a buffer."""
         e = s.row_factor
-        known = {x.target: x for x in members}
-        while isinstance(e, Call) and e.op == "select" and isinstance(e.args[1], Access):
-            # a guard that the operand's own definition has already applied: it holds 0 there
-            made = known.get(e.args[1].tensor)
-            if made is None or text(e.args[0]) not in {text(p) for p in made.where}:
-                break
-            e = e.args[1]
         if (
             isinstance(e, Access)
             and not accesses(*e.indices)
@@ -304,7 +362,7 @@ class GroupKernel:
         )
         access = self.operands[text(e)] = Access(name, tuple(Var(v) for v in order))
         fill = Einsum(name, access.indices, e)
-        nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
+        nodes = self._vector_nodes([fill], [*self._outer(), self.tile or ""])
         return access, [Loop(self.tile or "", 1, tuple(nodes))]
 
     def _temporary(self, name: str, value: Expr, order: list[str]) -> str:
@@ -316,10 +374,12 @@ class GroupKernel:
         self.used += order
         return name
 
-    def _column_operand(self, d: Einsum, s: Contraction, column: str) -> tuple[Expr, list[Node]]:
-        """The second factor in panels of columns: packed once by a kernel of its own before this one, or, where its
+    def _column_operand(
+        self, name: str, d: Einsum, s: Contraction, e: Expr
+    ) -> tuple[Expr, list[Node]]:
+        """A value over columns in panels of them: packed once by a kernel of its own before this one, or, where its
         elements are read many times over (windows), tile by tile into a buffer."""
-        e, panel = s.column_factor, self._columns(d)
+        column, panel = s.columns[-1], self._columns(d)
         others = [v for v in variables(e) if v != column and v not in s.reduced]
         inner = [v for v in s.reduced if v in variables(e)]
         read = sum(elements(self.c, a.tensor) for a in accesses(e))
@@ -327,24 +387,26 @@ class GroupKernel:
         for v in (*others, *inner, column):
             size *= size_estimate(self.c, self.c.extent(v))
         if size <= 2 * read or not set(others) <= set(self._outer()):
-            return self._pack(d, e, others, inner, column, panel), []
+            return self._pack(name, e, others, inner, column, panel), []
         order = [*others, *inner, column]  # the others are points here: a window of one coordinate
         n, first = len(order) - 1, len(others)
-        name = self._temporary(f"{d.target}_columns", e, order)
+        name = self._temporary(name, e, order)
         layout = Layout((*(Digit(i) for i in range(first)), Digit(n, panel),
                          *(Digit(i) for i in range(first, n)), Digit(n, 1, panel)))  # fmt: skip
         self.locals[name] = Buffer(
             name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2", layout
         )
         access = Access(name, tuple(Var(v) for v in order))
-        return access, list(_panels(Einsum(name, access.indices, e), inner, column, panel, None))
+        return access, list(
+            self._panels(Einsum(name, access.indices, e), inner, column, panel, None)
+        )
 
     def _pack(
-        self, d: Einsum, e: Expr, others: list[str], inner: list[str], column: str, panel: int
+        self, name: str, e: Expr, others: list[str], inner: list[str], column: str, panel: int
     ) -> Expr:
         order = [*others, *inner, column]
         n = len(order) - 1
-        name = self._temporary(f"{d.target}_columns", e, order)
+        name = self._temporary(name, e, order)
         t = self.m.types[name]
         layout = Layout((*(Digit(i) for i in range(len(others))), Digit(n, panel),
                          *(Digit(i) for i in range(len(others), n)), Digit(n, 1, panel)))  # fmt: skip
@@ -352,7 +414,7 @@ class GroupKernel:
         keep = bool(accesses(e)) and all(a.tensor in constant for a in accesses(e))
         self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, 0, keep)
         access = Access(name, tuple(Var(v) for v in order))
-        body = _panels(Einsum(name, access.indices, e), inner, column, panel, "core")
+        body = self._panels(Einsum(name, access.indices, e), inner, column, panel, "core")
         for v in reversed(others):
             body = (Loop(v, 1, body, "core"),)
         self.m.kernels.append(
@@ -360,22 +422,23 @@ class GroupKernel:
         )
         return access
 
+    def _panels(
+        self, d: Einsum, inner: list[str], column: str, panel: int, on: str | None
+    ) -> tuple[Node, ...]:
+        """Loops that fill a packed operand panel by panel."""
+        body: tuple[Node, ...] = (Do(d, ((column, "lane"),)),)
+        turned = across(d, column, inner, ChainMap(self.locals, self.m.memory))
+        for v in reversed(inner):
+            if v != turned:
+                body = (Loop(v, 1, body),)
+        return (Loop(column, panel, body, on),)
+
 
 def _allocated(buffers: Iterable[Buffer], body: tuple[Node, ...]) -> tuple[Node, ...]:
     """The body inside its buffers."""
     for b in reversed(list(buffers)):
         body = (Alloc(b, body),)
     return body
-
-
-def _panels(
-    d: Einsum, inner: list[str], column: str, panel: int, on: str | None
-) -> tuple[Node, ...]:
-    """Loops that fill a packed operand panel by panel."""
-    body: tuple[Node, ...] = (Do(d, ((column, "lane"),)),)
-    for v in reversed(inner):
-        body = (Loop(v, 1, body),)
-    return (Loop(column, panel, body, on),)
 
 
 def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from tcc.ir.cascade import Einsum, Joint
 from tcc.ir.expr import (
     Access,
-    Call,
     Const,
     Expr,
     Var,
@@ -23,9 +22,11 @@ from tcc.ir.index import poly
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.ir.ops import MONOIDS
-from tcc.passes._algebra import Contraction, contraction, plain_variables
+from tcc.passes._algebra import Contraction, contraction, plain_variables, product
+from tcc.passes._cpu_masks import ends, masked_tiles
+from tcc.passes._cpu_stage import reading, shared_around
 from tcc.passes._cpu_state import StateKernel
-from tcc.passes._cpu_vectors import vector_nodes
+from tcc.passes._cpu_vectors import across, lies_across
 from tcc.passes._polyhedra import tile_conditions
 
 if TYPE_CHECKING:
@@ -172,10 +173,10 @@ class StreamKernel(StateKernel):
             by_row = self.tile is not None and self.tile in own and own[-1] != self.tile and not (
                 self._is_lane(d))  # fmt: skip
             if by_row and self.tile is not None:
-                inner = vector_nodes(self.c, [d], [*self._outer(), self.tile])
+                inner = self._vector_nodes([d], [*self._outer(), self.tile])
                 out.append(Loop(self.tile, 1, tuple(inner)))
             else:
-                out += vector_nodes(self.c, [d], self._outer())
+                out += self._vector_nodes([d], self._outer())
         return out
 
     def _is_lane(self, d: Einsum) -> bool:
@@ -234,6 +235,7 @@ class StreamKernel(StateKernel):
         """One tile of the walk."""
         plan = [self._unguarded(d, during) for d in during]
         plan, references = self._references(plan)
+        plan = self._staged(plan)
         for d in plan:
             if self.walk in d.free and not self.m.in_memory(d.target):
                 self._keep(d)
@@ -247,7 +249,7 @@ class StreamKernel(StateKernel):
             pending.clear()
             sums.clear()
 
-        for n, d in enumerate(plan):
+        for d in plan:
             field = self.fields.get(d.target)
             s = self._split_of(d)
             made = {x.target for x in sums}
@@ -259,8 +261,8 @@ class StreamKernel(StateKernel):
                 nodes += self._corrected(field, d)
             if s is not None:
                 flush()
-                product, rest = self._product(d, s, plan[:n])
-                nodes += product
+                leaf, rest = self._product(d, s)
+                nodes += leaf
                 pending += rest
             elif self._is_wide(d):
                 zero, part, after = self._wide_sum(d)
@@ -289,20 +291,57 @@ class StreamKernel(StateKernel):
         if not members:
             return []
         if self.tile is None:
-            return [self._updating(n) for n in vector_nodes(self.c, members, self._outer())]
+            return [self._updating(n) for n in self._vector_nodes(members, self._outer())]
         out: list[Node] = []
         stage: list[Einsum] = []
         for d in [*members, None]:
-            if d is not None and self.walk in d.free and self.tile in d.free and not d.reduced:
+            if (
+                d is not None
+                and self.walk in d.free
+                and self.tile in d.free
+                and not d.reduced
+                and self._across(d) is None
+            ):
                 stage.append(d)
                 continue
             if stage:
-                inner = vector_nodes(self.c, stage, [*self._outer(), self.walk])
+                inner = self._vector_nodes(stage, [*self._outer(), self.walk])
                 out.append(Loop(self.walk, 1, tuple(inner)))
                 stage = []
             if d is not None:
-                out += vector_nodes(self.c, [d], self._outer())
+                out += self._vector_nodes([d], self._outer())
         return [self._updating(n) for n in out]
+
+    def _across(self, d: Einsum) -> str | None:
+        """The walk, where something that lies along it is read, or written, in lanes of rows."""
+        assert self.tile is not None
+        return across(d, self.tile, [self.walk], ChainMap(self.locals, self.m.memory))
+
+    def _staged(self, plan: list[Einsum]) -> list[Einsum]:
+        """What reads a tensor along the walk is computed once per tile, with lanes of rows: the largest expression
+        around such a read that all its readers share."""
+        if self.tile is None:
+            return plan
+        out = list(plan)
+        for d in plan:
+            for a in d.reads:
+                stored = self.locals.get(a.tensor) or self.m.memory.get(a.tensor)
+                if not lies_across(a, self.tile, self.walk, stored):
+                    continue
+                readers = [x for x in out if any(text(b) == text(a) for b in x.reads)]
+                if not readers or any(self._split_of(x) is not None for x in readers):
+                    continue
+                if len(readers) == 1 and not readers[0].reduced:
+                    continue
+                e = shared_around(a, readers)
+                order = [*(v for v in variables(e) if v != self.tile), self.tile]
+                at = tuple(Var(v) for v in order)
+                name = self._temporary(f"{d.target}_of", e, order)
+                new = Access(name, at)
+                first = out.index(readers[0])
+                out = [reading(x, text(e), new) if x in readers else x for x in out]
+                out.insert(first, Einsum(name, at, e))
+        return out
 
     def _updating(self, n: Node) -> Node:
         """Reductions along the walk combine into the state."""
@@ -316,7 +355,7 @@ class StreamKernel(StateKernel):
         if d.target in self.fields:
             if isinstance(d.body, Access) and float(MONOIDS[d.monoid(self.walk)].identity) == 0:
                 made = next((x for x in during if x.target == d.body.tensor), None)
-                if made is not None and contraction(made) is None:
+                if made is not None and not made.reduced:
                     held = {text(p) for p in made.where}
                     return replace(d, where=self._unproven(d, held))
             return d
@@ -328,9 +367,7 @@ class StreamKernel(StateKernel):
 
     # ---- products
 
-    def _product(
-        self, d: Einsum, s: Contraction, before: list[Einsum]
-    ) -> tuple[list[Node], list[Einsum]]:
+    def _product(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Einsum]]:
         """A product of tiles, columns on lanes and rows unrolled; and what is left to do to its elements."""
         m, column = self.m, s.columns[-1]
         row = self.tile if self.tile in s.rows else s.rows[-1]
@@ -344,27 +381,45 @@ class StreamKernel(StateKernel):
             if s.scale is not None and not fold:
                 own = call("mul", own, s.scale)
             rest.append(Einsum(d.target, d.indices, own, (), s.where, d.span))
-        first, nodes = self._operand(d, s.row_factor, before)
+        first, nodes = self._operand(d, s.row_factor)
         second: Expr = factor
         if self.tile not in s.rows:
-            second, more = self._panel(d, factor, before)
+            second, more = self._panel(f"{d.target}_columns", factor)
             nodes += more
+        mask, more = self._mask(d, s)
+        nodes += more
         update = self.walk in d.reduced
-        leaf: tuple[Node, ...] = (
-            Do(Einsum(d.target, d.indices, call("mul", first, second), d.reductions, (), d.span),
-               ((column, "lane"), (row, "unroll")), update=update),
-        )  # fmt: skip
-        order = [(column, m.columns), (row, m.rows)]  # the longer operand stays near
-        for v, step in order if not update else reversed(order):
-            leaf = (Loop(v, step, leaf),)
+
+        def leaf(where: tuple[Expr, ...]) -> tuple[Node, ...]:
+            e = Einsum(d.target, d.indices, call("mul", first, second), d.reductions, where, d.span)
+            return (Do(e, ((column, "lane"), (row, "unroll")), update=update),)
+
+        order = [(row, m.rows), (column, m.columns)]  # the longer operand stays near
+        inner, outer = order if not update else reversed(order)
+        tiles = ends(self.c, mask) if update else None
+        loops: tuple[Node, ...] = (
+            masked_tiles(*inner, tiles, leaf(()), leaf(mask))
+            if tiles is not None
+            else (Loop(*inner, leaf(mask)),)
+        )
+        loops = (Loop(*outer, loops),)
         extra = [v for v in d.free if v not in (row, column, *self.rows)]
         for v in reversed(extra):
-            leaf = (Loop(v, 1, leaf),)
-        return [*nodes, *leaf], rest
+            loops = (Loop(v, 1, loops),)
+        return [*nodes, *loops], rest
 
-    def _operand(self, d: Einsum, e: Expr, before: list[Einsum]) -> tuple[Expr, list[Node]]:
+    def _mask(self, d: Einsum, s: Contraction) -> tuple[tuple[Expr, ...], list[Node]]:
+        """Which terms a product has; what reads tensors along the lanes is computed into a panel first."""
+        column = s.columns[-1]
+        stored = [p for p in s.mask if any(column in variables(a) for a in accesses(p))]
+        kept = tuple(p for p in s.mask if p not in stored)
+        if not stored or column != self.tile:
+            return s.mask, []
+        panel, nodes = self._panel(f"{d.target}_mask", product(stored, "and"))
+        return (*kept, panel), nodes
+
+    def _operand(self, d: Einsum, e: Expr) -> tuple[Expr, list[Node]]:
         """The first factor as one read: in place, or computed into a buffer for this tile."""
-        e = self._bare(e, before)
         if (
             isinstance(e, Access)
             and not accesses(*e.indices)
@@ -375,22 +430,11 @@ class StreamKernel(StateKernel):
         name = self._temporary(f"{d.target}_rows", e, order)
         fill = Einsum(name, tuple(Var(v) for v in order), e)
         self._local(fill, self._outer())
-        return Access(name, fill.indices), list(vector_nodes(self.c, [fill], self._outer()))
+        return Access(name, fill.indices), list(self._vector_nodes([fill], self._outer()))
 
-    def _bare(self, e: Expr, before: list[Einsum]) -> Expr:
-        """Without a guard that the operand's own definition has already applied: it holds 0 there."""
-        while isinstance(e, Call) and e.op == "select" and isinstance(e.args[1], Access):
-            name = e.args[1].tensor
-            made = next((x for x in reversed(before) if x.target == name), None)
-            if made is None or text(e.args[0]) not in {text(p) for p in made.where}:
-                return e
-            e = e.args[1]
-        return e
-
-    def _panel(self, d: Einsum, e: Expr, before: list[Einsum]) -> tuple[Expr, list[Node]]:
-        """The second factor along the lanes: a streamed buffer in place, else computed into one, before the walk where
-        it does not vary along it."""
-        e = self._bare(e, before)
+    def _panel(self, name: str, e: Expr) -> tuple[Expr, list[Node]]:
+        """A value along the lanes: a streamed buffer in place, else computed into one, before the walk where it does
+        not vary along it."""
         if isinstance(e, Access) and e.tensor in self.locals and self._is_lane_buffer(e):
             return e, []
         if text(e) in self.panels:
@@ -400,13 +444,13 @@ class StreamKernel(StateKernel):
         if not streams and isinstance(inner, ChainMap):
             self.locals = inner.maps[1]
         order = [*(v for v in variables(e) if v != self.tile), self.tile or ""]
-        name = self._temporary(f"{d.target}_columns", e, order)
+        name = self._temporary(name, e, order)
         fill = Einsum(name, tuple(Var(v) for v in order), e)
         n = len(order) - 1
         lanes = (Digit(n, self.block), Digit(n, 1, self.block))
         self._local(fill, self._outer(), Layout((*(Digit(i) for i in range(n)), *lanes)))
         self.locals = inner
-        nodes = vector_nodes(self.c, [fill], self._outer())
+        nodes = self._vector_nodes([fill], self._outer())
         access = Access(name, fill.indices)
         if streams:
             return access, nodes

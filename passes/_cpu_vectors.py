@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from tcc.ir.cascade import Cascade, Einsum
-from tcc.ir.expr import Access, text, variables
+from tcc.ir.cascade import Einsum
+from tcc.ir.expr import Access, Var, text, variables
 from tcc.ir.index import poly
-from tcc.ir.mapping import Do, Loop, Node
+from tcc.ir.mapping import Buffer, Do, Loop, Node
 
 LANE_CHUNK = 32  # coordinates of the lane variable per iteration of a vector loop
 
 
-def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Node]:
-    """Definitions in order, each over its variables that `rows` does not fix, neighbours sharing one vector loop."""
+def column_of(members: list[Einsum], rows: list[str], buffers: Mapping[str, Buffer]) -> str | None:
+    """The last row variable, when the reductions read contiguously along it and strided along what they reduce.
+
+    All members have the same rows, which index their targets plainly, the column last.
+    """
+    reductions = [d for d in members if d.reduced]
+    if not reductions or not rows:
+        return None
+    column = next(
+        (v for v in reversed(reductions[0].free) if v in rows and _along(reductions, v, buffers)),
+        None,
+    )
+    for d in members:
+        plain = [i.name for i in d.indices if isinstance(i, Var)]
+        if column is None or not plain or plain[-1] != column or set(d.free) - set(rows):
+            return None
+    return column
+
+
+def _along(reductions: list[Einsum], column: str, buffers: Mapping[str, Buffer]) -> bool:
+    """Whether the reads of every reduction are contiguous along `column`, and none along what is reduced."""
+    for d in reductions:
+        ways = [_contiguous(a, column, buffers.get(a.tensor)) for a in d.reads]
+        reduced = [_contiguous(a, v, buffers.get(a.tensor)) for a in d.reads for v in d.reduced]
+        if 1 not in ways or -1 in ways or 1 in reduced:
+            return False
+    return True
+
+
+def vector_nodes(
+    members: list[Einsum], rows: list[str], buffers: Mapping[str, Buffer]
+) -> list[Node]:
+    """Definitions in order, each over its variables that `rows` does not fix, neighbours sharing one vector loop.
+
+    `buffers` says how what is neither input nor output lies in memory.
+    """
     nodes: list[Node] = []
     stage: list[Einsum] = []
     lane: str | None = None
@@ -25,7 +59,7 @@ def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Nod
 
     for d in members:
         inner = [v for v in (*d.free, *d.reduced) if v not in rows]
-        mine = _lane(d, inner)
+        mine = _lane(d, inner, buffers)
         if mine is None:
             flush()
             nodes.append(Do(d))
@@ -33,11 +67,12 @@ def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Nod
         others = [v for v in inner if v != mine]
         if others:
             flush()
+            turned = across(d, mine, others, buffers)
             nodes.append(
                 _nest(
                     d,
                     mine,
-                    [v for v in others if v in d.free],
+                    [v for v in others if v in d.free and v != turned],
                     [v for v in others if v not in d.free],
                 )
             )
@@ -48,6 +83,27 @@ def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Nod
         stage.append(d)
     flush()
     return nodes
+
+
+def across(
+    d: Einsum, lane: str, others: Sequence[str], buffers: Mapping[str, Buffer]
+) -> str | None:
+    """The other variable along which something lies that an element-wise definition reads or writes: its leaf then
+    runs over tiles of both, which are transposed in registers."""
+    if d.reduced:
+        return None
+    for v in others:
+        if any(
+            lies_across(a, lane, v, buffers.get(a.tensor))
+            for a in (*d.reads, Access(d.target, d.indices))
+        ):
+            return v
+    return None
+
+
+def lies_across(a: Access, lane: str, v: str, stored: Buffer | None) -> bool:
+    """Whether elements that follow each other along `v` do in memory, and those along the lanes do not."""
+    return _contiguous(a, lane, stored) < 0 and _contiguous(a, v, stored) > 0
 
 
 def _nest(d: Einsum, lane: str, free: list[str], reduced: list[str]) -> Node:
@@ -62,13 +118,13 @@ def _nest(d: Einsum, lane: str, free: list[str], reduced: list[str]) -> Node:
     return leaf
 
 
-def _lane(d: Einsum, inner: list[str]) -> str | None:
+def _lane(d: Einsum, inner: list[str], buffers: Mapping[str, Buffer]) -> str | None:
     """The variable along which most reads and writes are contiguous; the target counts twice."""
     if not inner:
         return None
     score: Callable[[str], tuple[int, bool, int]] = lambda v: (  # noqa: E731
         sum(
-            weight * _contiguous(a, v)
+            weight * _contiguous(a, v, buffers.get(a.tensor))
             for a, weight in [*((a, 1) for a in d.reads), (Access(d.target, d.indices), 2)]
         ),
         v in d.free,
@@ -77,12 +133,13 @@ def _lane(d: Einsum, inner: list[str]) -> str | None:
     return max(inner, key=score)
 
 
-def _contiguous(a: Access, v: str) -> int:
+def _contiguous(a: Access, v: str, stored: Buffer | None) -> int:
     """1: consecutive elements; 0: the same element, or not at all; -1: strided."""
-    for n, i in enumerate(reversed(a.indices)):
+    last = stored.layout.digits[-1].dimension if stored and a.indices else len(a.indices) - 1
+    for n, i in enumerate(a.indices):
         if v in variables(i):
             step = poly(i).coefficient(v)
-            return 1 if n == 0 and step is not None and step.constant == 1 else -1
+            return 1 if n == last and step is not None and step.constant == 1 else -1
     return 0
 
 

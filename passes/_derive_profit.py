@@ -8,6 +8,7 @@ from tcc.ir.index import evaluate_size
 from tcc.ir.target import Target
 from tcc.passes._algebra import is_elementwise, size_estimate
 from tcc.passes._derive_scope import Program
+from tcc.passes.split import RESOURCES
 
 STATE = 256  # elements of a row's state that stay near a core in any case
 
@@ -21,8 +22,9 @@ def worth(program: Program, var: str, fields: list[str], target: Target) -> bool
     if not fields:
         return True  # what was a walk is none
     c, defs = program.c, program.defs
-    if any(defs[f].free for f in fields) and not _shared(defs, fields):
-        return False  # without common rows the walk would be one task
+    one = target.kind in RESOURCES and any(not defs[f].free for f in fields)
+    if any(defs[f].free for f in fields) and not one and not _shared(defs, fields):
+        return False  # without common rows the walk is one task, unless it is one row, which `split` cuts
     sources = _sources(defs, fields, var)
     row = _known(c, c.extent(var))
     large = row is not None and row * 4 > _near(target) // 4

@@ -198,7 +198,10 @@ class Reducing(Polynomial):
         if found is True:
             return value
         if found is None or found is False:
-            at = tuple(Var(v) for v in self.d.free if v in variables(*inside))
+            # with the rows of the other components, so that the walk keeps them
+            rows = [set(self.program.defs[f].free) for f in self.before]
+            shared = set.intersection(*rows) if rows else set()
+            at = tuple(Var(v) for v in self.d.free if v in {*variables(*inside), *shared})
             one = Einsum("", at, Const(True), (Reduction(self.var, "any"),), tuple(inside), self.d.span)  # fmt: skip
             found = Access(self.shared(one, f"{self.name}_any"), at)
         if isinstance(self.monoid.identity, bool):

@@ -27,22 +27,9 @@ def walks(c: Cascade) -> list[tuple[Joint, list[Einsum]]]:
 
 def _members(c: Cascade, j: Joint) -> list[Einsum] | None:
     outputs = {t.name for t in c.outputs}
-    readers: dict[str, list[Definition]] = {}
-    for d in c.definitions:
-        for name in {a.tensor for a in d.reads}:
-            readers.setdefault(name, []).append(d)
+    readers = _readers(c)
     inside = {id(d) for t in j.tensors for d in c.defining(t)}
-    while True:
-        more = {
-            id(d)
-            for d in c.definitions
-            if id(d) not in inside and isinstance(d, Einsum) and j.var in d.free
-            and len(c.defining(d.target)) == 1 and d.target not in outputs
-            and readers.get(d.target) and all(id(r) in inside for r in readers[d.target])
-        }  # fmt: skip
-        if not more:
-            break
-        inside |= more
+    inside = _exclusive(c, inside, j.var, readers)
     inside |= _between(c, inside)
     members = [d for d in c.definitions if id(d) in inside]
     plain = [d for d in members if isinstance(d, Einsum) and len(c.defining(d.target)) == 1]
@@ -54,6 +41,37 @@ def _members(c: Cascade, j: Joint) -> list[Einsum] | None:
         if j.var in d.free and late and outside and d.target in made:
             return None
     return plain if len(plain) == len(members) else None
+
+
+def exclusive(c: Cascade, fields: Iterable[Einsum], var: str) -> list[Einsum]:
+    """Definitions and all those over `var` that only they need, in program order."""
+    inside = _exclusive(c, {id(d) for d in fields}, var, _readers(c))
+    return [d for d in c.definitions if id(d) in inside and isinstance(d, Einsum)]
+
+
+def _readers(c: Cascade) -> dict[str, list[Definition]]:
+    readers: dict[str, list[Definition]] = {}
+    for d in c.definitions:
+        for name in {a.tensor for a in d.reads}:
+            readers.setdefault(name, []).append(d)
+    return readers
+
+
+def _exclusive(
+    c: Cascade, inside: set[int], var: str, readers: dict[str, list[Definition]]
+) -> set[int]:
+    outputs = {t.name for t in c.outputs}
+    while True:
+        more = {
+            id(d)
+            for d in c.definitions
+            if id(d) not in inside and isinstance(d, Einsum) and var in d.free
+            and len(c.defining(d.target)) == 1 and d.target not in outputs
+            and readers.get(d.target) and all(id(r) in inside for r in readers[d.target])
+        }  # fmt: skip
+        if not more:
+            return inside
+        inside = inside | more
 
 
 def _between(c: Cascade, inside: set[int]) -> set[int]:

@@ -19,6 +19,7 @@ from tcc.passes._algebra import (
     product,
     renamed,
 )
+from tcc.passes._empty_rows import defers
 
 RATIO = 4  # how many times larger than its neighbours a tensor has to be
 
@@ -58,7 +59,7 @@ def streams(c: Cascade) -> Cascade:
             new.setdefault(source.target, []).append(_reading(source, names))
         fields: list[Field] = []
         for whole in w.fields:
-            state, rest = _scaled(whole, _fresh(f"{whole.target}_sum", taken))
+            state, rest = _scaled(c, whole, _fresh(f"{whole.target}_sum", taken))
             fields.append(Field(state.target))
             new.setdefault(whole.target, []).extend([_reading(state, names), rest])
         joints.append(Joint(w.var, tuple(fields)))
@@ -192,14 +193,14 @@ def _aligned(part: list[Einsum], readers: list[Einsum]) -> list[Einsum] | None:
     return [done[d.target] for d in (*part, *readers)]
 
 
-def _scaled(d: Einsum, name: str) -> tuple[Einsum, Einsum]:
+def _scaled(c: Cascade, d: Einsum, name: str) -> tuple[Einsum, Einsum]:
     """T = Σ a · b  -->  S = Σ a;  T = S · b, where b does not depend on what is reduced."""
     group = MONOIDS[d.monoid(d.reduced[0])].group
     parts = factors(d.body, group) if group is not None else [d.body]
     reduced = set(d.reduced)
     inner = [f for f in parts if reduced & set(variables(f))]
     scale = [f for f in parts if not reduced & set(variables(f))]
-    if not inner or group is None:
+    if not inner or group is None or not defers(c, d, scale):
         inner, scale = [d.body], []
     at = tuple(Var(v) for v in d.free)
     kept = tuple(p for p in d.where if reduced & set(variables(p)))

@@ -10,6 +10,15 @@ from tcc.ir.expr import Access, Var, text
 from tcc.passes._gpu_states import State
 
 
+def one_kernel(members: Sequence[Einsum]) -> bool:
+    """Whether these definitions may share a kernel."""
+    try:
+        check_reads("", members, ())
+    except CompileError:
+        return False
+    return True
+
+
 def check_reads(name: str, members: Sequence[Einsum], states: Sequence[State]) -> None:
     """In one kernel a variable is one loop, so a tensor is read with the variables that it is
     written with. Raises T0221 and T0222.

@@ -9,6 +9,7 @@ from tcc.ir.expr import (
     Access,
     Call,
     Cast,
+    Const,
     Expr,
     Size,
     Var,
@@ -95,7 +96,16 @@ def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float
             and _plain(new.row_factor)
             and _plain(new.column_factor)
         )
+    if _chooses(d.body):
+        return True
     return _walks_once(d, reader) and ((readers == 1 and uses == 1) or cheap)
+
+
+def _chooses(e: Expr) -> bool:
+    """Whether a value is one of two constants by what is read, so that it costs no more than the read itself."""
+    if not isinstance(e, Call) or e.op != "select" or not isinstance(e.args[0], Access):
+        return False
+    return all(isinstance(b.arg if isinstance(b, Cast) else b, Const) for b in e.args[1:])
 
 
 def _plain(e: Expr) -> bool:

@@ -188,7 +188,7 @@ def _recurrence_kernel(m: Mapper, name: str, r: Recurrence) -> Kernel:
             m.clear(d.target, t.shape, t.fill)
         inner = [v for v in (*d.free, *d.reduced) if v != r.var]
         used += inner
-        body += vector_nodes(m.c, [d], [r.var])
+        body += vector_nodes([d], [r.var], m.memory)
         if r.stop is not None:
             back = tuple(
                 call("sub", i, Const(1)) if r.var in variables(i) else i for i in d.indices

@@ -28,6 +28,7 @@ from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
 from tcc.passes._fuse_joints import gathered, renamed_joint, walks
 from tcc.passes._fuse_names import Names, from_product, ties
 from tcc.passes._fuse_streams import streams
+from tcc.passes._gpu_check import one_kernel
 
 
 def fuse(c: Cascade, target: Target, *, max_members: int = 16) -> Cascade:
@@ -57,6 +58,7 @@ class _Group:
 class _Fusion:
     def __init__(self, c: Cascade, target: Target, max_members: int) -> None:
         self.c, self.max_members = c, max_members
+        self.on_blocks = target.kind == "gpu"
         self.groups: list[_Group] = []
         self.where: dict[str, int] = {}  # tensor -> index of the group that makes it
         self.names = Names(c)
@@ -140,6 +142,8 @@ class _Fusion:
             return None
         members = group.einsums
         d = self.names.unify(members, d, {} if produced else ties(members, d))
+        if self.on_blocks and not one_kernel([*members, d]):
+            return None
         c = self.names.program()
         before, rows = row_variables(members, c), row_variables([*members, d], c)
         if not rows or self.estimate.tasks(rows) < min(TASKS, self.estimate.tasks(before)):

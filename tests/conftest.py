@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Set before anything loads OpenMP or tcc. Test processes share the cores: who waits must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TCC_CACHE_DIR", str(ROOT / "build" / "test-cache"))
+# What was measured on this machine must not change what the tests see.
+os.environ["TCC_TARGET_DIR"] = str(ROOT / "build" / "no-targets")
 
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile(

@@ -152,17 +152,26 @@ def test_emit_chooses_the_target(add: str, shell: Shell) -> None:
     assert code == 0 and json.loads(out)["sizes"] == {"M": 8, "N": 8}
     code, _, err = shell("build", add, "--emit", "c", "--target", "numpy")
     assert code == 1 and "--target cpu" in err
-    code, _, err = shell("map", add, "--target", "cpu")
-    assert code == 2 and "no spatial array" in err
+    code, out, _ = shell("map", add, "--size", "M=8,N=8", "--target", "cpu", "--json")
+    assert code == 0 and json.loads(out)["kernels"][0]["accesses"]
+    code, _, err = shell("map", add, "--target", "numpy")
+    assert code == 2 and "have no mapping" in err
 
 
 def test_explain_is_text_or_json(add: str, shell: Shell) -> None:
     code, out, _ = shell("explain", add)
     assert code == 0 and out.startswith("add for cpu: ")
     assert json.loads(shell("explain", add, "--json")[1])["program"] == "add"
+    assert "predicted" not in out
+    sized = shell("explain", add, "--size", "M=64,N=64")[1]
+    assert "predicted on cpu with M=64, N=64: " in sized and "at least" in sized
+    assert json.loads(shell("explain", add, "--size", "M=64,N=64", "--json")[1])["cost"]["seconds"]
 
 
-def test_explain_counts_passes_and_says_what_forces_them(shell: Shell) -> None:
+def test_explain_counts_passes_and_says_what_forces_them(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("rows.tcc").write_text(
         "in X: f32[M, N]\nout Y: f32[M, N]\n"
         "Max[m] = X[m, n] :: max(n)\nScale[m] = 1.0 / Max[m]\nY[m, n] = X[m, n] * Scale[m]\n"

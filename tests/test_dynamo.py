@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+import tcc  # noqa: E402
 from tcc import dynamo  # noqa: E402
 from tcc.dynamo import Backend, Compiled, interpreter  # noqa: E402
 from tcc.ir.cascade_text import parse_cascade  # noqa: E402
@@ -133,6 +134,29 @@ def test_symbolic_sizes_need_one_compilation(n: int) -> None:
             x = r(*shape)
             same(compiled(x), f(x.clone()))
     assert len(compiled.records.graphs) <= 1
+
+
+def test_grouped_heads_agree_whatever_their_number() -> None:
+    def f(q: Any, k: Any) -> Any:
+        return F.scaled_dot_product_attention(q, k, k, enable_gqa=True)
+
+    compiled = compile_function(f, dynamic=True, strict=True)
+    with torch.no_grad():
+        for heads, groups, keys in [(12, 3, 40), (6, 2, 9), (8, 8, 70)]:
+            q, k = r(1, heads, 1, 16), r(1, groups, keys, 16)
+            same(compiled(q, k), f(q, k))
+
+
+def test_one_query_over_many_keys_agrees_at_lengths_never_seen() -> None:
+    def f(q: Any, k: Any, v: Any) -> Any:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    compiled = tcc.compile(f, target="cpu")
+    with torch.no_grad():
+        for keys in (1500, 1501, 3, 5000):
+            q, k, v = r(1, 2, 1, 16), r(1, 2, keys, 16), r(1, 2, keys, 16)
+            same(compiled(q, k, v), f(q, k, v))
+    assert "cut into parts" in str(compiled.explain())
 
 
 def test_gradients_of_a_small_network_agree() -> None:

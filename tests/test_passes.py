@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filecheck.finput import FInput
 from filecheck.matcher import Matcher
@@ -16,7 +17,7 @@ import tcc
 from tcc import pipeline, targets
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
-from tcc.ir.interpret import interpret
+from tcc.ir.interpret import interpret, interpret_with_bounds
 from tcc.ir.mapping import Mapping
 
 CPU = targets.find("cpu")
@@ -276,3 +277,21 @@ def test_options_of_passes_are_their_keyword_arguments() -> None:
     alone = tcc.compile(text, passes={"fuse": {"max_members": 1}}).ir(after="fuse")
     assert alone.count("\nkernel ") == 2
     assert tcc.compile(text).ir(after="fuse").count("\nkernel ") == 1
+
+
+@pytest.mark.parametrize("seed", [3039, 3040, 3054, 3071])
+def test_what_fuse_puts_together_for_a_gpu_can_be_mapped(seed: int) -> None:
+    pipeline.run(generate(seed, points=3000).cascade, targets.find("h100"))
+
+
+@pytest.mark.parametrize("t", ["bool", "u8", "f32"])
+def test_choices_that_rounding_decides_have_a_bound(t: str) -> None:
+    c = parse_cascade(
+        f"in X: f32[I], A: {t}[I], B: {t}[I]\nout Y: {t}[I]\nY[i] = select(exp(X[i]) < 1, A[i], B[i])"
+    )
+    kind = {"bool": bool, "u8": np.uint8, "f32": np.float32}[t]
+    x = np.array([0, 0, 1], np.float32)
+    found = interpret_with_bounds(
+        c, {"X": x, "A": np.zeros(3, kind), "B": np.array([0, 1, 1], kind)}
+    )
+    assert (found["Y"].error[[0, 2]] < 1).all() and found["Y"].error[1] >= 1

@@ -20,7 +20,8 @@ from tcc.ir.interpret import interpret_with_bounds
 from tcc.ir.mapping import Mapping, leaves
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.mapping_text import parse_mapping, print_mapping
-from tcc.ir.target import Target, parse_target
+from tcc.ir.target import Target
+from tcc.ir.target_text import parse_target
 from tcc.passes._map_gpu import map_gpu
 
 pytest.importorskip("triton")

@@ -7,10 +7,12 @@ of these shapes and strides; `call(pointers)` runs it.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
 from functools import cached_property
 
+from tcc.backends.c import cache
 from tcc.backends.c.emit import Program, emit
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError
@@ -47,7 +49,7 @@ class CProgram:
     @cached_property
     def source(self) -> str:
         """The C text for row-major arrays."""
-        return emit(self.mapping).source
+        return emit(self.mapping, vector_bytes=_vector_bytes()).source
 
     def assembly(self) -> str:
         """The compiler's assembly of `source`."""
@@ -80,9 +82,22 @@ class CProgram:
 
     def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
         if unit not in self._built:
-            program = emit(self.mapping, dict(unit)) if unit else emit(self.mapping)
+            wide = _vector_bytes()
+            told = pickle.dumps((self.mapping, unit, wide))
+            key = cache.digest("emitted", cache.own_source_hash(), told)
+            program = cache.recall(key, lambda: emit(self.mapping, dict(unit), vector_bytes=wide))
             self._built[unit] = _Built(program)
         return self._built[unit]
+
+
+def _vector_bytes() -> int:
+    """Bytes of the vectors that the C compiler's target has: 64 with AVX-512, else 32, which others split or pair."""
+    from tcc.backends.c.toolchain import find_toolchain
+
+    try:
+        return 64 if find_toolchain().simd == "avx512" else 32
+    except CompileError:  # without a compiler the text can still be read
+        return 32
 
 
 def _every_size(m: Mapping, sizes: MappingABC[str, int]) -> dict[str, int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcc.backends.c._scalar import literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
+from tcc.backends.c._streams import fetch, next_rows, stream_test, streaming
+from tcc.backends.c._transpose import emit_transposed
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
-from tcc.ir.dtype import F32, F64, DType
+from tcc.ir.dtype import DTYPES, F32, F64, DType
 from tcc.ir.expr import Access, Const, Expr, Var, accesses, text, variables, walk
+from tcc.ir.index import poly
 from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
@@ -53,8 +57,10 @@ def emit_do(s: Scope, leaf: Do) -> None:
     if lanes and leaf.on("unroll") and emit_micro(s, leaf):
         return
     lane = lanes[0] if lanes else None
+    if lane is not None and emit_transposed(s, d, lane):
+        return
     open_vars = [v for v in d.free if v != lane and s.intervals[v].step != 1]
-    counters = [_open_loop(s, v) for v in open_vars]
+    counters = [open_loop(s, v) for v in open_vars]
     reduced = [v for v in d.reduced if v != lane and s.intervals[v].step != 1]
     if lane is None or vector_class(s, [d], lane) is None:
         _scalar_leaf(s, d, ([lane] if lane in d.free and lane else []), d.reduced)
@@ -69,7 +75,7 @@ def emit_do(s: Scope, leaf: Do) -> None:
         s.intervals[v] = old
 
 
-def _open_loop(s: Scope, v: str) -> tuple[str, Interval]:
+def open_loop(s: Scope, v: str) -> tuple[str, Interval]:
     """A loop over the current interval of `v`, which becomes a point in it."""
     old = s.intervals[v]
     c = s.names.fresh(v)
@@ -80,7 +86,7 @@ def _open_loop(s: Scope, v: str) -> tuple[str, Interval]:
 
 
 def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> None:
-    opened = [_open_loop(s, v) for v in free if s.intervals[v].step != 1]
+    opened = [open_loop(s, v) for v in free if s.intervals[v].step != 1]
     target = Access(d.target, d.indices)
     t = s.storage[d.target].dtype
     place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(target))}]"
@@ -98,7 +104,7 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
         s.lines.add(
             f"{C_TYPES[wide.name]} {acc} = {start if first is None else f'{first} ? {start} : {place}'};"
         )
-        loops = [_open_loop(s, v) for v in reduced if s.intervals[v].step != 1]
+        loops = [open_loop(s, v) for v in reduced if s.intervals[v].step != 1]
         guard = f"if ({' && '.join(scalar(s, p) for p in inner)}) " if inner else ""
         s.lines.add(f"{guard}{acc} = {combine(s, monoid, acc, typed(s, d.body, t), wide)};")
         for v, old in reversed(loops):
@@ -123,7 +129,7 @@ def _split_reduction(s: Scope, d: Einsum, lane: str, reduced: list[str]) -> None
     start = literal(MONOIDS[d.monoid(lane)].identity, t)
     first = first_visit(s, d)
     s.lines.add(f"{place} = {start};" if first is None else f"if ({first}) {place} = {start};")
-    loops = [_open_loop(s, v) for v in reduced]
+    loops = [open_loop(s, v) for v in reduced]
     vector_loop(s, lane, [d], {}, accumulate=True)
     for v, old in reversed(loops):
         s.lines.close()
@@ -143,22 +149,24 @@ class _Sum:
 
 
 def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int, list[str]],
-                accumulate: bool = False) -> None:  # fmt: skip
-    """All definitions for the interval of `lane`: full chunks, single vectors, then the tail.
+                accumulate: bool = False, ahead: Sequence[Access] = (), start: str = "0") -> None:  # fmt: skip
+    """All definitions for the interval of `lane` from `start` on: full chunks, single vectors, then the tail.
 
     `inner` lists reduced variables that are looped over inside a chunk; `accumulate`: the target holds a partial result.
+    What `ahead` reads in the next row is fetched meanwhile. Large outputs are stored past the caches.
     """
     kind = vector_class(s, definitions, lane)
     if kind is None:
         for d in definitions:
             _scalar_leaf(s, d, [lane] if lane in d.free else [], d.reduced)
         return
-    width = CLASSES[kind][1]
-    old = s.intervals[lane]
+    old, wide = s.intervals[lane], s.vector_bytes
+    s.vector_bytes = _vector_bytes(s, definitions, lane, kind)
+    width = s.vector_bytes // DTYPES[kind].itemsize
     length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
     s.lines.open("{")
     s.lines.add(f"const int64_t {length} = {span_text(s, old)};")
-    s.lines.add(f"int64_t {c} = 0;")
+    s.lines.add(f"int64_t {c} = {start};")
     s.counters[c] = Const(old.step) if old.step else s.extents[lane]
     s.intervals[lane] = Interval(plus(old.low, Var(c)), old.high, None, False)
     # a loop of few points is not worth four copies of the body
@@ -178,11 +186,11 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
             uses[text(x)] = uses.get(text(x), 0) + 1
     padded = all(lane in d.free and _padded(s, d, lane, width) for d in definitions)
 
-    def body(positions: int, count: str | None) -> None:
+    def body(positions: int, count: str | None, streamed: frozenset[str] = frozenset()) -> None:
         memos: list[dict[str, str]] = [{} for _ in range(positions)]
         for d in definitions:
             emit = [
-                Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses)
+                Vector(s, kind, lane, c, j * width, count, memos[j], hoisted, uses, streamed)
                 for j in range(positions)
             ]
             if id(d) in sums:
@@ -194,7 +202,20 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
                     _map(s, d, e, count, padded)
 
     if unroll > 1:
-        s.lines.open(f"for (; {c} + {unroll * width} <= {length}; {c} += {unroll * width}) {{")
+        full = f"{c} + {unroll * width} <= {length}; {c} += {unroll * width}"
+        first = Vector(s, kind, lane, c, 0, None, hoisted=hoisted)
+        large = [d for d in definitions if id(d) not in sums and streaming(s, d, first)]
+        if large:
+            past = s.names.fresh("past_caches")
+            tests = " && ".join(stream_test(s, d, first) for d in large)
+            s.lines.add(f"const int {past} = {tests};")
+            s.lines.open(f"for (; {past} && {full}) {{")
+            body(unroll, None, frozenset(d.target for d in large))
+            s.lines.close()
+            s.streams = True
+        fetched = [] if large else next_rows(s, ahead, first)
+        s.lines.open(f"for (; {full}) {{")
+        fetch(s, fetched, length, unroll * s.vector_bytes)
         body(unroll, None)
         s.lines.close()
     s.lines.open(f"for (; {c} + {width} <= {length}; {c} += {width}) {{")
@@ -212,6 +233,21 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         if id(d) in sums:
             _finish(s, d, sums[id(d)], accumulate)
     s.lines.close()
+    s.vector_bytes = wide
+
+
+def _vector_bytes(s: Scope, definitions: list[Einsum], lane: str, kind: str) -> int:
+    """The scope's vectors, or narrower ones where the loop is too short or the storage padded to fewer lanes."""
+    least = CLASSES[kind][1] * DTYPES[kind].itemsize
+    width = s.vector_bytes // DTYPES[kind].itemsize
+    size = poly(s.extents[lane]).constant if lane in s.extents else None
+    spans = [n for n in (s.intervals[lane].step, size) if n is not None]
+    if s.vector_bytes <= least or any(n < width for n in spans):
+        return min(least, s.vector_bytes)
+    for d in definitions:
+        if lane in d.free and _padded(s, d, lane, width // 2) and not _padded(s, d, lane, width):
+            return least
+    return s.vector_bytes
 
 
 def _scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:
@@ -312,7 +348,7 @@ def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str]
             start = f"{first} ? {start} : {e.value(target, t)}"
         s.lines.add(f"{e.type(t)} {name} = {start};")
         names.append(name)
-    loops = [_open_loop(s, v) for v in reduced]
+    loops = [open_loop(s, v) for v in reduced]
     hoisted = emit[0].hoisted
     if hoisted is not None:
         hoisted.counters |= {
@@ -351,13 +387,7 @@ def _map(s: Scope, d: Einsum, e: Vector, count: str | None, padded: bool) -> Non
 def _store(
     s: Scope, d: Einsum, e: Vector, value: str, t: DType, count: str | None, padded: bool
 ) -> None:
-    outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
-    if outer:
-        fill = s.tensor(d.target).fill
-        other = f"{e.fn('bc', e._loaded(t))}({literal(fill, e._class(t))})"
-        if id(d) in s.updates:
-            other = e.value(Access(d.target, d.indices), t)
-        value = f"{e.fn('select', t)}({' & '.join(e.mask(p) for p in outer)}, {value}, {other})"
+    value = e.chosen(d, value, t)
     if padded and count is not None:
         keep = f"{e.fn('firstn', e.integer)}({count})"
         value = f"{e.fn('select', t)}({keep}, {value}, {e.fn('bc', e._loaded(t))}(0))"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tcc.backends.c._masked import emit_masked
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
-from tcc.backends.c._vector import CLASSES
-from tcc.ir.expr import Access, Call, Const, Expr, Var, call, variables
+from tcc.backends.c._vector import CLASSES, vector_class
+from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, variables
 from tcc.ir.index import Poly, poly
 from tcc.ir.mapping import Do
 
@@ -15,12 +16,7 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     lane, row = leaf.on("lane")[0], leaf.on("unroll")[0]
     body = d.body
     t = s.storage[d.target].dtype
-    if (
-        t.name not in CLASSES
-        or not d.reduced
-        or d.where
-        or any(d.monoid(v) != "sum" for v in d.reduced)
-    ):
+    if t.name not in CLASSES or not d.reduced or any(d.monoid(v) != "sum" for v in d.reduced):
         return False
     if not (isinstance(body, Call) and body.op == "mul"):
         return False
@@ -47,7 +43,14 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     plan = _Plan(s, d.target, d.indices, a, b, lane, row, list(d.reduced), leaf.update)
     if not plan.affine():
         return False
-    plan.emit(rows, columns // width, width, t.name)
+    if not d.where:
+        plan.emit(rows, columns // width, width, t.name)
+        return True
+    kind = vector_class(s, [d], lane)
+    masks = [x for p in d.where for x in accesses(p) if lane in variables(x)]
+    if kind != t.name or not all(_whole_tiles(s, x, lane, columns) for x in masks):
+        return False
+    emit_masked(s, d, lane, row, columns // width, kind, leaf.update)
     return True
 
 
@@ -86,27 +89,22 @@ class _Plan:
             plus(self.old[lane].low, Var("lane__")), self.old[lane].high, None
         )
         self.at_a, self.at_b, self.at_c = (poly(s.address(x)) for x in (a, b, self.c))
+        s.intervals.update(self.old)
 
     def affine(self) -> bool:
-        """Whether every address is linear in the tile's own counters; restores the scope when not."""
+        """Whether every address is linear in the tile's own counters."""
         own = [*self.counters.values(), "row__", "lane__"]
         for p in (self.at_a, self.at_b, self.at_c):
             rest = p
             for c in own:
                 k = p.coefficient(c)
                 if k is None or k.mentions(own):
-                    return self._restore()
+                    return False
                 rest = rest.without(c)
             if rest.mentions(own):
-                return self._restore()
+                return False
         unit = self.at_b.coefficient("lane__"), self.at_c.coefficient("lane__")
-        if any(u is None or u.constant != 1 for u in unit):
-            return self._restore()
-        return True
-
-    def _restore(self) -> bool:
-        self.s.intervals.update(self.old)
-        return False
+        return all(u is not None and u.constant == 1 for u in unit)
 
     def _number(self, p: Poly | None) -> str:
         assert p is not None
@@ -119,7 +117,6 @@ class _Plan:
 
     def emit(self, rows: int, vectors: int, width: int, t: str) -> None:
         s = self.s
-        self.s.intervals.update(self.old)
         loops = [v for v in self.reduced if self.old[v].step != 1]
         lengths = [span_text(s, self.old[v]) for v in loops]
         strides_a = [self.at_a.coefficient(self.counters[v]) for v in loops]

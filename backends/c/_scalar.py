@@ -30,6 +30,11 @@ HELPERS = {
   for (; b > 0; b >>= 1, a *= a) if (b & 1) out *= a;
   return out;
 }""",
+    "fence_streams": """static inline void fence_streams(void) { /* orders stores that went past the caches */
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}""",
     "truncated": """static inline int64_t truncated(double x) {  /* NaN is 0, the rest saturates */
   return x != x ? 0 : x >= 0x1p62 ? (int64_t)1 << 62 : x <= -0x1p62 ? -((int64_t)1 << 62) : (int64_t)x;
 }""",

@@ -17,6 +17,8 @@ C_TYPES = {
     "u8": "uint8_t", "u16": "uint16_t", "u32": "uint32_t", "u64": "uint64_t", "bool": "uint8_t",
 }  # fmt: skip
 
+LINE = 64  # bytes; every buffer starts on a cache line
+
 
 @dataclass
 class Interval:
@@ -67,6 +69,12 @@ class Scope:
     names: Names
     lines: Lines
     functions: set[str] = field(default_factory=set)
+    vector_bytes: int = 32  # of the vectors of a vector loop
+    written: frozenset[str] = (
+        frozenset()
+    )  # outer tensors that the kernel writes once and never reads
+    streams: bool = False  # whether some store goes past the caches
+    row: str | None = None  # the variable of the innermost loop over points
     intervals: dict[str, Interval] = field(default_factory=dict)
     storage: dict[str, Storage] = field(default_factory=dict)
     updates: set[int] = field(

@@ -33,7 +33,8 @@ _SYMBOLS = {
     "and": "&",
     "or": "|",
 }
-# the classes of element types that one vector loop may mix: value type, its mask and integer type, lanes
+# the classes of element types that one vector loop may mix: value type, its mask and integer type, lanes of a register
+# tile's vector (those of a vector loop are the scope's `vector_bytes`)
 CLASSES = {"f32": ("i32", 8), "f64": ("i64", 4)}
 
 
@@ -110,10 +111,11 @@ class Vector:
     uses: dict[str, int] = field(
         default_factory=dict
     )  # how often each sub-expression occurs in the loop
+    streamed: frozenset[str] = frozenset()  # targets that are stored past the caches
 
     @property
     def lanes(self) -> int:
-        return CLASSES[self.kind][1]
+        return self.s.vector_bytes // self.float.itemsize
 
     @property
     def integer(self) -> DType:
@@ -174,7 +176,7 @@ class Vector:
             return self.hoisted.add(self.s, key, "same", f"const {self.type(want)} ", value)
         return value
 
-    def _name(self, t: DType, shown: str) -> str:
+    def named(self, t: DType, shown: str) -> str:
         name = self.s.names.fresh("v")
         self.s.lines.add(f"{self.type(t)} {name} = {shown};")
         self.s.use(self.type(t))
@@ -193,7 +195,7 @@ class Vector:
                 if (" " in shown and not shown.endswith(")")) or " ? " in shown or _loose(shown)
                 else shown
             )
-        self.memo[key] = self._name(self.s.dtype(e), shown)
+        self.memo[key] = self.named(self.s.dtype(e), shown)
         return self.memo[key]
 
     def _index(self, e: Var) -> str:
@@ -248,6 +250,19 @@ class Vector:
             return args[0]
         return f"{self.fn(e.op, t)}({', '.join(args)})"
 
+    def chosen(self, d: Einsum, value: str, t: DType) -> str:
+        """The value where the target exists; elsewhere its fill, or what it holds where it is only updated."""
+        outer = [p for p in d.where if not set(variables(p)) & set(d.reduced)]
+        if not outer:
+            return value
+        if id(d) in self.s.updates:
+            other = self.value(Access(d.target, d.indices), t)
+        else:
+            fill = literal(self.s.tensor(d.target).fill, self._class(t))
+            other = f"{self.fn('bc', self._loaded(t))}({fill})"
+        held = " & ".join(self.mask(p) for p in outer)
+        return f"{self.fn('select', t)}({held}, {value}, {other})"
+
     # ---- memory
 
     def _load(self, a: Access) -> str:
@@ -260,7 +275,7 @@ class Vector:
             return self._gather(a, t)
         if moving:
             return self._window(a, t, moving)
-        place = self._place(a)
+        place = self.place(a)
         if self.count is None:
             loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({place})"
         else:
@@ -273,7 +288,7 @@ class Vector:
         )
         return f"{inside(s, guards)} ? {loaded} : {fill}"
 
-    def _place(self, a: Access) -> str:
+    def place(self, a: Access) -> str:
         """Where the lanes of a contiguous access start: a row pointer made before the loop, plus the counter."""
         s = self.s
         rest = poly(s.address(a)).without(self.counter)
@@ -320,7 +335,7 @@ class Vector:
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
             tests.append(inside(s, s.unsafe(a)))
         s.intervals[self.lane] = old
-        loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self._place(a)})"
+        loaded = f"{self.fn('ldb' if t.kind == 'b' else 'ld', self._loaded(t))}({self.place(a)})"
         return f"{' && '.join(tests)} ? {loaded} : {self._gather(a, t)}"
 
     def _gather(self, a: Access, t: DType) -> str:
@@ -350,14 +365,14 @@ class Vector:
         step = self.step(a)
         pointer = s.storage[a.tensor].pointer
         if step is not None and step.constant == 1:
-            at = self._place(a)
-            kind = "stb" if t.kind == "b" else "st"
+            at = self.place(a)
+            kind = "stb" if t.kind == "b" else "nt" if a.tensor in self.streamed else "st"
             if self.count is None or full:
                 s.lines.add(f"{self.fn(kind, self._loaded(t))}({at}, {value});")
             else:
                 s.lines.add(f"{self.fn(kind + 'n', self._loaded(t))}({at}, {value}, {self.count});")
             return
-        name = self._name(t, value)
+        name = self.named(t, value)
         old = s.intervals[self.lane]
         for n in range(self.lanes):
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)

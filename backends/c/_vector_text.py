@@ -21,13 +21,12 @@ typedef double f64;
 typedef int32_t i32;
 typedef int64_t i64;
 typedef uint8_t u8;
-/* PIN(x) makes x live in a register here: the compiler may not move its load into each use. */
+/* PIN(x) makes x live in a register here: the compiler may not move its load into each use. Vectors of programs have 32
+   bytes: where registers are shorter, no one of them holds x. */
 #if defined(__AVX512VL__)
 #define PIN(x) __asm__("" : "+v"(x))
-#elif defined(__x86_64__)
+#elif defined(__AVX__)
 #define PIN(x) __asm__("" : "+x"(x))
-#elif defined(__aarch64__)
-#define PIN(x) __asm__("" : "+w"(x))
 #else
 #define PIN(x) ((void)0)
 #endif

@@ -17,16 +17,20 @@ import functools
 import hashlib
 import importlib.util
 import os
+import pickle
 import shutil
 import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tcc.ir.diagnostics import CompileError
+
+T = TypeVar("T")
 
 _TEMPORARY = ".tmp-"
 _STALE_AFTER_S = 24 * 3600.0
@@ -77,6 +81,20 @@ def put(key: str, suffix: str, data: bytes) -> Path:
         return _store(_fallback(_configured(), reason), key, suffix, data)
     except OSError as error:
         raise _nowhere(error) from None
+
+
+def recall(key: str, make: Callable[[], T]) -> T:
+    """What `make` returned under `key` in this or an earlier process. `key` has to say all that the value depends on,
+    tcc's own source included; what cannot be kept is made again."""
+    path = get(key, ".pickle")
+    if path is not None:
+        with contextlib.suppress(Exception):  # whatever a foreign or damaged pickle raises: a miss
+            found: T = pickle.loads(path.read_bytes())
+            return found
+    value = make()
+    with contextlib.suppress(CompileError, pickle.PicklingError):
+        put(key, ".pickle", pickle.dumps(value))
+    return value
 
 
 @contextlib.contextmanager
@@ -240,12 +258,13 @@ def _is_entry(name: str) -> bool:
 def _store(folder: Path, key: str, suffix: str, data: bytes) -> Path:
     content = hashlib.sha256(data).hexdigest()
     path = folder / f"{key}.{content[:16]}{suffix}"
-    _replace(path, data)
-    _replace(folder / f"{key}{suffix}.ref", f"{len(data)} {content} {path.name}".encode())
+    replace(path, data)
+    replace(folder / f"{key}{suffix}.ref", f"{len(data)} {content} {path.name}".encode())
     return path
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: under a temporary name, then moved into place."""
     handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -7,7 +7,9 @@ f64x8`, the same for `i32`, `i64`), so `+ - * / & | ^ << < ==` are C's own opera
 gives a mask of the integer type (all ones: true), which `select` takes.
 
     ld st (p, v)          load, store, any alignment      ldn stn (.., n)   the first n lanes only
+    nt (p, v)             store past the caches; p is a multiple of the vector's bytes
     bc (s)                broadcast                       iota ()           0, 1, 2 ...
+    transpose (rows)      as many rows as lanes
     select (mask, a, b)   firstn (n): mask of the first n lanes     any all (mask) -> int
     min max               NaN in either operand is the result, as in NumPy and PyTorch
     round                 to nearest, ties to even; sign(NaN) = NaN
@@ -29,6 +31,8 @@ from string import Template
 from typing import Final
 
 from tcc.backends.c import _vector_text as text
+from tcc.backends.c._stream_text import STREAM
+from tcc.backends.c._transpose_text import SHUFFLE, TRANSPOSE
 from tcc.ir.diagnostics import CompileError, did_you_mean
 
 # Largest error in units in the last place of f32 results; `tests/test_vector_math.py` measures it.
@@ -81,7 +85,9 @@ def preamble(names: Iterable[str], lanes32: int) -> str:
             continue
         wanted.add(name)
         pending += [word for word in _WORD.findall(library[name]) if word in library]
-    return text.HEADER + "".join(library[name] + "\n" for name in library if name in wanted)
+    return (
+        text.HEADER + SHUFFLE + "".join(library[name] + "\n" for name in library if name in wanted)
+    )
 
 
 def functions() -> tuple[str, ...]:
@@ -213,7 +219,9 @@ def _scalar(kind: str) -> Iterator[tuple[str, str]]:
 def _lane_access(kind: str, size: int) -> Iterator[tuple[str, str]]:
     """Memory, masks and comparison: what needs nothing but the type and its mask."""
     values = _values(kind, size // _BYTES[kind])
-    yield from _define(text.VECTOR, values)
+    yield from _define(text.VECTOR | STREAM, values)
+    if (lanes := size // _BYTES[kind]) in TRANSPOSE:
+        yield from _define({"transpose": TRANSPOSE[lanes]}, values)
     if kind in ("i32", "i64"):
         halves = size == 64
         yield from _define(text.VECTOR_INT, values)

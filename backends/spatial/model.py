@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping as MappingABC
 
 from tcc.backends.spatial.report import BufferUse, Report
-from tcc.backends.spatial.reuse import Site, Traffic, footprint, sites, traffic
-from tcc.backends.spatial.timing import leaf_cost, unit_of
 from tcc.ir.cascade import Extern
+from tcc.ir.cost import bind_sizes
+from tcc.ir.cost.array import leaf_cost, unit_of
+from tcc.ir.cost.reuse import Traffic, traffic
+from tcc.ir.cost.tiles import Site, footprint, sites
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.expr import Access, Var
-from tcc.ir.index import evaluate_size
-from tcc.ir.mapping import Alloc, Do, Kernel, Mapping, buffers, tensors
+from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, buffers, tensors, walk_nodes
 from tcc.ir.target import Target
 
 
@@ -48,6 +49,7 @@ def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Rep
                 k.span,
                 helps="map the parts before and after it by themselves",
             )
+        _check_steps(k)
         found = sites(k, sizes)
         for s in found:
             unit_of(s, target)
@@ -55,6 +57,7 @@ def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Rep
         _footprints(k, found, target, sizes, word, report)
         for s in found:
             t = traffic(s, types, levels, sizes)
+            _check_counts(s, t)
             cost = leaf_cost(s, target, levels, t, word)
             _count(report, s, t)
             report.leaves[id(s.do)] = cost
@@ -64,50 +67,6 @@ def build_report(m: Mapping, target: Target, given: MappingABC[str, int]) -> Rep
             pj = n * word[name] / line.line_bytes * getattr(line, costs)
             report.level_pj[at] = report.level_pj.get(at, 0) + pj
     return report
-
-
-def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
-    """The size of every rank; T0126 names one that is missing or unknown."""
-    names = [r.name for r in m.ranks]
-    for name, value in given.items():
-        if name not in names:
-            raise CompileError(
-                "T0126",
-                f"`{m.name}` has no rank `{name}`",
-                helps=did_you_mean(name, names) or f"its ranks: {', '.join(names)}",
-            )
-        if value < 1:
-            raise CompileError(
-                "T0110",
-                f"rank `{name}` has size {value}",
-                helps="the model needs sizes of 1 or more",
-            )
-    out = {r.name: int(given[r.name]) for r in m.ranks if r.size is None and r.name in given}
-    for r in m.ranks:
-        if r.size is None and r.name not in out:
-            raise CompileError(
-                "T0126",
-                f"the size of rank `{r.name}` is not known",
-                r.span,
-                helps=f"give it, as in `--size {r.name}=64`",
-            )
-    pending = [r for r in m.ranks if r.size is not None]
-    for _ in range(len(pending)):  # sizes may refer to ranks that are declared later
-        for r in pending:
-            try:
-                assert r.size is not None
-                out[r.name] = evaluate_size(r.size, out)
-            except KeyError:
-                continue
-    for r in pending:
-        if r.name in given and given[r.name] != out[r.name]:
-            raise CompileError(
-                "T0125",
-                f"rank `{r.name}` has size {out[r.name]}, not {given[r.name]}",
-                r.span,
-                helps="its size is fixed by its declaration",
-            )
-    return out
 
 
 def _count(report: Report, s: Site, t: Traffic) -> None:
@@ -159,6 +118,30 @@ def _check_registers(found: list[Site], target: Target, levels: MappingABC[str, 
                 )
 
 
+def _check_steps(k: Kernel) -> None:
+    """How many steps a loop takes must not depend on data."""
+    for n in walk_nodes(k.body):
+        if isinstance(n, Loop) and n.until is not None:
+            raise CompileError(
+                "T0340",
+                f"the array model cannot count the loop over `{n.var}` that stops early",
+                n.span,
+                helps="run a fixed number of steps",
+            )
+
+
+def _check_counts(s: Site, t: Traffic) -> None:
+    """Every access must have been counted exactly."""
+    for name, how in t.how.items():
+        if how == "estimated":
+            raise CompileError(
+                "T0340",
+                f"the array model cannot count how `{s.do.einsum.target}` accesses `{name}`",
+                s.do.span,
+                helps="use no tensor in an index",
+            )
+
+
 def _footprints(
     k: Kernel,
     found: list[Site],
@@ -175,7 +158,7 @@ def _footprints(
             if not isinstance(node, Alloc) or node.buffer.name in report.buffers:
                 continue
             b = node.buffer
-            extents = footprint(b, s.path[:n], k, sizes)
+            extents = footprint(b, s.path[:n], s.extents, sizes)
             each = 1
             user = next((x.do for x in found if _touches(x, b.name)), None)
             for axis, length in enumerate(extents):

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tcc.backends.spatial.timing import LeafCost
+from tcc.ir.cost.array import LeafCost
 from tcc.ir.expr import text
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.target import Target

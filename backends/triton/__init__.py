@@ -134,13 +134,14 @@ def emit(mapping: Mapping, target: Target, *, precision: str = "") -> str:
 
 
 def compile_ahead(
-    mapping: Mapping, target: Target, capability: int = 90, *, precision: str = ""
+    mapping: Mapping, target: Target, capability: int | None = None, *, precision: str = ""
 ) -> list[dict[str, Any]]:
     """Of each kernel `ptx`, `cubin`, `registers`, `spills` and `shared_bytes` for
-    `sm_<capability>`; needs no device.
+    `sm_<capability>`, by default the target's; needs no device.
     """
     from tcc.backends.triton._toolchain import compile_kernel
 
+    capability = capability or int(target.parameter("capability", 90))
     program = build(mapping, target, precision=precision)
     return [compile_kernel(mapping, k, program.source, capability) for k in program.kernels]
 

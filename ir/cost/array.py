@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field
 
-from tcc.backends.spatial.reuse import Site, Traffic, operands
+from tcc.ir.cascade import Einsum
+from tcc.ir.cost.reuse import Traffic
+from tcc.ir.cost.tiles import Site
 from tcc.ir.diagnostics import CompileError, did_you_mean
-from tcc.ir.expr import Access, text, variables
+from tcc.ir.expr import Access, accesses, text, variables
 from tcc.ir.target import Target, Unit
 from tcc.ir.work import is_move, point_operations
 
@@ -116,6 +118,11 @@ def leaf_cost(
     cost.utilisation = cost.busy / (elements * cost.cycles) if cost.cycles else 0
     cost.transfer = moved
     return cost
+
+
+def operands(e: Einsum) -> list[Access]:
+    """Accesses of body and predicates, equal ones once; not those inside indices."""
+    return list({text(a): a for a in accesses(e.body, *e.where)}.values())
 
 
 def _movement(

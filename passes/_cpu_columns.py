@@ -1,0 +1,85 @@
+"""Reductions along a strided variable on a CPU: lanes over the columns, results that stay next to the core."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tcc.ir.cascade import Einsum
+from tcc.ir.dtype import F32, F64, DType
+from tcc.ir.expr import Access, Cast, Const, call
+from tcc.ir.index import poly
+from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Node
+from tcc.passes._cpu_vectors import LANE_CHUNK
+
+if TYPE_CHECKING:
+    from tcc.passes._cpu_group import GroupKernel
+
+COLUMNS = 1024  # columns of a task that reduces along rows: their results stay next to the core
+TOGETHER = 8  # rows read together: as many lines of one cache set as stay in it
+BLOCK = 64  # rows that are added up before they are added to the rest
+
+
+def column_kernel(k: GroupKernel, column: str, rows: list[str]) -> Kernel:
+    """Reductions along a strided variable: lanes over columns, a few rows at a time."""
+    for d in k.members:
+        if not k.m.in_memory(d.target):
+            k._local(d, rows)
+    body: list[Node] = []
+    for d in k.members:
+        body += _column_sum(k, d, column, rows) if d.reduced else [Do(d, ((column, "lane"),))]
+    nodes: tuple[Node, ...] = tuple(body)
+    for b in reversed(list(k.locals.values())):
+        nodes = (Alloc(b, nodes),)
+    nodes = (Loop(column, _columns_per_task(k, column), nodes, "core"),)
+    for v in reversed(rows):
+        nodes = (Loop(v, 1, nodes, "core"),)
+    names = [*rows, column, *(v for d in k.members for v in (*d.free, *d.reduced))]
+    return Kernel(k.name, k.m.extents(names), nodes)
+
+
+def _column_sum(k: GroupKernel, d: Einsum, column: str, rows: list[str]) -> list[Node]:
+    """Rows in turn; a sum of many floats in blocks, so that chains of roundings stay short:
+
+    T_wide = 0;  for each block { part = 0; part += …; T_wide = T_wide + part };  T = T_wide
+    """
+    lanes = ((column, "lane"),)
+    *outer, inner = d.reduced
+
+    def nest(node: Node) -> Node:
+        for v in reversed(outer):
+            node = Loop(v, 1, (node,))
+        return node
+
+    size = poly(k.c.resolved(k.c.extent(inner))).constant
+    long = size is None or size > BLOCK or bool(outer)
+    if d.monoid(inner) != "sum" or k.m.types[d.target].dtype != F32 or d.where or not long:
+        return [nest(Loop(inner, TOGETHER, (Do(d, lanes),)))]
+    part = _partial(k, d, "part", F32, rows)
+    wide = _partial(k, d, "wide", F64, rows)
+    total = call("add", Access(wide, d.indices), Cast(F64, Access(part, d.indices)))
+    block: tuple[Node, ...] = (
+        Do(Einsum(part, d.indices, Const(0.0)), lanes),
+        Loop(inner, TOGETHER, (Do(replace(d, target=part), lanes, update=True),)),
+        Do(Einsum(wide, d.indices, total), lanes),
+    )
+    return [
+        Do(Einsum(wide, d.indices, Const(0.0)), lanes),
+        nest(Loop(inner, BLOCK, block)),
+        Do(Einsum(d.target, d.indices, Cast(F32, Access(wide, d.indices))), lanes),
+    ]
+
+
+def _partial(k: GroupKernel, d: Einsum, role: str, dtype: DType, rows: list[str]) -> str:
+    """The name of a buffer with the window of a definition's target."""
+    name = k.m.fresh(f"{d.target}_{role}")
+    k.m.types[name] = replace(k.c.tensors[d.target], name=name, dtype=dtype)
+    k.c = k.m.c = replace(k.c, tensors={**k.c.tensors, name: k.m.types[name]})
+    k._local(replace(d, target=name), rows)
+    return name
+
+
+def _columns_per_task(k: GroupKernel, column: str) -> int:
+    """Columns per task: few enough for several tasks, many enough to read whole pages."""
+    size = poly(k.c.resolved(k.c.extent(column))).constant
+    return COLUMNS if size is None else min(COLUMNS, -(-size // (4 * LANE_CHUNK)) * LANE_CHUNK)
