@@ -350,6 +350,16 @@ def _add_target(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_layout(p: argparse.ArgumentParser) -> None:
+    p.add_argument("text", help="a layout with its shape: '(16, 8) lane[0%%8, 1/2] reg[0/8, 1%%2]'")
+    p.add_argument("--to", metavar="LAYOUT", help="what it takes to convert it into another")
+    p.add_argument("--normal", action="store_true", help="show its shortest form")
+    p.add_argument("--inverse", action="store_true", help="show its inverse: places to elements")
+    p.add_argument("--svg", metavar="FILE", help="also draw it into a file")
+    p.add_argument("--json", action="store_true", help="the answer as one JSON object")
+    _sizes(p)
+
+
 def _add_cache(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", choices=("info", "clear"))
 
@@ -369,6 +379,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]]
         "tcc.commands",
     ),
     "grad": ("print the gradient of a program as a program", _add_grad, "tcc.commands"),
+    "layout": ("show where a layout puts elements", _add_layout, "tcc.layouts"),
     "target": ("list or show targets, or measure this machine", _add_target, "tcc.target_command"),
     "doctor": ("show compilers, devices, cache and settings", _add_doctor, "tcc.doctor"),
     "cache": ("show or clear the cache of built code", _add_cache, "tcc.doctor"),

@@ -43,7 +43,7 @@ rank: NAME ["=" expr]
 inputs: "in" tensor ("," tensor)*
 outputs: "out" tensor ("," tensor)*
 tensor: NAME ":" (NAME | DTYPE) ["[" [expr ("," expr)*] "]"] [FILL expr] [CONSTANT]
-CONSTANT: /constant(?=\s|,)/
+CONSTANT.1: /constant(?=\s|,)/
 FILL: /fill(?=\s)/
 definition: NAME ["[" [expr ("," expr)*] "]"] "=" expr ["::" reduction ("," reduction)*] ["where" predicate ("," predicate)*]
 reduction: NAME "(" NAME ("," NAME)* ")"

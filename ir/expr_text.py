@@ -169,7 +169,8 @@ def _unexpected(source: Source, error: Any) -> CompileError:
 _TOKENS = {
     "NAME": "a name", "NUMBER": "a number", "_NL": "the end of the line", "LPAR": "`(`", "RPAR": "`)`",
     "LSQB": "`[`", "RSQB": "`]`", "COMMA": "`,`", "EQUAL": "`=`", "COLON": "`:`", "$END": "the end",
-    "MINUS": "`-`", "NOT": "`not`", "WHERE": "`where`",
+    "MINUS": "`-`", "NOT": "`not`", "WHERE": "`where`", "CIRCUMFLEX": "`^`", "PERCENT": "`%`",
+    "SLASH": "`/`", "STAR": "`*`",
 }  # fmt: skip
 
 

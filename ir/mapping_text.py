@@ -18,7 +18,8 @@ from tcc.ir.diagnostics import CompileError, Source
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Expr, text
 from tcc.ir.expr_text import parse_tree
-from tcc.ir.layout import Digit, Layout, row_major
+from tcc.ir.layout import row_major
+from tcc.ir.layout_text import LAYOUT_GRAMMAR, LayoutBuilder
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Mapping, Node
 
 GRAMMAR = (
@@ -38,12 +39,12 @@ ON: /on(?=\s)/
 until: "until" expr "hold" body
 alloc: "buffer" buffer body
 buffer: NAME ":" (NAME | DTYPE) "[" [expr ("," expr)*] "]" "@" NAME [layout] [CONSTANT]
-layout: "layout" "[" [digit ("," digit)*] "]"
-digit: NUMBER ["/" NUMBER] ["%" NUMBER]
+layout: "layout" groups
 do: DO definition ["with" binding ("," binding)*]
 DO: /(do|update)(?=\s)/
 binding: NAME "on" NAME
 """
+    + LAYOUT_GRAMMAR
     + CASCADE_GRAMMAR
 )
 
@@ -183,16 +184,10 @@ class _Builder:
         rest = rest[:-1] if constant else rest
         layout = None
         if getattr(rest[-1], "data", "") == "layout":
-            layout = Layout(tuple(self.digit(d) for d in rest[-1].children if d is not None))
+            layout = LayoutBuilder(self.b.expr).layout(rest[-1].children[0])
             rest = rest[:-1]
         *dims, level = rest
         element = dtype(str(spelling), self.b.span(spelling))
         shape = tuple(self.b.expr.build(d) for d in dims)
         return Buffer(str(name), element, shape, str(level), layout or row_major(len(shape)),
                       0, constant, self.b.span(name))  # fmt: skip
-
-    def digit(self, n: Any) -> Digit:
-        dimension, divisor, modulus = n.children
-        return Digit(
-            int(dimension), int(divisor or 1), int(modulus) if modulus is not None else None
-        )

@@ -6,6 +6,7 @@ from tcc.ir.cascade import Einsum, Extern
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.expr import Access, Expr, Size, Var, text, variables, walk
 from tcc.ir.infer import expression_dtype
+from tcc.ir.layout_storage import check_storage
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, Node, leaves, signature, walk_nodes
 
 
@@ -14,6 +15,8 @@ def verify(m: Mapping) -> Mapping:
     known = signature(m).tensors
     outside = {t.name for t in m.inputs}
     in_memory = {b.name for b in m.memory} | {t.name for t in m.outputs}
+    for b in m.memory:
+        check_storage(b.name, b.layout, b.dims, b.span)
     for k in m.kernels:
         if isinstance(k, Extern):
             outside |= {t.name for t in k.targets}
@@ -58,6 +61,7 @@ class _Kernel:
             for d in n.buffer.dims:
                 if isinstance(d, Var):
                     self.variable(d.name, n)
+            check_storage(n.buffer.name, n.buffer.layout, n.buffer.dims, n.span)
             self.visible.add(n.buffer.name)
             for child in n.body:
                 self.node(child, loops)

@@ -14,6 +14,7 @@ from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tcc.ir.amounts import evaluated
 from tcc.ir.cascade import Tensor
 from tcc.ir.cost.reuse import Affine, affine
 from tcc.ir.cost.tiles import Site, Tiles, count, cut, total
@@ -207,8 +208,8 @@ def _uses(
         )
         layout = layouts.get(a.tensor) or row_major(len(shape))
         fast = tuple(
-            (d.dimension, d.modulus or -(-shape[d.dimension] // d.divisor))
-            for d in reversed(layout.digits)
+            (d.dimension, evaluated(extent, sizes))
+            for d, extent in reversed(list(zip(layout.digits, layout.extents(shape))))
         )
         home = homes.get(a.tensor, -1)
         every = tuple(dict.fromkeys(v for own in names for v in own))

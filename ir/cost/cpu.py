@@ -309,6 +309,10 @@ def _stays_inside(
 def contiguous(a: Access, lane: str, layouts: MappingABC[str, Layout]) -> bool:
     """Whether an access reads neighbours along a variable."""
     layout = layouts.get(a.tensor)
+    if layout is not None and layout.digits:
+        last = layout.digits[-1]
+        if last.xor or last.stride not in (None, 1):
+            return False
     fast = (
         layout.digits[-1].dimension if layout is not None and layout.digits else len(a.indices) - 1
     )
