@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tcc.backends.c._scalar import literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
-from tcc.backends.c._streams import fetch, next_rows, stream_test, streaming
+from tcc.backends.c._streams import computes, fetch, next_rows, stream_test, streaming
 from tcc.backends.c._transpose import emit_transposed
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
 from tcc.ir.cascade import Einsum
@@ -214,7 +214,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
             body(unroll, None, frozenset(d.target for d in large))
             s.lines.close()
             s.streams = True
-        fetched = [] if large else next_rows(s, ahead, first)
+        fetched = next_rows(s, ahead, first) if computes(definitions) and not large else []
         s.lines.open(f"for (; {full}) {{")
         fetch(s, fetched, length, unroll * s.vector_bytes)
         body(unroll, None)
@@ -238,12 +238,14 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
 
 
 def _vector_bytes(s: Scope, definitions: list[Einsum], lane: str, kind: str) -> int:
-    """The scope's vectors, or narrower ones where the loop is too short or the storage padded to fewer lanes."""
+    """The scope's vectors, or narrower ones where the loop is too short, does little arithmetic, or stores are padded to
+    fewer lanes."""
     least = CLASSES[kind][1] * DTYPES[kind].itemsize
     width = s.vector_bytes // DTYPES[kind].itemsize
     size = poly(s.extents[lane]).constant if lane in s.extents else None
     spans = [n for n in (s.intervals[lane].step, size) if n is not None]
-    if s.vector_bytes <= least or any(n < width for n in spans) or any(map(s.coded, definitions)):
+    narrow = not computes(definitions) or any(map(s.coded, definitions))
+    if narrow or s.vector_bytes <= least or any(n < width for n in spans):
         return min(least, s.vector_bytes)
     for d in definitions:
         if lane in d.free and _padded(s, d, lane, width // 2) and not _padded(s, d, lane, width):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from tcc.backends.c._scope import LINE, Interval, Scope, integer_text, plus
 from tcc.backends.c._vector import Vector
 from tcc.ir.cascade import Einsum
-from tcc.ir.expr import Access, Const, Expr, Var, call, variables
+from tcc.ir.expr import Access, Call, Const, Expr, Var, call, variables, walk
 from tcc.ir.index import poly
+from tcc.ir.ops import OPS
 
 STREAM_BYTES = 1 << 24  # a larger output does not stay in the caches until somebody reads it
 NEAR_ROW = 1 << 16  # points of a row; what is fetched from a longer one is gone when it is needed
@@ -42,6 +43,15 @@ def stream_test(s: Scope, d: Einsum, e: Vector) -> str:
         return aligned
     least = STREAM_BYTES // s.storage[d.target].dtype.itemsize
     return f"{integer_text(s, size)} > {least} && {aligned}"
+
+
+def computes(definitions: Sequence[Einsum]) -> bool:
+    """Whether a walk evaluates a function such as exp: then arithmetic is what it waits for, else memory."""
+    return any(
+        isinstance(n, Call) and (OPS[n.op].derivative is not None or n.op == "pow")
+        for d in definitions
+        for n in walk(d.body)
+    )
 
 
 def next_rows(s: Scope, ahead: Sequence[Access], e: Vector) -> list[str]:
