@@ -460,7 +460,9 @@ def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) ->
     from torch._dynamo import config, eval_frame, external_utils, trace_rules
 
     if isinstance(fn, torch.nn.Module) and trace_rules.check(fn.forward):
-        fn = external_utils.wrap_inline(fn)  # torch's own modules: dynamo does not look at their frames
+        fn = external_utils.wrap_inline(
+            fn
+        )  # torch's own modules: dynamo does not look at their frames
     context = torch._dynamo.optimize(chosen, nopython=fullgraph, dynamic=dynamic)
     compile_frame = context.callback
 

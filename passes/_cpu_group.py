@@ -7,13 +7,14 @@ from collections.abc import Iterable, MutableMapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcc.ir.cascade import Einsum
+from tcc.ir.cascade import Einsum, Reduction
 from tcc.ir.expr import Access, Call, Expr, Var, accesses, call, text, transform, variables
-from tcc.ir.index import poly
+from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
 from tcc.passes._algebra import (
+    TYPICAL,
     Contraction,
     contraction,
     elements,
@@ -23,6 +24,7 @@ from tcc.passes._algebra import (
     size_estimate,
     tile_variable,
 )
+from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import vector_nodes
 
 if TYPE_CHECKING:
@@ -37,8 +39,9 @@ class GroupKernel:
     def __init__(self, m: Mapper, name: str, members: list[Einsum]) -> None:
         self.m, self.c, self.name = m, m.c, name
         self.members = members
-        self.tile = tile_variable(members) if any(contraction(d) for d in members) else None
         self.rows = row_variables(members, self.c)
+        self.tile = self._tile_variable() if any(contraction(d) for d in members) else None
+        self.shape = (m.rows, m.vectors)  # of a register tile: rows, vectors
         self.locals: MutableMapping[str, Buffer] = {}
         self.used: list[str] = []
         self.column: str | None = None
@@ -48,6 +51,10 @@ class GroupKernel:
         if self.tile is None:
             return self._vector_kernel()
         splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
+        self.shape = register_tile(
+            self._size(self.tile), [self._size(s.columns[-1]) for s in splits],
+            self.m.lanes, self.m.registers, self.shape,
+        )  # fmt: skip
         column = splits[0].columns[-1] if len(splits) == 1 else None
         self.column = column if column in self.rows else side_by_side(self.members, self.tile)
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
@@ -57,16 +64,36 @@ class GroupKernel:
         outer = [b for b in self.locals.values() if not any(b is x for x in inner)]
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
-            block = self._column_block() if again else self.m.block_columns
+            unit = self.shape[1] * self.m.lanes
+            block = self._column_block() if again else self.m.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.m.block_rows if one else self.m.block_rows // 2
+        block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
         names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
         return Kernel(self.name, self.m.extents(names), body)
+
+    def _tile_variable(self) -> str | None:
+        """The rows of the products: rather such that no second operand is made of overlapping windows."""
+        usual = tile_variable(self.members)
+        for v in [usual, *reversed(row_variables(self.members))]:
+            splits = [(d, contraction(d, v)) for d in self.members if contraction(d) is not None]
+            if v is not None and all(s is not None and not self._windows(s) for _, s in splits):
+                return v
+        return usual
+
+    def _windows(self, s: Contraction) -> bool:
+        """Whether the second operand, with an element for each point, is much larger than what it is made of."""
+        read = sum(elements(self.c, a.tensor) for a in accesses(s.column_factor))
+        names = variables(s.column_factor)
+        return math.prod(size_estimate(self.c, self.c.extent(v)) for v in names) > 2 * read
+
+    def _size(self, v: str) -> int | None:
+        return poly(self.c.resolved(self.c.extent(v))).constant
 
     def _in_column(self, b: Buffer) -> bool:
         """Whether a buffer holds columns of a block only."""
@@ -87,10 +114,10 @@ class GroupKernel:
         """Columns per task: few enough that small problems still have several tasks."""
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
-        unit = self.m.columns
+        unit = self.shape[1] * self.m.lanes
         if size is None:
-            return self.m.block_columns
-        return max(unit, min(self.m.block_columns, -(-size // (4 * unit)) * unit))
+            return self.m.block_columns // unit * unit
+        return max(unit, min(self.m.block_columns // unit * unit, -(-size // (4 * unit)) * unit))
 
     # ---- groups without contractions
 
@@ -230,7 +257,7 @@ class GroupKernel:
             return None
         r, n = names.index(self.tile or ""), names.index(column or "")
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
-        return Layout((*others, Digit(r, self.m.rows), Digit(r, 1, self.m.rows),
+        return Layout((*others, Digit(r, self.shape[0]), Digit(r, 1, self.shape[0]),
                        Digit(n, self._columns(d)), Digit(n, 1, self._columns(d))))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
@@ -248,25 +275,47 @@ class GroupKernel:
         m, column = self.m, s.columns[-1]
         packed, before = self._column_operand(d, s, column)
         rows, fill = self._row_operand(d, s, members)
+        order = self._depth_order(s)
+        sums = tuple(Reduction(v, d.monoid(v)) for v in order)
         leaf: tuple[Node, ...] = (
-            Do(Einsum(d.target, d.indices, call("mul", rows, packed), d.reductions, (), d.span),
+            Do(Einsum(d.target, d.indices, call("mul", rows, packed), sums, (), d.span),
                ((column, "lane"), (self.tile or "", "unroll"))),
         )  # fmt: skip
-        leaf = (Loop(self.tile or "", m.rows, leaf),)
-        deep, size = len(s.reduced) == 1, poly(self.c.extent(s.reduced[0])).constant
-        if deep and (size is None or size > m.block_depth):  # short chains of roundings
-            leaf = (Loop(s.reduced[0], m.block_depth, leaf),)
+        leaf = (Loop(self.tile or "", self.shape[0], leaf),)
+        leaf, far = self._shallow(leaf, order)  # short chains of roundings
         leaf = (Loop(column, self._columns(d), leaf),)
-        if deep and (size is None or size > 8 * m.block_depth):  # first operands stay in L2
-            leaf = (Loop(s.reduced[0], 8 * m.block_depth, leaf),)
+        if far:  # first operands stay in L2
+            leaf = (Loop(order[-1], 8 * m.block_depth, leaf),)
         extra = [v for v in d.free if v not in (self.tile, column, *self.rows)]
         for v in reversed(extra):
             leaf = (Loop(v, 1, leaf),)
         return fill, [*before, *leaf]
 
+    def _depth_order(self, s: Contraction) -> list[str]:
+        """The reduced variables, the one that runs farthest innermost."""
+        sizes = {v: self._size(v) or TYPICAL for v in s.reduced}
+        return sorted(s.reduced, key=lambda v: sizes[v])
+
+    def _shallow(self, leaf: tuple[Node, ...], order: list[str]) -> tuple[tuple[Node, ...], bool]:
+        """Loops over the outer part of the reduction, so that what is added up at once is not deeper than a block; and
+        whether the innermost variable runs much farther than that."""
+        block, last = self.m.block_depth, self._size(order[-1])
+        depth = min(last or block, block)
+        if last is None or last > block:
+            leaf = (Loop(order[-1], block, leaf),)
+        for n, v in reversed(list(enumerate(order[:-1]))):
+            depth *= self._size(v) or block
+            if depth > block:
+                for u in reversed(order[: n + 1]):
+                    leaf = (Loop(u, 1, leaf),)
+                break
+        return leaf, len(order) == 1 and (last is None or last > 8 * block)
+
     def _columns(self, d: Einsum) -> int:
         """Columns of a register tile: as many vectors whatever the element's size."""
-        return max(1, self.m.columns * 4 // max(4, self.m.types[d.target].dtype.itemsize))
+        return max(
+            1, self.shape[1] * self.m.lanes * 4 // max(4, self.m.types[d.target].dtype.itemsize)
+        )
 
     def _row_operand(
         self, d: Einsum, s: Contraction, members: list[Einsum]
@@ -285,7 +334,10 @@ class GroupKernel:
             and not accesses(*e.indices)
             and self.c.tensors[e.tensor].dtype.is_float
         ):
-            return e, []
+            within = self.m.padded(e, {v: self.c.extent(v) for v in variables(e)})
+            self.c = self.m.c
+            if not self._outside(within):
+                return within, []
         names = [v for v in variables(e) if v != self.tile]
         order = [
             *(v for v in names if v not in s.reduced),
@@ -307,6 +359,12 @@ class GroupKernel:
         nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
         return access, [Loop(self.tile or "", 1, tuple(nodes))]
 
+    def _outside(self, a: Access) -> bool:
+        """Whether a read may lie outside its tensor."""
+        extents = {v: self.c.extent(v) for v in variables(a)}
+        shape = self.c.tensors[a.tensor].shape
+        return not all(within(i, n, extents) for i, n in zip(a.indices, shape, strict=True))
+
     def _temporary(self, name: str, value: Expr, order: list[str]) -> str:
         name = self.m.fresh(name)
         t = self.c.tensors[next(iter(self.c.tensors))]
@@ -321,7 +379,7 @@ class GroupKernel:
         elements are read many times over (windows), tile by tile into a buffer."""
         e, panel = s.column_factor, self._columns(d)
         others = [v for v in variables(e) if v != column and v not in s.reduced]
-        inner = [v for v in s.reduced if v in variables(e)]
+        inner = [v for v in self._depth_order(s) if v in variables(e)]
         read = sum(elements(self.c, a.tensor) for a in accesses(e))
         size = 1
         for v in (*others, *inner, column):

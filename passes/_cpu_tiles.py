@@ -1,0 +1,44 @@
+"""The register tile of a product on a CPU: how many rows and how many vectors of columns are added up at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CHAINS = 10  # sums in flight that hide the latency of a fused multiply-add in two pipelines
+
+
+def register_tile(
+    rows: int | None,
+    columns: Sequence[int | None],
+    lanes: int,
+    registers: int,
+    usual: tuple[int, int],
+) -> tuple[int, int]:
+    """(rows, vectors) of the tile that keeps the arithmetic busiest; `usual` where extents are unknown or it is as good.
+
+    A tile is legal when its sums, one row of vectors and one broadcast value fit in the registers. What counts is the
+    part of a tile's work that is wanted at these extents, the number of independent sums, and loads per product. Of
+    several products that share their rows, `columns` lists the extents.
+    """
+    if rows is None or not columns or None in columns:
+        return usual
+    known = [n for n in columns if n is not None]
+
+    def score(tile: tuple[int, int]) -> float:
+        r, v = tile
+        wanted = _wanted(rows, r) * min(_wanted(n, v * lanes) for n in known)
+        busy = min(1.0, r * v / CHAINS) * min(1.0, r * v / (r + v))
+        return wanted * busy * (1.02 if tile == usual else 1.0)
+
+    tiles = [
+        (r, v)
+        for r in range(1, registers)
+        for v in range(1, registers)
+        if r * v + v + 1 <= registers
+    ]
+    return max([usual, *tiles], key=lambda t: (round(score(t), 3), t[0] * t[1], -t[0] - t[1]))
+
+
+def _wanted(extent: int, tile: int) -> float:
+    """The part of whole tiles that lies inside an extent."""
+    return extent / (-(-extent // tile) * tile)
