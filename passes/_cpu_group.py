@@ -24,12 +24,13 @@ from tcc.passes._algebra import (
     size_estimate,
     tile_variable,
 )
-from tcc.passes._cpu_tiles import register_tile
+from tcc.passes._cpu_tiles import LINE, WAYS, busy, collisions, register_tile
 from tcc.passes._cpu_vectors import vector_nodes
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
+BYTES = 4  # of an element, as a rule
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -40,8 +41,8 @@ class GroupKernel:
         self.m, self.c, self.name = m, m.c, name
         self.members = members
         self.rows = row_variables(members, self.c)
+        self.usual = self.shape = (m.rows, m.vectors)  # of a register tile: rows, vectors
         self.tile = self._tile_variable() if any(contraction(d) for d in members) else None
-        self.shape = (m.rows, m.vectors)  # of a register tile: rows, vectors
         self.locals: MutableMapping[str, Buffer] = {}
         self.used: list[str] = []
         self.column: str | None = None
@@ -53,7 +54,7 @@ class GroupKernel:
         splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
         self.shape = register_tile(
             self._size(self.tile), [self._size(s.columns[-1]) for s in splits],
-            self.m.lanes, self.m.registers, self.shape,
+            self.m.lanes, self.m.registers, self.usual,
         )  # fmt: skip
         column = splits[0].columns[-1] if len(splits) == 1 else None
         self.column = column if column in self.rows else side_by_side(self.members, self.tile)
@@ -78,13 +79,28 @@ class GroupKernel:
         return Kernel(self.name, self.m.extents(names), body)
 
     def _tile_variable(self) -> str | None:
-        """The rows of the products: rather such that no second operand is made of overlapping windows."""
+        """The rows of the products: rather such that no second operand is made of overlapping windows, and that whole
+        register tiles fit."""
         usual = tile_variable(self.members)
+        best, chosen = (False, 0.0), usual
         for v in [usual, *reversed(row_variables(self.members))]:
-            splits = [(d, contraction(d, v)) for d in self.members if contraction(d) is not None]
-            if v is not None and all(s is not None and not self._windows(s) for _, s in splits):
-                return v
-        return usual
+            found = [contraction(d, v) for d in self.members if contraction(d) is not None]
+            splits = [s for s in found if s is not None]
+            if v is None or len(splits) < len(found):
+                continue
+            score = (not any(map(self._windows, splits)), round(self._busy(v, splits), 1))
+            if score > best:
+                best, chosen = score, v
+        return chosen
+
+    def _busy(self, tile: str, splits: list[Contraction]) -> float:
+        """About which part of its peak the arithmetic reaches; 1 where extents are unknown."""
+        rows, columns = self._size(tile), [self._size(s.columns[-1]) for s in splits]
+        known = [n for n in columns if n is not None]
+        if rows is None or len(known) < len(columns):
+            return 1.0
+        shape = register_tile(rows, known, self.m.lanes, self.m.registers, self.usual)
+        return busy(rows, known, self.m.lanes, shape)
 
     def _windows(self, s: Contraction) -> bool:
         """Whether the second operand, with an element for each point, is much larger than what it is made of."""
@@ -105,7 +121,7 @@ class GroupKernel:
             return True
         if any(self.m.in_memory(n.einsum.target) for n in leaves(before)):
             return False
-        sizes = [poly(self.c.resolved(self.c.extent(v))).constant for v in (*self.rows,)]
+        sizes = [self._size(v) for v in self.rows if v != self.column]
         if any(size is None for size in sizes):
             return True
         return math.prod(size or 1 for size in sizes) < TASKS * self.m.block_rows
@@ -257,8 +273,12 @@ class GroupKernel:
             return None
         r, n = names.index(self.tile or ""), names.index(column or "")
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
+        unit = self._columns(d)
+        space = unit
+        if any(a.tensor == d.target for x in self.members for a in x.reads):
+            space = self._spaced(column or "", unit) or unit
         return Layout((*others, Digit(r, self.shape[0]), Digit(r, 1, self.shape[0]),
-                       Digit(n, self._columns(d)), Digit(n, 1, self._columns(d))))  # fmt: skip
+                       Digit(n, space), Digit(n, 1, space)))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
         """Row by row over the tile."""
@@ -336,7 +356,7 @@ class GroupKernel:
         ):
             within = self.m.padded(e, {v: self.c.extent(v) for v in variables(e)})
             self.c = self.m.c
-            if not self._outside(within):
+            if not self._outside(within) and not self._collides(within, d, s):
                 return within, []
         names = [v for v in variables(e) if v != self.tile]
         order = [
@@ -347,17 +367,40 @@ class GroupKernel:
         if text(e) in self.operands:
             return self.operands[text(e)], []
         name = self._temporary(f"{d.target}_rows", e, order)
-        self.locals[name] = Buffer(
-            name,
-            self.m.types[name].dtype,
-            tuple(Var(v) for v in order),
-            "L2",
-            row_major(len(order)),
-        )
+        n, space = len(order) - 1, self._spaced(order[-1], 1)
+        last = (Digit(n),) if space is None else (Digit(n, space), Digit(n, 1, space))
+        self.locals[name] = Buffer(name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2",
+                                   Layout((*map(Digit, range(n)), *last)))  # fmt: skip
         access = self.operands[text(e)] = Access(name, tuple(Var(v) for v in order))
         fill = Einsum(name, access.indices, e)
         nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
         return access, [Loop(self.tile or "", 1, tuple(nodes))]
+
+    def _spaced(self, v: str, unit: int) -> int | None:
+        """Elements from row to row of a buffer whose rows run along `v`: a multiple of the unit, such that the rows of a
+        register tile do not fall on the same lines of a small cache. None where the extent is unknown."""
+        size = self._size(v)
+        if size is None:
+            return None
+        space = -(-size // unit) * unit
+        while collisions(self.shape[0], space * BYTES) > 1 + self.shape[0] // 8:
+            space += math.lcm(unit, LINE // BYTES) if space * BYTES % LINE == 0 else unit
+        return space
+
+    def _collides(self, a: Access, d: Einsum, s: Contraction) -> bool:
+        """Whether rows read in place would drive each other out of the smallest cache, and a copy of them pays."""
+        shape = [poly(self.c.resolved(n)).constant for n in self.c.tensors[a.tensor].shape]
+        columns, depth = self._size(s.columns[-1]), self._size(s.reduced[-1])
+        if None in shape or columns is None or depth is None or len(s.reduced) > 1:
+            return False
+        stride = 0
+        for n, i in enumerate(a.indices):
+            step = poly(i).coefficient(self.tile or "")
+            if step is None or step.constant is None:
+                return False
+            stride += step.constant * math.prod(x or 1 for x in shape[n + 1 :])
+        rows = min(self.shape[0], self._size(self.tile or "") or self.shape[0])
+        return columns >= 8 * self._columns(d) and collisions(rows, stride * BYTES) > WAYS // 2
 
     def _outside(self, a: Access) -> bool:
         """Whether a read may lie outside its tensor."""

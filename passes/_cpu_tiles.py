@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 CHAINS = 10  # sums in flight that hide the latency of a fused multiply-add in two pipelines
 
+LINE = 64  # bytes of a cache line
+SETS, WAYS = 64, 8  # of the smallest cache
+
 
 def register_tile(
     rows: int | None,
@@ -25,10 +28,7 @@ def register_tile(
     known = [n for n in columns if n is not None]
 
     def score(tile: tuple[int, int]) -> float:
-        r, v = tile
-        wanted = _wanted(rows, r) * min(_wanted(n, v * lanes) for n in known)
-        busy = min(1.0, r * v / CHAINS) * min(1.0, r * v / (r + v))
-        return wanted * busy * (1.02 if tile == usual else 1.0)
+        return busy(rows, known, lanes, tile) * (1.02 if tile == usual else 1.0)
 
     tiles = [
         (r, v)
@@ -39,6 +39,19 @@ def register_tile(
     return max([usual, *tiles], key=lambda t: (round(score(t), 3), t[0] * t[1], -t[0] - t[1]))
 
 
+def busy(rows: int, columns: Sequence[int], lanes: int, tile: tuple[int, int]) -> float:
+    """About which part of its peak the arithmetic reaches with such tiles."""
+    r, v = tile
+    wanted = _wanted(rows, r) * min(_wanted(n, v * lanes) for n in columns)
+    return wanted * min(1.0, r * v / CHAINS) * min(1.0, r * v / (r + v))
+
+
 def _wanted(extent: int, tile: int) -> float:
     """The part of whole tiles that lies inside an extent."""
     return extent / (-(-extent // tile) * tile)
+
+
+def collisions(rows: int, stride: int) -> int:
+    """How many of `rows` lines that lie `stride` bytes apart share one set of the smallest cache, at most."""
+    sets = [row * stride // LINE % SETS for row in range(rows)]
+    return max(map(sets.count, sets))
