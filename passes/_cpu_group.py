@@ -25,12 +25,13 @@ from tcc.passes._algebra import (
     tile_variable,
 )
 from tcc.passes._cpu_tiles import LINE, WAYS, busy, collisions, register_tile
-from tcc.passes._cpu_vectors import vector_nodes
+from tcc.passes._cpu_vectors import lane_variable, strided, vector_nodes
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
 BYTES = 4  # of an element, as a rule
+REUSE = 4  # an operand that is read more often than this may be copied first
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -140,14 +141,14 @@ class GroupKernel:
     def _vector_kernel(self) -> Kernel:
         rows = list(self.rows)
         last = self.members[-1]
-        if not any(d.reduced for d in self.members) and plain_variables(last):
+        if all(map(self._short, self.members)) and plain_variables(last):
             lane = plain_variables(last)[-1]
             if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
                 rows.remove(lane)
         for d in self.members:
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
-        members = self._reuse(self.members, rows)
+        members = [self._with_near_reads(d, rows) for d in self._reuse(self.members, rows)]
         body: tuple[Node, ...] = tuple(vector_nodes(self.c, members, rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
@@ -158,6 +159,30 @@ class GroupKernel:
             self.m.extents([*rows, *(v for d in members for v in (*d.free, *d.reduced))]),
             body,
         )
+
+    def _short(self, d: Einsum) -> bool:
+        """Whether a definition reduces nothing, or only over a few coordinates, such as a window."""
+        return all((self._size(v) or TYPICAL) <= 2 * self.m.lanes for v in d.reduced)
+
+    def _with_near_reads(self, d: Einsum, rows: list[str]) -> Einsum:
+        """A reduction whose operands are read several times each: without reads beyond their edges, and with those that
+        stay the same along the lanes' rows laid out along the lanes."""
+        if not d.reduced:
+            return d
+        extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
+        points = math.prod(size_estimate(self.c, e) for e in extents.values())
+        lane = lane_variable(d, [v for v in extents if v not in rows])
+
+        def rule(n: Expr) -> Expr:
+            if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
+                return n
+            n = self.m.padded(n, extents)
+            if lane is not None and strided(n, lane):
+                n = self.m.laid_along(n, lane, extents)
+            self.c = self.m.c
+            return n
+
+        return replace(d, body=transform(d.body, rule))
 
     def _local(self, d: Einsum, rows: list[str], layout: Layout | None = None) -> None:
         """A buffer for the window of a member that stays inside the group."""

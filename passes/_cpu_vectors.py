@@ -25,7 +25,7 @@ def vector_nodes(c: Cascade, members: list[Einsum], rows: list[str]) -> list[Nod
 
     for d in members:
         inner = [v for v in (*d.free, *d.reduced) if v not in rows]
-        mine = _lane(d, inner)
+        mine = lane_variable(d, inner)
         if mine is None:
             flush()
             nodes.append(Do(d))
@@ -62,7 +62,7 @@ def _nest(d: Einsum, lane: str, free: list[str], reduced: list[str]) -> Node:
     return leaf
 
 
-def _lane(d: Einsum, inner: list[str]) -> str | None:
+def lane_variable(d: Einsum, inner: list[str]) -> str | None:
     """The variable along which most reads and writes are contiguous; the target counts twice."""
     if not inner:
         return None
@@ -75,6 +75,11 @@ def _lane(d: Einsum, inner: list[str]) -> str | None:
         inner.index(v),
     )
     return max(inner, key=score)
+
+
+def strided(a: Access, v: str) -> bool:
+    """Whether consecutive coordinates of a variable read elements that lie apart."""
+    return _contiguous(a, v) < 0
 
 
 def _contiguous(a: Access, v: str) -> int:

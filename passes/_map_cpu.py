@@ -12,6 +12,7 @@ from tcc.ir.expr import (
     Const,
     Expr,
     Var,
+    accesses,
     call,
     variables,
 )
@@ -184,6 +185,36 @@ class Mapper:
         sizes = tuple(zip(found.names, found.shape, strict=True))
         self.kernels.append(Kernel(self.fresh(f"pad_{t.name}"), sizes, (body,), keep))
         return found.read
+
+    def laid_along(self, a: Access, lane: str, extents: Mapping_[str, Expr]) -> Access:
+        """The read in a copy of its tensor that is contiguous along a variable which indexes it alone: made by a kernel
+        of its own before this one."""
+        at = [n for n, i in enumerate(a.indices) if isinstance(i, Var) and i.name == lane]
+        t = self.c.tensors[a.tensor]
+        if not self.in_memory(a.tensor) or len(at) != 1 or accesses(*a.indices) or not all(
+            n in at or lane not in variables(i) for n, i in enumerate(a.indices)
+        ):  # fmt: skip
+            return a
+        order = [*(n for n in range(len(a.indices)) if n not in at), *at]
+        name = self.fresh(f"{a.tensor}_along")
+        shape = tuple(t.shape[n] for n in order)
+        keep = any(x.name == a.tensor and x.constant for x in self.c.inputs)
+        self.types[name] = replace(t, name=name, shape=shape, constant=False, span=None)
+        self.c = replace(self.c, tensors={**self.c.tensors, name: self.types[name]})
+        self.memory[name] = Buffer(name, t.dtype, shape, "memory", row_major(len(shape)), 0, keep)
+        names = [f"y{n}" for n in range(len(order))]
+        copy = Einsum(
+            name, tuple(Var(names[n]) for n in order), Access(a.tensor, tuple(map(Var, names)))
+        )
+        body: Node = Do(copy, ((names[at[0]], "lane"),))
+        for n in reversed(order[:-1]):
+            body = Loop(names[n], 1, (body,), "core")
+        self.kernels.append(
+            Kernel(
+                self.fresh(f"turn_{name}"), tuple(zip(names, t.shape, strict=True)), (body,), keep
+            )
+        )
+        return Access(name, tuple(a.indices[n] for n in order))
 
     def _clear(self, members: list[Einsum]) -> None:
         """Tensors whose definitions may leave gaps start out as their fill."""
