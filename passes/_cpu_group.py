@@ -22,16 +22,19 @@ from tcc.passes._algebra import (
     row_variables,
     side_by_side,
     size_estimate,
-    tile_variable,
 )
-from tcc.passes._cpu_tiles import LINE, WAYS, busy, collisions, register_tile
+from tcc.passes._cpu_columns import WIDTH, Columns, columns_of, streamed, streams_rows
+from tcc.passes._cpu_rows import collide, shared_rows, spaced
+from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import lane_variable, strided, vector_nodes
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
-BYTES = 4  # of an element, as a rule
 REUSE = 4  # an operand that is read more often than this may be copied first
+PACKED_ROWS = (
+    64  # rows of an operand that are packed side by side, so that memory is read in long runs
+)
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -43,22 +46,26 @@ class GroupKernel:
         self.members = members
         self.rows = row_variables(members, self.c)
         self.usual = self.shape = (m.rows, m.vectors)  # of a register tile: rows, vectors
-        self.tile = self._tile_variable() if any(contraction(d) for d in members) else None
+        self.tile = shared_rows(self) if any(contraction(d) for d in members) else None
         self.locals: MutableMapping[str, Buffer] = {}
         self.used: list[str] = []
         self.column: str | None = None
+        self.way = Columns.PACKED
         self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 
     def build(self) -> Kernel:
         if self.tile is None:
             return self._vector_kernel()
         splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
-        self.shape = register_tile(
-            self._size(self.tile), [self._size(s.columns[-1]) for s in splits],
-            self.m.lanes, self.m.registers, self.usual,
-        )  # fmt: skip
         column = splits[0].columns[-1] if len(splits) == 1 else None
         self.column = column if column in self.rows else side_by_side(self.members, self.tile)
+        if len(splits) == 1:
+            (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
+            self.way = columns_of(self, d, splits[0])
+        self.shape = register_tile(
+            self.size(self.tile), [self.size(s.columns[-1]) for s in splits],
+            self.m.lanes, self.m.registers, self.usual, self.way == Columns.PLACE,
+        )  # fmt: skip
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
         again = self.column is not None and self._again(before)
@@ -79,37 +86,7 @@ class GroupKernel:
         names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
         return Kernel(self.name, self.m.extents(names), body)
 
-    def _tile_variable(self) -> str | None:
-        """The rows of the products: rather such that no second operand is made of overlapping windows, and that whole
-        register tiles fit."""
-        usual = tile_variable(self.members)
-        best, chosen = (False, 0.0), usual
-        for v in [usual, *reversed(row_variables(self.members))]:
-            found = [contraction(d, v) for d in self.members if contraction(d) is not None]
-            splits = [s for s in found if s is not None]
-            if v is None or len(splits) < len(found):
-                continue
-            score = (not any(map(self._windows, splits)), round(self._busy(v, splits), 1))
-            if score > best:
-                best, chosen = score, v
-        return chosen
-
-    def _busy(self, tile: str, splits: list[Contraction]) -> float:
-        """About which part of its peak the arithmetic reaches; 1 where extents are unknown."""
-        rows, columns = self._size(tile), [self._size(s.columns[-1]) for s in splits]
-        known = [n for n in columns if n is not None]
-        if rows is None or len(known) < len(columns):
-            return 1.0
-        shape = register_tile(rows, known, self.m.lanes, self.m.registers, self.usual)
-        return busy(rows, known, self.m.lanes, shape)
-
-    def _windows(self, s: Contraction) -> bool:
-        """Whether the second operand, with an element for each point, is much larger than what it is made of."""
-        read = sum(elements(self.c, a.tensor) for a in accesses(s.column_factor))
-        names = variables(s.column_factor)
-        return math.prod(size_estimate(self.c, self.c.extent(v)) for v in names) > 2 * read
-
-    def _size(self, v: str) -> int | None:
+    def size(self, v: str) -> int | None:
         return poly(self.c.resolved(self.c.extent(v))).constant
 
     def _in_column(self, b: Buffer) -> bool:
@@ -122,7 +99,7 @@ class GroupKernel:
             return True
         if any(self.m.in_memory(n.einsum.target) for n in leaves(before)):
             return False
-        sizes = [self._size(v) for v in self.rows if v != self.column]
+        sizes = [self.size(v) for v in self.rows if v != self.column]
         if any(size is None for size in sizes):
             return True
         return math.prod(size or 1 for size in sizes) < TASKS * self.m.block_rows
@@ -132,6 +109,8 @@ class GroupKernel:
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
+        if self.way == Columns.PLACE:
+            return WIDTH
         if size is None:
             return self.m.block_columns // unit * unit
         return max(unit, min(self.m.block_columns // unit * unit, -(-size // (4 * unit)) * unit))
@@ -139,9 +118,13 @@ class GroupKernel:
     # ---- groups without contractions
 
     def _vector_kernel(self) -> Kernel:
+        streams = [streams_rows(self, d) for d in self.members]
+        if len(streams) == 1 and streams[0] is not None:
+            d = self.members[0]
+            return Kernel(self.name, self.m.extents([*d.free, *d.reduced]), streams[0])
         rows = list(self.rows)
         last = self.members[-1]
-        if all(map(self._short, self.members)) and plain_variables(last):
+        if all(map(self.short, self.members)) and plain_variables(last):
             lane = plain_variables(last)[-1]
             if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
                 rows.remove(lane)
@@ -160,9 +143,9 @@ class GroupKernel:
             body,
         )
 
-    def _short(self, d: Einsum) -> bool:
+    def short(self, d: Einsum) -> bool:
         """Whether a definition reduces nothing, or only over a few coordinates, such as a window."""
-        return all((self._size(v) or TYPICAL) <= 2 * self.m.lanes for v in d.reduced)
+        return all((self.size(v) or TYPICAL) <= 2 * self.m.lanes for v in d.reduced)
 
     def _with_near_reads(self, d: Einsum, rows: list[str]) -> Einsum:
         """A reduction whose operands are read several times each: without reads beyond their edges, and with those that
@@ -229,7 +212,7 @@ class GroupKernel:
                 if not self.m.in_memory(d.target):
                     self._local(
                         d,
-                        [*self._outer(), self.tile] if not d.reduced else self._outer(),
+                        [*self.outer(), self.tile] if not d.reduced else self.outer(),
                         self._padded(d, s),
                     )
                 plan.append((d, None))
@@ -240,7 +223,7 @@ class GroupKernel:
             if self.m.in_memory(d.target) or s.scale is not None or s.where or not whole:
                 plan += [*self._split(d, s)]
             else:
-                self._local(d, self._outer(), self._padded(d, s))
+                self._local(d, self.outer(), self._padded(d, s))
                 plan.append((d, s))
         names = [id(d) for d, _ in plan]
         reused = self._reuse([d for d, _ in plan], [])
@@ -265,7 +248,7 @@ class GroupKernel:
             nodes += product
         return tuple(before), (*nodes, *self._flush(pending))
 
-    def _outer(self) -> list[str]:
+    def outer(self) -> list[str]:
         return [v for v in self.rows if v not in (self.tile, self.column)]
 
     def _split(self, d: Einsum, s: Contraction) -> list[tuple[Einsum, Contraction | None]]:
@@ -279,13 +262,13 @@ class GroupKernel:
         self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype,
                                      shape=tuple(self.c.extent(v) for v in free))  # fmt: skip
         self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
-        self._local(inner, self._outer(), self._padded(inner, s))
+        self._local(inner, self.outer(), self._padded(inner, s))
         value: Expr = Access(name, at)
         if s.scale is not None:
             value = call("mul", value, s.scale)
         outer = Einsum(d.target, d.indices, value, (), s.where, d.span)
         if not self.m.in_memory(d.target):
-            self._local(outer, self._outer(), self._padded(outer, s))
+            self._local(outer, self.outer(), self._padded(outer, s))
         return [(inner, replace(s, scale=None, where=())), (outer, None)]
 
     def _padded(self, d: Einsum, s: Contraction | None) -> Layout | None:
@@ -298,10 +281,10 @@ class GroupKernel:
             return None
         r, n = names.index(self.tile or ""), names.index(column or "")
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
-        unit = self._columns(d)
+        unit = self.columns(d)
         space = unit
         if any(a.tensor == d.target for x in self.members for a in x.reads):
-            space = self._spaced(column or "", unit) or unit
+            space = spaced(self, column or "", unit) or unit
         return Layout((*others, Digit(r, self.shape[0]), Digit(r, 1, self.shape[0]),
                        Digit(n, space), Digit(n, 1, space)))  # fmt: skip
 
@@ -310,7 +293,7 @@ class GroupKernel:
         if not pending:
             return []
         assert self.tile is not None
-        inner = vector_nodes(self.c, pending, [*self._outer(), self.tile])
+        inner = vector_nodes(self.c, pending, [*self.outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
 
     def _contraction(
@@ -318,7 +301,11 @@ class GroupKernel:
     ) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
         m, column = self.m, s.columns[-1]
-        packed, before = self._column_operand(d, s, column)
+        before: list[Node] = []
+        if self.way == Columns.PLACE:
+            packed = s.column_factor
+        else:
+            packed, before = self._column_operand(d, s, column)
         rows, fill = self._row_operand(d, s, members)
         order = self._depth_order(s)
         sums = tuple(Reduction(v, d.monoid(v)) for v in order)
@@ -327,8 +314,10 @@ class GroupKernel:
                ((column, "lane"), (self.tile or "", "unroll"))),
         )  # fmt: skip
         leaf = (Loop(self.tile or "", self.shape[0], leaf),)
+        if self.way == Columns.PLACE:
+            return fill, list(streamed(self, d, s, leaf))
         leaf, far = self._shallow(leaf, order)  # short chains of roundings
-        leaf = (Loop(column, self._columns(d), leaf),)
+        leaf = (Loop(column, self.columns(d), leaf),)
         if far:  # first operands stay in L2
             leaf = (Loop(order[-1], 8 * m.block_depth, leaf),)
         extra = [v for v in d.free if v not in (self.tile, column, *self.rows)]
@@ -338,25 +327,25 @@ class GroupKernel:
 
     def _depth_order(self, s: Contraction) -> list[str]:
         """The reduced variables, the one that runs farthest innermost."""
-        sizes = {v: self._size(v) or TYPICAL for v in s.reduced}
+        sizes = {v: self.size(v) or TYPICAL for v in s.reduced}
         return sorted(s.reduced, key=lambda v: sizes[v])
 
     def _shallow(self, leaf: tuple[Node, ...], order: list[str]) -> tuple[tuple[Node, ...], bool]:
         """Loops over the outer part of the reduction, so that what is added up at once is not deeper than a block; and
         whether the innermost variable runs much farther than that."""
-        block, last = self.m.block_depth, self._size(order[-1])
+        block, last = self.m.block_depth, self.size(order[-1])
         depth = min(last or block, block)
         if last is None or last > block:
             leaf = (Loop(order[-1], block, leaf),)
         for n, v in reversed(list(enumerate(order[:-1]))):
-            depth *= self._size(v) or block
+            depth *= self.size(v) or block
             if depth > block:
                 for u in reversed(order[: n + 1]):
                     leaf = (Loop(u, 1, leaf),)
                 break
         return leaf, len(order) == 1 and (last is None or last > 8 * block)
 
-    def _columns(self, d: Einsum) -> int:
+    def columns(self, d: Einsum) -> int:
         """Columns of a register tile: as many vectors whatever the element's size."""
         return max(
             1, self.shape[1] * self.m.lanes * 4 // max(4, self.m.types[d.target].dtype.itemsize)
@@ -381,7 +370,7 @@ class GroupKernel:
         ):
             within = self.m.padded(e, {v: self.c.extent(v) for v in variables(e)})
             self.c = self.m.c
-            if not self._outside(within) and not self._collides(within, d, s):
+            if not self.outside(within) and not collide(self, within, d, s):
                 return within, []
         names = [v for v in variables(e) if v != self.tile]
         order = [
@@ -392,42 +381,16 @@ class GroupKernel:
         if text(e) in self.operands:
             return self.operands[text(e)], []
         name = self._temporary(f"{d.target}_rows", e, order)
-        n, space = len(order) - 1, self._spaced(order[-1], 1)
+        n, space = len(order) - 1, spaced(self, order[-1], 1)
         last = (Digit(n),) if space is None else (Digit(n, space), Digit(n, 1, space))
         self.locals[name] = Buffer(name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2",
                                    Layout((*map(Digit, range(n)), *last)))  # fmt: skip
         access = self.operands[text(e)] = Access(name, tuple(Var(v) for v in order))
         fill = Einsum(name, access.indices, e)
-        nodes = vector_nodes(self.c, [fill], [*self._outer(), self.tile or ""])
+        nodes = vector_nodes(self.c, [fill], [*self.outer(), self.tile or ""])
         return access, [Loop(self.tile or "", 1, tuple(nodes))]
 
-    def _spaced(self, v: str, unit: int) -> int | None:
-        """Elements from row to row of a buffer whose rows run along `v`: a multiple of the unit, such that the rows of a
-        register tile do not fall on the same lines of a small cache. None where the extent is unknown."""
-        size = self._size(v)
-        if size is None:
-            return None
-        space = -(-size // unit) * unit
-        while collisions(self.shape[0], space * BYTES) > 1 + self.shape[0] // 8:
-            space += math.lcm(unit, LINE // BYTES) if space * BYTES % LINE == 0 else unit
-        return space
-
-    def _collides(self, a: Access, d: Einsum, s: Contraction) -> bool:
-        """Whether rows read in place would drive each other out of the smallest cache, and a copy of them pays."""
-        shape = [poly(self.c.resolved(n)).constant for n in self.c.tensors[a.tensor].shape]
-        columns, depth = self._size(s.columns[-1]), self._size(s.reduced[-1])
-        if None in shape or columns is None or depth is None or len(s.reduced) > 1:
-            return False
-        stride = 0
-        for n, i in enumerate(a.indices):
-            step = poly(i).coefficient(self.tile or "")
-            if step is None or step.constant is None:
-                return False
-            stride += step.constant * math.prod(x or 1 for x in shape[n + 1 :])
-        rows = min(self.shape[0], self._size(self.tile or "") or self.shape[0])
-        return columns >= 8 * self._columns(d) and collisions(rows, stride * BYTES) > WAYS // 2
-
-    def _outside(self, a: Access) -> bool:
+    def outside(self, a: Access) -> bool:
         """Whether a read may lie outside its tensor."""
         extents = {v: self.c.extent(v) for v in variables(a)}
         shape = self.c.tensors[a.tensor].shape
@@ -445,14 +408,14 @@ class GroupKernel:
     def _column_operand(self, d: Einsum, s: Contraction, column: str) -> tuple[Expr, list[Node]]:
         """The second factor in panels of columns: packed once by a kernel of its own before this one, or, where its
         elements are read many times over (windows), tile by tile into a buffer."""
-        e, panel = s.column_factor, self._columns(d)
+        e, panel = s.column_factor, self.columns(d)
         others = [v for v in variables(e) if v != column and v not in s.reduced]
         inner = [v for v in self._depth_order(s) if v in variables(e)]
         read = sum(elements(self.c, a.tensor) for a in accesses(e))
         size = 1
         for v in (*others, *inner, column):
             size *= size_estimate(self.c, self.c.extent(v))
-        if size <= 2 * read or not set(others) <= set(self._outer()):
+        if size <= 2 * read or not set(others) <= set(self.outer()):
             return self._pack(d, e, others, inner, column, panel), []
         order = [*others, *inner, column]  # the others are points here: a window of one coordinate
         n, first = len(order) - 1, len(others)
@@ -501,7 +464,9 @@ def _panels(
     body: tuple[Node, ...] = (Do(d, ((column, "lane"),)),)
     for v in reversed(inner):
         body = (Loop(v, 1, body),)
-    return (Loop(column, panel, body, on),)
+    body = (Loop(column, panel, body, on),)
+    whole = on is not None and not any(strided(a, column) for a in d.reads)
+    return (Loop(inner[-1], PACKED_ROWS, body, on),) if whole else body
 
 
 def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:

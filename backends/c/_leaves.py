@@ -175,6 +175,8 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     size = poly(s.signature.resolved(s.extents[lane])).constant
     if inner and old.whole and size is not None and size < 2 * UNROLL * width:
         unroll = max(1, size // width)  # the whole row at once
+    elif inner and old.step is not None and old.step >= 4 * UNROLL * width:
+        unroll = 2 * UNROLL  # long rows are read in long runs
     if _scattered(s, definitions, kind, lane, c):
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
