@@ -449,16 +449,6 @@ def compile_function(
     return Compiled(fn, _entered(fn, chosen, dynamic, fullgraph), chosen.records)
 
 
-def _framed(fn: Any) -> Callable[..., Any]:
-    """A function around `fn` that dynamo looks at, with code of its own: dynamo counts compilations per code object."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
-
-    call.__code__ = call.__code__.replace()
-    return call
-
-
 def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) -> Callable[..., Any]:
     """`fn` under dynamo. Where nothing unusual is going on, calls skip the bookkeeping of dynamo's own wrapper.
 
@@ -467,10 +457,11 @@ def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) ->
     """
     import torch
     from torch._C._dynamo.eval_frame import set_eval_frame
-    from torch._dynamo import config, eval_frame, trace_rules
+    from torch._dynamo import config, eval_frame
 
-    if isinstance(fn, torch.nn.Module) and trace_rules.check(fn.forward):
-        fn = _framed(fn)  # torch's own modules: dynamo does not look at their frames
+    from tcc.frames import framed
+
+    fn = framed(fn)
     context = torch._dynamo.optimize(chosen, nopython=fullgraph, dynamic=dynamic)
     compile_frame = context.callback
 
