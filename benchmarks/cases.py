@@ -63,7 +63,11 @@ def exact(function: Function, inputs: tuple[Tensor, ...]) -> Tensor:
     return function(*(x.double() if x.is_floating_point() else x for x in inputs))
 
 
+@case("matmul 1x4096x4096", m=1, n=4096, k=4096)
+@case("matmul 16x4096x4096", m=16, n=4096, k=4096)
+@case("matmul 128x4096x4096", m=128, n=4096, k=4096)
 @case("matmul 16x768x768", m=16, n=768, k=768)
+@case("matmul 2048x2048x2048", m=2048, n=2048, k=2048)
 @case("matmul 1024x1024x1024", m=1024, n=1024, k=1024)
 @case("matmul 512x512x512", m=512, n=512, k=512)
 def matmul(m: int, n: int, k: int) -> Made:
@@ -102,10 +106,35 @@ def layer_norm() -> Made:
     return norm.requires_grad_(False), (torch.randn(4096, 768),)
 
 
-@case("mlp gelu 128x768x3072")
-def mlp_gelu() -> Made:
+@case("linear 1x4096x4096", tokens=1)
+@case("linear 16x4096x4096", tokens=16)
+@case("linear 128x4096x4096", tokens=128)
+def linear(tokens: int) -> Made:
+    """A weight that is known ahead, and may be packed."""
+    layer = nn.Linear(4096, 4096, bias=False)
+    return layer.requires_grad_(False), (torch.randn(tokens, 4096),)
+
+
+@case("conv 3x3 64x56x56")
+@case("conv 3x3 64x56x56 stride 2", stride=2)
+@case("conv 3x3 64x56x56 channels last", last=True)
+@case("conv 3x3 64x56x56 depth-wise", groups=64)
+@case("conv 3x3 64x56x56 depth-wise channels last", groups=64, last=True)
+def convolution(groups: int = 1, stride: int = 1, last: bool = False) -> Made:
+    layer = nn.Conv2d(64, 64, 3, padding=1, stride=stride, groups=groups, bias=False)
+    layer, x = layer.requires_grad_(False), torch.randn(1, 64, 56, 56)
+    if last:
+        layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.to(memory_format=torch.channels_last)
+    return layer, (x,)
+
+
+@case("mlp gelu 1x768x3072", tokens=1)
+@case("mlp gelu 16x768x3072", tokens=16)
+@case("mlp gelu 128x768x3072", tokens=128)
+def mlp_gelu(tokens: int) -> Made:
     mlp = nn.Sequential(nn.Linear(768, 3072), nn.GELU(), nn.Linear(3072, 768))
-    return mlp.requires_grad_(False).eval(), (torch.randn(128, 768),)
+    return mlp.requires_grad_(False).eval(), (torch.randn(tokens, 768),)
 
 
 @case("minilm 32x128", batch=32, tokens=128)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tcc.frames import framed
 from tcc.frontends._pytorch_sizes import is_one, product
 from tcc.frontends.pytorch import (
     Captured,
@@ -446,7 +447,7 @@ def compile_function(
         factory = built(target, **options)
     name = re.sub(r"\W+", "", getattr(fn, "__name__", type(fn).__name__).lower()) or "graph"
     chosen = Backend(factory, strict, name if name.isidentifier() else "graph")
-    return Compiled(fn, _entered(fn, chosen, dynamic, fullgraph), chosen.records)
+    return Compiled(fn, _entered(framed(fn), chosen, dynamic, fullgraph), chosen.records)
 
 
 def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) -> Callable[..., Any]:
@@ -473,9 +474,8 @@ def _entered(fn: Any, chosen: Backend, dynamic: bool | None, fullgraph: bool) ->
 
     callback._torchdynamo_orig_backend = compile_frame  # type: ignore[attr-defined]
     context.callback = callback
-    slow = context(fn)
+    slow, graphs = context(fn), chosen.records.graphs
     inner = fn.__call__ if isinstance(fn, torch.nn.Module) else fn
-    graphs = chosen.records.graphs
     layers, undo_layers = torch._C._functorch.get_dynamic_layer_stack_depth, (
         torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth)  # fmt: skip
     modes, tracing = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from tcc.ir.expr import (
     Const,
     Expr,
     Var,
-    accesses,
     call,
     text,
     transform,
@@ -22,43 +21,35 @@ from tcc.ir.expr import (
 )
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
-from tcc.ir.layout import Digit, Layout, row_major
+from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
 from tcc.passes._algebra import (
     Contraction,
     contraction,
     elements,
     plain_variables,
-    product,
-    row_variables,
     side_by_side,
     size_estimate,
-    tile_variable,
 )
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_masks import ends, masked_tiles
-from tcc.passes._cpu_vectors import across, column_of, vector_nodes
+from tcc.passes._cpu_operands import Operands
+from tcc.passes._cpu_place import WIDTH, Columns, columns_of, streamed, streams_rows
+from tcc.passes._cpu_rows import spaced
+from tcc.passes._cpu_tiles import register_tile
+from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
-    from tcc.passes._map_cpu import Mapper
+    pass
 
 TURNED = 64  # rows and columns of a tile that is transposed
+REUSE = 4  # an operand that is read more often than this may be copied first
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
-class GroupKernel:
+class GroupKernel(Operands):
     """One group: outer loops over the rows that its members share, inside them its definitions in order."""
-
-    def __init__(self, m: Mapper, name: str, members: list[Einsum]) -> None:
-        self.m, self.c, self.name = m, m.c, name
-        self.members = members
-        self.tile = tile_variable(members) if any(contraction(d) for d in members) else None
-        self.rows = row_variables(members, self.c)
-        self.locals: MutableMapping[str, Buffer] = {}
-        self.used: list[str] = []
-        self.column: str | None = None
-        self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 
     def build(self) -> Kernel:
         if self.tile is None:
@@ -66,6 +57,13 @@ class GroupKernel:
         splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
         column = splits[0].columns[-1] if len(splits) == 1 else None
         self.column = column if column in self.rows else side_by_side(self.members, self.tile)
+        if len(splits) == 1:
+            (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
+            self.way = columns_of(self, d, splits[0])
+        self.shape = register_tile(
+            self.size(self.tile), [self.size(s.columns[-1]) for s in splits],
+            self.m.lanes, self.m.registers, self.usual, self.way == Columns.PLACE,
+        )  # fmt: skip
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
         again = self.column is not None and self._again(before)
@@ -73,11 +71,13 @@ class GroupKernel:
         outer = [b for b in self.locals.values() if not any(b is x for x in inner)]
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
-            block = self._column_block() if again else self.m.block_columns
+            unit = self.shape[1] * self.m.lanes
+            block = self._column_block() if again else self.m.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.m.block_rows if one else self.m.block_rows // 2
+        block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
@@ -94,7 +94,7 @@ class GroupKernel:
             return True
         if any(self.m.in_memory(n.einsum.target) for n in leaves(before)):
             return False
-        sizes = [poly(self.c.resolved(self.c.extent(v))).constant for v in (*self.rows,)]
+        sizes = [self.size(v) for v in self.rows if v != self.column]
         if any(size is None for size in sizes):
             return True
         return math.prod(size or 1 for size in sizes) < TASKS * self.m.block_rows
@@ -103,10 +103,12 @@ class GroupKernel:
         """Columns per task: few enough that small problems still have several tasks."""
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
-        unit = self.m.columns
+        unit = self.shape[1] * self.m.lanes
+        if self.way == Columns.PLACE:
+            return WIDTH
         if size is None:
-            return self.m.block_columns
-        return max(unit, min(self.m.block_columns, -(-size // (4 * unit)) * unit))
+            return self.m.block_columns // unit * unit
+        return max(unit, min(self.m.block_columns // unit * unit, -(-size // (4 * unit)) * unit))
 
     # ---- groups without contractions
 
@@ -114,9 +116,13 @@ class GroupKernel:
         rows = list(self.rows)
         if (column := column_of(self.members, rows, self.m.memory)) is not None:
             return column_kernel(self, column, [v for v in rows if v != column])
+        streams = [streams_rows(self, d) for d in self.members]
+        if len(streams) == 1 and streams[0] is not None:
+            d = self.members[0]
+            return Kernel(self.name, self.m.extents([*d.free, *d.reduced]), streams[0])
         last = self.members[-1]
         tiles: dict[str, int] = {}
-        if not any(d.reduced for d in self.members) and plain_variables(last):
+        if all(map(self.short, self.members)) and plain_variables(last):
             lane = plain_variables(last)[-1]
             if all(set(d.free) <= set(rows) for d in self.members) and lane in rows:
                 rows.remove(lane)
@@ -127,7 +133,7 @@ class GroupKernel:
         for d in self.members:
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
-        members = self._reuse(self.members, rows)
+        members = [self._with_near_reads(d, rows) for d in self._reuse(self.members, rows)]
         body: tuple[Node, ...] = tuple(self._vector_nodes(members, rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
@@ -141,14 +147,26 @@ class GroupKernel:
             body,
         )
 
-    def _local(self, d: Einsum, rows: list[str], layout: Layout | None = None) -> None:
-        """A buffer for the window of a member that stays inside the group."""
-        names = plain_variables(d)
-        inner = [v for v in names if v not in rows]
-        level = "L1" if inner else "reg"
-        t = self.m.types[d.target]
-        self.locals[d.target] = Buffer(d.target, t.dtype, tuple(Var(v) for v in names), level,
-                                       layout or row_major(len(names)))  # fmt: skip
+    def _with_near_reads(self, d: Einsum, rows: list[str]) -> Einsum:
+        """A reduction whose operands are read several times each: without reads beyond their edges, and with those that
+        stay the same along the lanes' rows laid out along the lanes."""
+        if not d.reduced:
+            return d
+        extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
+        points = math.prod(size_estimate(self.c, e) for e in extents.values())
+        stored = ChainMap(self.locals, self.m.memory)
+        lane = lane_variable(d, [v for v in extents if v not in rows], stored)
+
+        def rule(n: Expr) -> Expr:
+            if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
+                return n
+            n = self.m.padded(n, extents)
+            if lane is not None and strided(n, lane, self.m.memory.get(n.tensor)):
+                n = self.m.laid_along(n, lane, extents)
+            self.c = self.m.c
+            return n
+
+        return replace(d, body=transform(d.body, rule))
 
     def _reuse(self, members: list[Einsum], rows: list[str]) -> list[Einsum]:
         """An element-wise definition overwrites the buffer of an operand that nothing reads later."""
@@ -174,9 +192,6 @@ class GroupKernel:
                 break
         return out
 
-    def _vector_nodes(self, members: list[Einsum], rows: list[str]) -> list[Node]:
-        return vector_nodes(members, rows, ChainMap(self.locals, self.m.memory))
-
     # ---- groups with contractions
 
     def _tile_body(self) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
@@ -189,7 +204,7 @@ class GroupKernel:
                 if not self.m.in_memory(d.target):
                     self._local(
                         d,
-                        [*self._outer(), self.tile] if not d.reduced else self._outer(),
+                        [*self.outer(), self.tile] if not d.reduced else self.outer(),
                         self._padded(d, s),
                     )
                 plan.append((d, None))
@@ -200,7 +215,7 @@ class GroupKernel:
             if self.m.in_memory(d.target) or s.scale is not None or s.where or not whole:
                 plan += [*self._split(d, s)]
             else:
-                self._local(d, self._outer(), self._padded(d, s))
+                self._local(d, self.outer(), self._padded(d, s))
                 plan.append((d, s))
         names = [id(d) for d, _ in plan]
         reused = self._reuse([d for d, _ in plan], [])
@@ -225,9 +240,6 @@ class GroupKernel:
             nodes += leaf
         return tuple(before), (*nodes, *self._flush(pending))
 
-    def _outer(self) -> list[str]:
-        return [v for v in self.rows if v not in (self.tile, self.column)]
-
     def _split(self, d: Einsum, s: Contraction) -> list[tuple[Einsum, Contraction | None]]:
         """T = scale · Σ …  -->  T_sum = Σ …;  T = T_sum · scale."""
         name = self.m.fresh(f"{d.target}_sum")
@@ -239,7 +251,7 @@ class GroupKernel:
         self.m.types[name] = replace(self.c.tensors[d.target], name=name, dtype=dtype,
                                      shape=tuple(self.c.extent(v) for v in free))  # fmt: skip
         self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
-        self._local(inner, self._outer(), self._padded(inner, s))
+        self._local(inner, self.outer(), self._padded(inner, s))
         value: Expr = Access(name, at)
         if s.scale is not None:
             value = call("mul", value, s.scale)
@@ -250,7 +262,7 @@ class GroupKernel:
             plan += [(x, None) for x in more]
         outer = Einsum(d.target, d.indices, value, (), s.where, d.span)
         if not self.m.in_memory(d.target):
-            self._local(outer, self._outer(), self._padded(outer, s))
+            self._local(outer, self.outer(), self._padded(outer, s))
         return [*plan, (outer, None)]
 
     def _some_term(self, d: Einsum) -> tuple[Expr, list[Einsum]]:
@@ -264,7 +276,7 @@ class GroupKernel:
         at = tuple(Var(v) for v in order)
         reductions = tuple(Reduction(v, "any") for v in d.reduced)
         made = Einsum(name, at, Const(True), reductions, tuple(mask), d.span)
-        self._local(made, self._outer())
+        self._local(made, self.outer())
         return Access(name, at), [made]
 
     def _padded(self, d: Einsum, s: Contraction | None) -> Layout | None:
@@ -277,161 +289,74 @@ class GroupKernel:
             return None
         r, n = names.index(self.tile or ""), names.index(column or "")
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
-        return Layout((*others, Digit(r, self.m.rows), Digit(r, 1, self.m.rows),
-                       Digit(n, self._columns(d)), Digit(n, 1, self._columns(d))))  # fmt: skip
+        unit = self.columns(d)
+        space = unit
+        if any(a.tensor == d.target for x in self.members for a in x.reads):
+            space = spaced(self, column or "", unit) or unit
+        return Layout((*others, Digit(r, self.shape[0]), Digit(r, 1, self.shape[0]),
+                       Digit(n, space), Digit(n, 1, space)))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
         """Row by row over the tile."""
         if not pending:
             return []
         assert self.tile is not None
-        inner = self._vector_nodes(pending, [*self._outer(), self.tile])
+        inner = self._vector_nodes(pending, [*self.outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
         m, column, tile = self.m, s.columns[-1], self.tile or ""
-        packed, before = self._column_operand(f"{d.target}_columns", d, s, s.column_factor)
+        packed, before = s.column_factor, list[Node]()
+        if self.way != Columns.PLACE:
+            packed, before = self._column_operand(f"{d.target}_columns", d, s, packed)
         mask, more = self._mask(d, s)
         rows, fill = self._row_operand(d, s)
-        body = call("mul", rows, packed)
+        body, order, height = call("mul", rows, packed), self._depth_order(s), self.shape[0]
+        sums = tuple(Reduction(v, d.monoid(v)) for v in order)
 
         def leaf(where: tuple[Expr, ...], update: bool) -> tuple[Node, ...]:
-            e = Einsum(d.target, d.indices, body, d.reductions, where, d.span)
+            e = Einsum(d.target, d.indices, body, sums, where, d.span)
             return (Do(e, ((column, "lane"), (tile, "unroll")), update=update),)
 
-        deep, size = len(s.reduced) == 1, poly(self.c.extent(s.reduced[0])).constant
-        tiles = ends(self.c, mask) if deep else None
+        nodes: tuple[Node, ...] = (Loop(tile, height, leaf(mask, False)),)
+        if self.way == Columns.PLACE:
+            return fill, list(streamed(self, d, s, nodes))
+        tiles = ends(self.c, mask) if len(order) == 1 else None
         zero: tuple[Node, ...] = ()
-        nodes: tuple[Node, ...] = (Loop(tile, m.rows, leaf(mask, False)),)
         if tiles is not None:  # no tile has to come first: the sum starts as 0
-            walk, full = s.reduced[0], leaf((), True)
-            part = masked_tiles(tile, m.rows, tiles, full, leaf(mask, True))
+            walk, full = order[0], leaf((), True)
+            part = masked_tiles(tile, height, tiles, full, leaf(mask, True))
             part = (Loop(walk, max(1, m.block_depth // 4), part),)
-            nodes = masked_tiles(walk, m.block_depth, tiles, (Loop(tile, m.rows, full),), part)
+            nodes = masked_tiles(walk, m.block_depth, tiles, (Loop(tile, height, full),), part)
             start = Do(Einsum(d.target, d.indices, Const(0.0)), ((column, "lane"),))
             zero = (Loop(tile, 1, (start,)),)
-        elif deep and (size is None or size > m.block_depth):  # short chains of roundings
-            nodes = (Loop(s.reduced[0], m.block_depth, nodes),)
-        nodes = (Loop(column, self._columns(d), nodes),)
-        if deep and (size is None or size > 8 * m.block_depth):  # first operands stay in L2
-            nodes = (Loop(s.reduced[0], 8 * m.block_depth, nodes),)
+            far = (self.size(walk) or 8 * m.block_depth + 1) > 8 * m.block_depth
+        else:
+            nodes, far = self._shallow(nodes, order)  # short chains of roundings
+        nodes = (Loop(column, self.columns(d), nodes),)
+        if far:  # first operands stay in L2
+            nodes = (Loop(order[-1], 8 * m.block_depth, nodes),)
         nodes = (*zero, *nodes)
         extra = [v for v in d.free if v not in (tile, column, *self.rows)]
         for v in reversed(extra):
             nodes = (Loop(v, 1, nodes),)
         return fill, [*before, *more, *nodes]
 
-    def _mask(self, d: Einsum, s: Contraction) -> tuple[tuple[Expr, ...], list[Node]]:
-        """Which terms a product has; what reads tensors along the columns is packed as they are."""
-        column = s.columns[-1]
-        stored = [p for p in s.mask if any(column in variables(a) for a in accesses(p))]
-        if not stored:
-            return s.mask, []
-        e, nodes = self._column_operand(f"{d.target}_mask", d, s, product(stored, "and"))
-        return (*(p for p in s.mask if p not in stored), e), nodes
-
-    def _columns(self, d: Einsum) -> int:
-        """Columns of a register tile: as many vectors whatever the element's size."""
-        return max(1, self.m.columns * 4 // max(4, self.m.types[d.target].dtype.itemsize))
-
-    def _row_operand(self, d: Einsum, s: Contraction) -> tuple[Expr, list[Node]]:
-        """The first factor as one read: in place, or computed once per tile into a buffer."""
-        e = s.row_factor
-        if (
-            isinstance(e, Access)
-            and not accesses(*e.indices)
-            and self.c.tensors[e.tensor].dtype.is_float
-        ):
-            return e, []
-        names = [v for v in variables(e) if v != self.tile]
-        order = [
-            *(v for v in names if v not in s.reduced),
-            self.tile or "",
-            *(v for v in s.reduced if v in names),
-        ]
-        if text(e) in self.operands:
-            return self.operands[text(e)], []
-        name = self._temporary(f"{d.target}_rows", e, order)
-        self.locals[name] = Buffer(
-            name,
-            self.m.types[name].dtype,
-            tuple(Var(v) for v in order),
-            "L2",
-            row_major(len(order)),
-        )
-        access = self.operands[text(e)] = Access(name, tuple(Var(v) for v in order))
-        fill = Einsum(name, access.indices, e)
-        nodes = self._vector_nodes([fill], [*self._outer(), self.tile or ""])
-        return access, [Loop(self.tile or "", 1, tuple(nodes))]
-
-    def _temporary(self, name: str, value: Expr, order: list[str]) -> str:
-        name = self.m.fresh(name)
-        t = self.c.tensors[next(iter(self.c.tensors))]
-        self.m.types[name] = replace(t, name=name, dtype=expression_dtype(self.c, value), fill=0, constant=False,
-                                     shape=tuple(self.c.extent(v) for v in order), span=None)  # fmt: skip
-        self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: self.m.types[name]})
-        self.used += order
-        return name
-
-    def _column_operand(
-        self, name: str, d: Einsum, s: Contraction, e: Expr
-    ) -> tuple[Expr, list[Node]]:
-        """A value over columns in panels of them: packed once by a kernel of its own before this one, or, where its
-        elements are read many times over (windows), tile by tile into a buffer."""
-        column, panel = s.columns[-1], self._columns(d)
-        others = [v for v in variables(e) if v != column and v not in s.reduced]
-        inner = [v for v in s.reduced if v in variables(e)]
-        read = sum(elements(self.c, a.tensor) for a in accesses(e))
-        size = 1
-        for v in (*others, *inner, column):
-            size *= size_estimate(self.c, self.c.extent(v))
-        if size <= 2 * read or not set(others) <= set(self._outer()):
-            return self._pack(name, e, others, inner, column, panel), []
-        order = [*others, *inner, column]  # the others are points here: a window of one coordinate
-        n, first = len(order) - 1, len(others)
-        name = self._temporary(name, e, order)
-        layout = Layout((*(Digit(i) for i in range(first)), Digit(n, panel),
-                         *(Digit(i) for i in range(first, n)), Digit(n, 1, panel)))  # fmt: skip
-        self.locals[name] = Buffer(
-            name, self.m.types[name].dtype, tuple(Var(v) for v in order), "L2", layout
-        )
-        access = Access(name, tuple(Var(v) for v in order))
-        return access, list(
-            self._panels(Einsum(name, access.indices, e), inner, column, panel, None)
-        )
-
-    def _pack(
-        self, name: str, e: Expr, others: list[str], inner: list[str], column: str, panel: int
-    ) -> Expr:
-        order = [*others, *inner, column]
-        n = len(order) - 1
-        name = self._temporary(name, e, order)
-        t = self.m.types[name]
-        layout = Layout((*(Digit(i) for i in range(len(others))), Digit(n, panel),
-                         *(Digit(i) for i in range(len(others), n)), Digit(n, 1, panel)))  # fmt: skip
-        constant = {x.name for x in self.c.inputs if x.constant}
-        keep = bool(accesses(e)) and all(a.tensor in constant for a in accesses(e))
-        self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, 0, keep)
-        access = Access(name, tuple(Var(v) for v in order))
-        body = self._panels(Einsum(name, access.indices, e), inner, column, panel, "core")
-        for v in reversed(others):
-            body = (Loop(v, 1, body, "core"),)
-        self.m.kernels.append(
-            Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), body, keep)
-        )
-        return access
-
-    def _panels(
-        self, d: Einsum, inner: list[str], column: str, panel: int, on: str | None
-    ) -> tuple[Node, ...]:
-        """Loops that fill a packed operand panel by panel."""
-        body: tuple[Node, ...] = (Do(d, ((column, "lane"),)),)
-        turned = across(d, column, inner, ChainMap(self.locals, self.m.memory))
-        for v in reversed(inner):
-            if v != turned:
-                body = (Loop(v, 1, body),)
-        return (Loop(column, panel, body, on),)
+    def _shallow(self, leaf: tuple[Node, ...], order: list[str]) -> tuple[tuple[Node, ...], bool]:
+        """Loops over the outer part of the reduction, so that what is added up at once is not deeper than a block; and
+        whether the innermost variable runs much farther than that."""
+        block, last = self.m.block_depth, self.size(order[-1])
+        depth = min(last or block, block)
+        if last is None or last > block:
+            leaf = (Loop(order[-1], block, leaf),)
+        for n, v in reversed(list(enumerate(order[:-1]))):
+            depth *= self.size(v) or block
+            if depth > block:
+                for u in reversed(order[: n + 1]):
+                    leaf = (Loop(u, 1, leaf),)
+                break
+        return leaf, len(order) == 1 and (last is None or last > 8 * block)
 
 
 def _allocated(buffers: Iterable[Buffer], body: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -76,7 +76,7 @@ class StateKernel(GroupKernel):
             t = replace(t, name=name, dtype=dtype or t.dtype)
             self.m.types[name] = t
             self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: t})
-            self._local(replace(like, target=name), self._outer(), self._layout(like))
+            self._local(replace(like, target=name), self.outer(), self._layout(like))
         return Access(name, like.indices)
 
     def _field(self, name: str) -> Einsum:
@@ -146,7 +146,7 @@ class StateKernel(GroupKernel):
                 )
                 self.m.types[name] = t
                 self.c = self.m.c = replace(self.c, tensors={**self.c.tensors, name: t})
-                self._local(like, self._outer(), self._layout(like))
+                self._local(like, self.outer(), self._layout(like))
                 made.append(like)
                 return Access(name, at)
             return replace(n, args=tuple(visit(a) for a in n.args))

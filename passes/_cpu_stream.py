@@ -69,7 +69,7 @@ class StreamKernel(StateKernel):
 
     def build(self) -> Kernel:
         before, during, after = self._phases()
-        outer = self._outer()
+        outer = self.outer()
         for d in self.members:
             if not self.m.in_memory(d.target) and self.walk not in d.free:
                 self._keep(d)
@@ -90,7 +90,7 @@ class StreamKernel(StateKernel):
         names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
         return Kernel(self.name, self.m.extents(names), body)
 
-    def _outer(self) -> list[str]:
+    def outer(self) -> list[str]:
         return [v for v in self.rows if v != self.tile]
 
     def _phases(self) -> tuple[list[Einsum], list[Einsum], list[Einsum]]:
@@ -117,7 +117,7 @@ class StreamKernel(StateKernel):
     # ---- buffers
 
     def _keep(self, d: Einsum) -> None:
-        self._local(d, self._outer(), self._layout(d))
+        self._local(d, self.outer(), self._layout(d))
 
     def _layout(self, d: Einsum) -> Layout | None:
         """The lane variable padded to the tile, and the rows of a product next to it padded to the register tile."""
@@ -173,10 +173,10 @@ class StreamKernel(StateKernel):
             by_row = self.tile is not None and self.tile in own and own[-1] != self.tile and not (
                 self._is_lane(d))  # fmt: skip
             if by_row and self.tile is not None:
-                inner = self._vector_nodes([d], [*self._outer(), self.tile])
+                inner = self._vector_nodes([d], [*self.outer(), self.tile])
                 out.append(Loop(self.tile, 1, tuple(inner)))
             else:
-                out += self._vector_nodes([d], self._outer())
+                out += self._vector_nodes([d], self.outer())
         return out
 
     def _is_lane(self, d: Einsum) -> bool:
@@ -291,7 +291,7 @@ class StreamKernel(StateKernel):
         if not members:
             return []
         if self.tile is None:
-            return [self._updating(n) for n in self._vector_nodes(members, self._outer())]
+            return [self._updating(n) for n in self._vector_nodes(members, self.outer())]
         out: list[Node] = []
         stage: list[Einsum] = []
         for d in [*members, None]:
@@ -305,11 +305,11 @@ class StreamKernel(StateKernel):
                 stage.append(d)
                 continue
             if stage:
-                inner = self._vector_nodes(stage, [*self._outer(), self.walk])
+                inner = self._vector_nodes(stage, [*self.outer(), self.walk])
                 out.append(Loop(self.walk, 1, tuple(inner)))
                 stage = []
             if d is not None:
-                out += self._vector_nodes([d], self._outer())
+                out += self._vector_nodes([d], self.outer())
         return [self._updating(n) for n in out]
 
     def _across(self, d: Einsum) -> str | None:
@@ -429,8 +429,8 @@ class StreamKernel(StateKernel):
         order = variables(e)
         name = self._temporary(f"{d.target}_rows", e, order)
         fill = Einsum(name, tuple(Var(v) for v in order), e)
-        self._local(fill, self._outer())
-        return Access(name, fill.indices), list(self._vector_nodes([fill], self._outer()))
+        self._local(fill, self.outer())
+        return Access(name, fill.indices), list(self._vector_nodes([fill], self.outer()))
 
     def _panel(self, name: str, e: Expr) -> tuple[Expr, list[Node]]:
         """A value along the lanes: a streamed buffer in place, else computed into one, before the walk where it does
@@ -448,9 +448,9 @@ class StreamKernel(StateKernel):
         fill = Einsum(name, tuple(Var(v) for v in order), e)
         n = len(order) - 1
         lanes = (Digit(n, self.block), Digit(n, 1, self.block))
-        self._local(fill, self._outer(), Layout((*(Digit(i) for i in range(n)), *lanes)))
+        self._local(fill, self.outer(), Layout((*(Digit(i) for i in range(n)), *lanes)))
         self.locals = inner
-        nodes = self._vector_nodes([fill], self._outer())
+        nodes = self._vector_nodes([fill], self.outer())
         access = Access(name, fill.indices)
         if streams:
             return access, nodes

@@ -59,7 +59,7 @@ def vector_nodes(
 
     for d in members:
         inner = [v for v in (*d.free, *d.reduced) if v not in rows]
-        mine = _lane(d, inner, buffers)
+        mine = lane_variable(d, inner, buffers)
         if mine is None:
             flush()
             nodes.append(Do(d))
@@ -118,7 +118,7 @@ def _nest(d: Einsum, lane: str, free: list[str], reduced: list[str]) -> Node:
     return leaf
 
 
-def _lane(d: Einsum, inner: list[str], buffers: Mapping[str, Buffer]) -> str | None:
+def lane_variable(d: Einsum, inner: list[str], buffers: Mapping[str, Buffer]) -> str | None:
     """The variable along which most reads and writes are contiguous; the target counts twice."""
     if not inner:
         return None
@@ -131,6 +131,11 @@ def _lane(d: Einsum, inner: list[str], buffers: Mapping[str, Buffer]) -> str | N
         inner.index(v),
     )
     return max(inner, key=score)
+
+
+def strided(a: Access, v: str, stored: Buffer | None) -> bool:
+    """Whether consecutive coordinates of a variable read elements that lie apart."""
+    return _contiguous(a, v, stored) < 0
 
 
 def _contiguous(a: Access, v: str, stored: Buffer | None) -> int:

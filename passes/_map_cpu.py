@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping as Mapping_
+from dataclasses import replace
+
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Stop, steps, targets
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import (
@@ -9,6 +12,7 @@ from tcc.ir.expr import (
     Const,
     Expr,
     Var,
+    accesses,
     call,
     variables,
 )
@@ -18,6 +22,7 @@ from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
 from tcc.passes._algebra import fills
 from tcc.passes._cpu_group import GroupKernel
+from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_stream import StreamKernel
 from tcc.passes._cpu_vectors import vector_nodes
 
@@ -30,10 +35,12 @@ def map_cpu(c: Cascade, target: Target) -> Mapping:
 class Mapper:
     def __init__(self, c: Cascade, target: Target) -> None:
         self.c = c
+        self.target = target.name
+        self.lanes = max(1, target.resource("lane").count)
         self.rows = int(target.parameter("tile_rows", 6))
-        self.columns = int(target.parameter("tile_vectors", 2)) * max(
-            1, target.resource("lane").count
-        )
+        self.vectors = int(target.parameter("tile_vectors", 2))
+        self.columns = self.vectors * self.lanes
+        self.registers = int(target.parameter("registers", 16))
         self.block_rows = int(target.parameter("block_rows", 48))
         self.block_columns = int(target.parameter("block_columns", 256))
         self.stream_rows = int(target.parameter("stream_rows", 96))
@@ -72,7 +79,7 @@ class Mapper:
                     self.kernels.append(StreamKernel(self, name, einsums, joint).build())
                 else:
                     self.kernels.append(GroupKernel(self, name, einsums).build())
-        return Mapping(self.c.name, "cpu", self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
+        return Mapping(self.c.name, self.target, self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
                        tuple(self.kernels))  # fmt: skip
 
     def _recurrences(self) -> list[Recurrence]:
@@ -155,6 +162,59 @@ class Mapper:
 
     def extents(self, names: list[str]) -> tuple[tuple[str, Expr], ...]:
         return tuple((v, self.c.extent(v)) for v in dict.fromkeys(names))
+
+    def padded(self, a: Access, extents: Mapping_[str, Expr]) -> Access:
+        """The read in a copy of its tensor with the edges filled in, where it reads beyond them: made by a kernel of its
+        own before this one."""
+        if not self.in_memory(a.tensor):
+            return a
+        found = padded(self.c, a, self.fresh(f"{a.tensor}_padded"), extents)
+        if found is None:
+            return a
+        old = self.c.tensors[a.tensor]
+        t = replace(old, name=found.read.tensor, shape=found.shape, constant=False, span=None)
+        keep = any(x.name == a.tensor and x.constant for x in self.c.inputs)
+        self.types[t.name] = t
+        self.c = replace(self.c, tensors={**self.c.tensors, t.name: t})
+        self.memory[t.name] = Buffer(
+            t.name, t.dtype, t.shape, "memory", row_major(len(t.shape)), t.fill, keep
+        )
+        body: Node = Do(found.copy, ((found.names[-1], "lane"),))
+        for v in reversed(found.names[:-1]):
+            body = Loop(v, 1, (body,), "core")
+        sizes = tuple(zip(found.names, found.shape, strict=True))
+        self.kernels.append(Kernel(self.fresh(f"pad_{t.name}"), sizes, (body,), keep))
+        return found.read
+
+    def laid_along(self, a: Access, lane: str, extents: Mapping_[str, Expr]) -> Access:
+        """The read in a copy of its tensor that is contiguous along a variable which indexes it alone: made by a kernel
+        of its own before this one."""
+        at = [n for n, i in enumerate(a.indices) if isinstance(i, Var) and i.name == lane]
+        t = self.c.tensors[a.tensor]
+        if not self.in_memory(a.tensor) or len(at) != 1 or accesses(*a.indices) or not all(
+            n in at or lane not in variables(i) for n, i in enumerate(a.indices)
+        ):  # fmt: skip
+            return a
+        order = [*(n for n in range(len(a.indices)) if n not in at), *at]
+        name = self.fresh(f"{a.tensor}_along")
+        shape = tuple(t.shape[n] for n in order)
+        keep = any(x.name == a.tensor and x.constant for x in self.c.inputs)
+        self.types[name] = replace(t, name=name, shape=shape, constant=False, span=None)
+        self.c = replace(self.c, tensors={**self.c.tensors, name: self.types[name]})
+        self.memory[name] = Buffer(name, t.dtype, shape, "memory", row_major(len(shape)), 0, keep)
+        names = [f"y{n}" for n in range(len(order))]
+        copy = Einsum(
+            name, tuple(Var(names[n]) for n in order), Access(a.tensor, tuple(map(Var, names)))
+        )
+        body: Node = Do(copy, ((names[at[0]], "lane"),))
+        for n in reversed(order[:-1]):
+            body = Loop(names[n], 1, (body,), "core")
+        self.kernels.append(
+            Kernel(
+                self.fresh(f"turn_{name}"), tuple(zip(names, t.shape, strict=True)), (body,), keep
+            )
+        )
+        return Access(name, tuple(a.indices[n] for n in order))
 
     def _clear(self, members: list[Einsum]) -> None:
         """Tensors whose definitions may leave gaps start out as their fill."""

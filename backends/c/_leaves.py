@@ -18,6 +18,7 @@ from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
 UNROLL = 4  # vectors per iteration of a full vector loop
+SHORT = 8  # iterations of a loop that are written out
 _FOLD = {"add": "hsum", "mul": "hprod", "max": "hmax", "min": "hmin"}
 
 
@@ -75,11 +76,14 @@ def emit_do(s: Scope, leaf: Do) -> None:
         s.intervals[v] = old
 
 
-def open_loop(s: Scope, v: str) -> tuple[str, Interval]:
-    """A loop over the current interval of `v`, which becomes a point in it."""
+def open_loop(s: Scope, v: str, short: bool = False) -> tuple[str, Interval]:
+    """A loop over the current interval of `v`, which becomes a point in it; written out where it is `short`."""
     old = s.intervals[v]
     c = s.names.fresh(v)
-    s.lines.open(f"for (int64_t {c} = 0; {c} < {span_text(s, old)}; {c}++) {{")
+    length = span_text(s, old)
+    if short and length.isdigit() and int(length) <= SHORT:
+        s.lines.add(f"#pragma GCC unroll {length}")
+    s.lines.open(f"for (int64_t {c} = 0; {c} < {length}; {c}++) {{")
     s.intervals[v] = Interval(plus(old.low, Var(c)), old.high, 1, False)
     s.counters[c] = Const(old.step) if old.step else s.extents[v]
     return v, old
@@ -176,6 +180,11 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         if old.step is None or old.step >= UNROLL * width
         else max(1, (old.step or 0) // width)
     )
+    size = poly(s.signature.resolved(s.extents[lane])).constant
+    if inner and old.whole and size is not None and size < 2 * UNROLL * width:
+        unroll = max(1, size // width)  # the whole row at once
+    elif inner and old.step is not None and old.step >= 4 * UNROLL * width:
+        unroll = 2 * UNROLL  # long rows are read in long runs
     if _scattered(s, definitions, kind, lane, c):
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
@@ -351,7 +360,7 @@ def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str]
             start = f"{first} ? {start} : {e.value(target, t)}"
         s.lines.add(f"{e.type(t)} {name} = {start};")
         names.append(name)
-    loops = [open_loop(s, v) for v in reduced]
+    loops = [open_loop(s, v, short=True) for v in reduced]
     hoisted = emit[0].hoisted
     if hoisted is not None:
         hoisted.counters |= {

@@ -33,7 +33,7 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
         return False
     rows, columns = s.intervals[row].step, s.intervals[lane].step
     width = CLASSES[t.name][1]
-    if rows is None or columns is None or columns % width or rows * (columns // width) > 24:
+    if rows is None or columns is None or columns % width or rows * (columns // width) > 30:
         return False
     others = [v for v in (*d.free,) if v not in (lane, row)]
     if any(s.intervals[v].step != 1 for v in others):

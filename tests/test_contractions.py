@@ -1,0 +1,92 @@
+"""Convolutions and products of few rows on CPUs: right at every kind of edge, for every choice of tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tcc
+from tcc.passes._cpu_tiles import collisions, register_tile
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+GRIDS = [
+    {"padding": 1},
+    {"padding": 1, "stride": 2},
+    {"padding": 2, "dilation": 2},
+    {"padding": (2, 0), "stride": (1, 3)},
+    {"padding": 1, "groups": 2},
+    {"padding": 1, "groups": 4, "stride": 2},  # depth-wise
+    {},
+]
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu-avx512"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_convolutions_of_every_kind_are_right(grid: dict[str, int], target: str) -> None:
+    torch.manual_seed(0)
+    outputs = 8 if grid.get("groups", 1) != 4 else 4
+    layer = nn.Conv2d(4, outputs, 3, **grid).requires_grad_(False)
+    for shape in [(2, 4, 19, 17), (1, 4, 7, 30)]:
+        _close(layer, torch.randn(shape), target)
+
+
+def test_convolutions_in_one_dimension_and_channels_last() -> None:
+    torch.manual_seed(0)
+    _close(nn.Conv1d(3, 5, 5, padding=2).requires_grad_(False), torch.randn(2, 3, 41))
+    last = torch.channels_last
+    x = torch.randn(1, 4, 9, 18).to(memory_format=last)
+    for groups in (1, 4):
+        layer = nn.Conv2d(4, 4, 3, padding=1, groups=groups).requires_grad_(False)
+        _close(layer.to(memory_format=last), x)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu-avx512"])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 40])
+def test_products_of_few_rows_are_right(rows: int, target: str) -> None:
+    torch.manual_seed(0)
+    for columns, depth in [(256, 70), (1040, 33), (37, 1024)]:
+        a, b = torch.randn(rows, depth), torch.randn(depth, columns)
+        for f in (lambda a, b: a @ b, lambda a, b: a @ b.T.contiguous().T + 1):
+            found = tcc.compile(f, target=target)(a, b)
+            torch.testing.assert_close(found, f(a, b), rtol=1e-4, atol=1e-4)
+
+
+def test_torchs_own_modules_stay_compiled_after_the_first_call() -> None:
+    layer = tcc.compile(nn.Linear(8, 8).requires_grad_(False))
+    x = torch.randn(3, 8)
+    layer(x)
+    with torch.profiler.profile() as profile:
+        layer(x)
+    assert not [e.key for e in profile.key_averages() if e.key in ("aten::linear", "aten::addmm")]
+
+
+def test_edges_are_filled_in_once_and_windows_are_not_copied() -> None:
+    layer = nn.Conv2d(16, 16, 3, padding=1, bias=False).requires_grad_(False)
+    compiled = tcc.compile(layer)
+    compiled(torch.randn(1, 16, 28, 28))
+    report = str(compiled.explain())
+    assert "_padded[0," in report and "d28b on lane, d16" not in report
+
+
+def test_register_tiles_fit_the_rows_and_the_registers() -> None:
+    for registers in (16, 32):
+        for rows in (1, 3, 7, 14, 16, 56, 128, 1000):
+            r, v = register_tile(rows, [256], 8, registers, (6, 2))
+            assert r * v + min(r * v, v if r > 1 else 1) + 1 <= registers
+            assert r <= rows or rows > 3
+    assert register_tile(None, [256], 8, 16, (6, 2)) == (6, 2)
+    assert register_tile(56, [64], 8, 32, (14, 2)) == (14, 2)
+    assert collisions(8, 4096) == 8 and collisions(8, 4096 + 64) == 1
+
+
+def _close(layer: nn.Module, x: torch.Tensor, target: str = "cpu") -> None:
+    wanted = layer(x)
+    found = tcc.compile(layer, target=target)(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert found.stride() == wanted.stride()
