@@ -14,21 +14,22 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from tcc.backends.c.launch import ask_for_huge_pages
-from tcc.ir.cascade import Cascade, Tensor
+from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError, did_you_mean
-from tcc.ir.dtype import from_numpy
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
+from tcc.passed import plain
 from tcc.pipeline import Result
 from tcc.samples import Shaped
-from tcc.stored import coded, is_scaled, to_numpy, to_torch, torch_dtype
+from tcc.stored import is_scaled, to_numpy, to_torch, torch_dtype
 
 Array = Any
+Order = tuple[int, ...]  # a permutation of dimensions
 _MOST_PLANS = 256  # each may hold scratch memory
 _LARGE = 1 << 22  # bytes of a result from which on its pages are asked to be huge
 _DATA_OFFSET = (
@@ -109,6 +110,32 @@ class Caller:
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
+        self._in: list[Order | None] = [None] * self._count
+        self._out: list[Order | None] = [None] * len(cascade.outputs)
+        self._permuted = False
+
+    def permute(self, orders: MappingABC[str, Order]) -> None:
+        """From now on callers hold tensor `name` with dimensions of their own order: its dimension n is their dimension
+        `orders[name][n]`. It costs calls nothing."""
+        self._in = [orders.get(t.name) for t in self._cascade.inputs]
+        self._out = [orders.get(t.name) for t in self._cascade.outputs]
+        self._permuted = any(o is not None for o in self._out)
+
+    def _turned(self, values: list[Any]) -> list[Any]:
+        """Views of a caller's arrays with the declared order of dimensions."""
+        return [
+            v if o is None else v.transpose(o) if isinstance(v, np.ndarray) else v.permute(o)
+            for v, o in zip(values, self._in, strict=True)
+        ]
+
+    def _turned_back(self, outs: list[Any]) -> list[Any]:
+        """Views of results with the caller's order of dimensions."""
+        found = []
+        for v, o in zip(outs, self._out, strict=True):
+            inverse = inverted(o) if o is not None else None
+            found.append(v if inverse is None else v.transpose(inverse) if isinstance(v, np.ndarray)
+                         else v.permute(inverse))  # fmt: skip
+        return found
 
     def __call__(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None
@@ -130,7 +157,7 @@ class Caller:
             return self._run_on_gpu(values, sizes)
         if self._scaled:
             values = [plain(v, t) for v, t in zip(values, self._cascade.inputs, strict=True)]
-            return self._interpreted(Plan(self._bound(values, sizes)), values, None)
+            return self._interpreted(Plan(self._bound(self._turned(values), sizes)), values, None)
         pointers: list[int] = []
         key: list[Any] = []
         if sizes:
@@ -202,6 +229,8 @@ class Caller:
             plan.call(pointers, self._content(values, pointers))
         else:
             plan.call(pointers)
+        if torch is None and self._permuted:
+            outs = self._turned_back(outs)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _content(self, values: list[Any], pointers: list[int]) -> object:
@@ -223,7 +252,7 @@ class Caller:
         arrays = dict(
             zip(
                 self._names,
-                (to_numpy(v, t) for v, t in zip(values, self._cascade.inputs)),
+                (to_numpy(v, t) for v, t in zip(self._turned(values), self._cascade.inputs)),
             )
         )
         given = self._free(plan.sizes)
@@ -234,6 +263,7 @@ class Caller:
         outs = [found[t.name] for t in self._cascade.outputs]
         if torch is not None:
             outs = [to_torch(torch, o, t) for o, t in zip(outs, self._cascade.outputs)]
+        outs = self._turned_back(outs)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _run_on_gpu(self, values: list[Any], sizes: MappingABC[str, int] | None) -> Any:
@@ -241,6 +271,7 @@ class Caller:
         of them lies."""
         c = self._cascade
         values = [plain(v, t, on_gpu=True) for v, t in zip(values, c.inputs, strict=True)]
+        values = self._turned(values)
         tensor = next((v for v in values if not isinstance(v, np.ndarray)), None)
         known = self._bound(values, sizes)
         if 0 in known.values():
@@ -257,6 +288,7 @@ class Caller:
             outs = [torch.as_tensor(o).to(tensor.device) for o in outs]
         else:
             outs = [o if isinstance(o, np.ndarray) else o.cpu().numpy() for o in outs]
+        outs = self._turned_back(outs)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _free(self, sizes: MappingABC[str, int]) -> dict[str, int]:
@@ -288,6 +320,7 @@ class Caller:
 
     def _bind(self, values: list[Any], given: MappingABC[str, int] | None) -> Plan:
         c = self._cascade
+        values = self._turned(values)
         sizes = self._bound(values, given)
         torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
@@ -312,11 +345,15 @@ class Caller:
             return Plan(sizes, torch=torch)
         every = {t.name: tuple(v.shape) for t, v in zip(c.inputs, values, strict=True)}
         outputs = []
-        for t in c.outputs:
+        for t, order in zip(c.outputs, self._out, strict=True):
             every[t.name] = tuple(evaluate_size(s, sizes) for s in t.shape)
             strides[t.name] = contiguous(every[t.name])
             dtype = t.dtype.numpy if torch is None else torch_dtype(torch, t.dtype)
-            outputs.append((every[t.name], strides[t.name], dtype))
+            seen = (
+                inverted(order) if order is not None and torch is not None else range(len(t.shape))
+            )
+            shape, apart = every[t.name], strides[t.name]
+            outputs.append((tuple(shape[n] for n in seen), tuple(apart[n] for n in seen), dtype))
         return Plan(sizes, self._bound_kernel(every, strides, sizes), outputs, torch)
 
     def _bound_kernel(self, *arguments: Any) -> Callable[..., None]:
@@ -338,6 +375,11 @@ def _no_memory(c: Cascade, sizes: MappingABC[str, int]) -> CompileError:
     return CompileError(
         "T0307", f"no memory for the outputs of `{c.name}` ({given})", helps="choose smaller sizes"
     )
+
+
+def inverted(order: Order) -> Order:
+    """The permutation that undoes `order`."""
+    return tuple(order.index(n) for n in range(len(order)))
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
@@ -401,92 +443,6 @@ def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str,
                 rank.span if rank else None,
                 helps="its size is fixed by its declaration",
             )
-
-
-def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
-    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when
-    it is neither."""
-    if is_scaled(t):
-        return value  # the interpreter says what is wrong with it
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _plain_tensor(torch, value, t, on_gpu)
-    if isinstance(value, np.ma.MaskedArray):
-        raise _refused(t, "a masked array", "pass its `.data`, and the mask as a tensor of its own")
-    if isinstance(value, (np.ndarray, np.generic)):
-        array = coded(np.asarray(value), t)
-        if array.dtype != t.dtype.numpy:
-            found = from_numpy(array.dtype)
-            _wrong_type(t, str(found or array.dtype), f"`{t.name}.astype(np.{t.dtype.numpy.name})`")
-        if not array.dtype.isnative or not array.flags.aligned or array.dtype is not t.dtype.numpy:
-            array = np.array(array, dtype=t.dtype.numpy, copy=True, order="C")
-        return array.view(np.ndarray)
-    if isinstance(value, (bool, int, float)) and not t.shape:
-        return _scalar(value, t)
-    if value is None or isinstance(value, (list, tuple, int, float, bool)):
-        kind = "None" if value is None else f"a {type(value).__name__}"
-        raise _refused(t, kind, f"pass an array: `np.asarray(…, dtype=np.{t.dtype.numpy.name})`")
-    raise _refused(
-        t,
-        f"a {type(value).__module__}.{type(value).__name__}",
-        "pass a NumPy array or a torch tensor on the CPU",
-    )
-
-
-def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
-    wanted = torch_dtype(torch, t.dtype)
-    if value.layout is not torch.strided or value.is_nested:
-        raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
-    if value.device.type != "cpu" and not (on_gpu and value.device.type == "cuda"):
-        raise _refused(t, f"on the device `{value.device}`", "pass `.cpu()` of it")
-    if value.dtype is not wanted:
-        shown = str(value.dtype).removeprefix("torch.")
-        cast = str(wanted).removeprefix("torch.")
-        known = from_numpy(np.dtype(shown)) if shown in np.sctypeDict else None
-        _wrong_type(t, str(known or shown), f"`{t.name}.to(torch.{cast})`")
-    if value.requires_grad and torch.is_grad_enabled():
-        raise _refused(
-            t,
-            "a tensor that requires grad, and cascades have no gradients yet",
-            f"pass `{t.name}.detach()`, or call inside `torch.no_grad()`",
-        )
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise _refused(t, f"a {type(value).__name__}", "pass a plain torch tensor")
-    value = value.detach().resolve_neg()
-    try:
-        pointer = value.data_ptr()
-    except RuntimeError:
-        raise _refused(
-            t, "a tensor without storage", "call the program outside of `vmap` and the like"
-        ) from None
-    return value.clone() if pointer % t.dtype.itemsize else value
-
-
-def _scalar(value: bool | int | float, t: Tensor) -> Array:
-    """A Python number for a tensor without ranks, when its type holds every number of that kind."""
-    kind = "b" if isinstance(value, bool) else "i" if isinstance(value, int) else "f"
-    fits = {"b": "b", "i": "iuf", "f": "f"}[kind]
-    if t.dtype.kind not in fits:
-        _wrong_type(t, type(value).__name__, f"`{t.dtype.numpy.name}`")
-    try:
-        return np.array(value, t.dtype.numpy)
-    except OverflowError:
-        raise _refused(
-            t, f"the number {value}, which {t.dtype} does not hold", "pass a smaller number"
-        ) from None
-
-
-def _wrong_type(t: Tensor, found: str, cast: str) -> NoReturn:
-    raise CompileError(
-        "T0142",
-        f"`{t.name}` is {found}, but is declared as `{t}`",
-        t.span,
-        helps=f"cast it, as in {cast}, or declare it as {found}",
-    )
-
-
-def _refused(t: Tensor, what: str, advice: str) -> CompileError:
-    return CompileError("T0142", f"`{t.name}` is {what}", t.span, helps=advice)
 
 
 def _result_type(c: Cascade) -> Any:
