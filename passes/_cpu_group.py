@@ -34,7 +34,7 @@ from tcc.passes._algebra import (
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
-from tcc.passes._cpu_place import WIDTH, Columns, columns_of, streamed, streams_rows
+from tcc.passes._cpu_place import NEAR_ROWS, WIDE, Columns, columns_of, near, streams_rows, wide
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
@@ -60,9 +60,12 @@ class GroupKernel(Operands):
         if len(splits) == 1:
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
+            self.wide = self.way == Columns.NEAR and wide(
+                self, splits[0].column_factor, self.column or ""
+            )
         self.shape = register_tile(
             self.size(self.tile), [self.size(s.columns[-1]) for s in splits],
-            self.m.lanes, self.m.registers, self.usual, self.way == Columns.PLACE,
+            self.m.lanes, self.m.registers, self.usual,
         )  # fmt: skip
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
@@ -77,6 +80,8 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.m.block_rows if one else self.m.block_rows // 2
+        if self.way == Columns.NEAR and self._column_tasks() >= TASKS:
+            block = NEAR_ROWS
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
@@ -104,11 +109,16 @@ class GroupKernel(Operands):
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
-        if self.way == Columns.PLACE:
-            return WIDTH
-        if size is None:
-            return self.m.block_columns // unit * unit
-        return max(unit, min(self.m.block_columns // unit * unit, -(-size // (4 * unit)) * unit))
+        most = (WIDE if self.wide else self.m.block_columns) // unit * unit
+        return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))
+
+    def _column_tasks(self) -> int:
+        """How many blocks of columns there are, for all rows that are not part of a tile."""
+        sizes = [self.size(v) for v in (*self.outer(), self.column or "")]
+        if None in sizes:
+            return TASKS
+        *outer, columns = (n or 1 for n in sizes)
+        return math.prod(outer) * -(-columns // self._column_block())
 
     # ---- groups without contractions
 
@@ -307,9 +317,9 @@ class GroupKernel(Operands):
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
         m, column, tile = self.m, s.columns[-1], self.tile or ""
-        packed, before = s.column_factor, list[Node]()
-        if self.way != Columns.PLACE:
-            packed, before = self._column_operand(f"{d.target}_columns", d, s, packed)
+        if self.way == Columns.NEAR:
+            return [], near(self, d, s, self._column_block())
+        packed, before = self._column_operand(f"{d.target}_columns", d, s, s.column_factor)
         mask, more = self._mask(d, s)
         rows, fill = self._row_operand(d, s)
         body, order, height = call("mul", rows, packed), self._depth_order(s), self.shape[0]
@@ -320,8 +330,6 @@ class GroupKernel(Operands):
             return (Do(e, ((column, "lane"), (tile, "unroll")), update=update),)
 
         nodes: tuple[Node, ...] = (Loop(tile, height, leaf(mask, False)),)
-        if self.way == Columns.PLACE:
-            return fill, list(streamed(self, d, s, nodes))
         tiles = ends(self.c, mask) if len(order) == 1 else None
         zero: tuple[Node, ...] = ()
         if tiles is not None:  # no tile has to come first: the sum starts as 0

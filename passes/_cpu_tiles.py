@@ -16,13 +16,12 @@ def register_tile(
     lanes: int,
     registers: int,
     usual: tuple[int, int],
-    whole: bool = False,
 ) -> tuple[int, int]:
     """(rows, vectors) of the tile that keeps the arithmetic busiest; `usual` where extents are unknown or it is as good.
 
     A tile is legal when its sums, one row of vectors and one broadcast value fit in the registers. What counts is the
     part of a tile's work that is wanted at these extents, the number of independent sums, and loads per product. Of
-    several products that share their rows, `columns` lists the extents. `whole`: only tiles that divide the columns.
+    several products that share their rows, `columns` lists the extents.
     """
     if rows is None or not columns or None in columns:
         return usual
@@ -37,8 +36,6 @@ def register_tile(
         for v in range(1, registers)
         if r * v + (v if r > 1 else 1) + 1 <= registers
     ]
-    if whole:
-        usual, *tiles = [(r, v) for r, v in tiles if not any(n % (v * lanes) for n in known)]
     return max([usual, *tiles], key=lambda t: (round(score(t), 3), t[0] * t[1], -t[0] - t[1]))
 
 
