@@ -44,7 +44,7 @@ class Mapper:
         self.block_rows = int(target.parameter("block_rows", 48))
         self.block_columns = int(target.parameter("block_columns", 256))
         self.stream_rows = int(target.parameter("stream_rows", 96))
-        self.stream_row = int(target.parameter("stream_row", 4096))
+        self.stream_row = int(target.parameter("stream_row", 2048))
         self.stream_tile = int(target.parameter("stream_tile", 192))
         self.block_depth = int(target.parameter("block_depth", 256))
         self.memory: dict[str, Buffer] = {}
