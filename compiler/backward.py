@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tcc.arguments import reader, result_of
+from tcc.graph_arguments import reader, result_of
 from tcc.dynamo import Backend, Execute, Graph, plain, with_constants
 from tcc.frontends.pytorch import Captured, Output, Unsupported, capture
 from tcc.gradient import gradient_of, with_outputs

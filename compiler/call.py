@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from tcc.arguments import arrange, check_sizes, fixed, plain
 from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade import Cascade
-from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.ir.diagnostics import CompileError
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
-from tcc.passed import plain
 from tcc.pipeline import Result
+from tcc.results import arranged, checked
 from tcc.samples import Shaped
 from tcc.stored import is_scaled, to_numpy, to_torch, torch_dtype
 
@@ -138,8 +139,14 @@ class Caller:
         return found
 
     def __call__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sizes: MappingABC[str, int] | None,
+        out: Any = None,
     ) -> Any:
+        if out is not None and "out" in self._names:
+            kwargs, out = {**kwargs, "out": out}, None
         if not args and len(kwargs) == self._count:
             try:
                 values = [kwargs[name] for name in self._names]
@@ -149,10 +156,15 @@ class Caller:
             values = list(args)
         else:
             values = arrange(self._cascade, args, kwargs)
-        return self.run(values, sizes)
+        return self.run(values, sizes, out)
 
-    def run(self, values: list[Any], sizes: MappingABC[str, int] | None = None) -> Any:
-        """The outputs for `values` in the order of the inputs."""
+    def run(
+        self, values: list[Any], sizes: MappingABC[str, int] | None = None, out: Any = None
+    ) -> Any:
+        """The outputs for `values` in the order of the inputs, written into `out` if that is given."""
+        if out is not None and (self._on_gpu or self._scaled):
+            raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
+                               helps="leave it out, and copy the result")  # fmt: skip
         if self._on_gpu:
             return self._run_on_gpu(values, sizes)
         if self._scaled:
@@ -178,8 +190,8 @@ class Caller:
         if plan.copies:
             for i in plan.copies:
                 values[i] = np.ascontiguousarray(values[i])
-            return self.run(values, sizes)
-        return self._run(plan, values, pointers)
+            return self.run(values, sizes, out)
+        return self._run(plan, values, pointers, out)
 
     def _look(self, values: list[Any], key: list[Any], pointers: list[int]) -> bool:
         """Fills the plan's key and the pointers; False when some value needs a closer look."""
@@ -207,20 +219,27 @@ class Caller:
             pointers.append(pointer)
         return True
 
-    def _run(self, plan: Plan, values: list[Any], pointers: list[int]) -> Any:
+    def _run(self, plan: Plan, values: list[Any], pointers: list[int], into: Any = None) -> Any:
         torch = plan.torch
         if plan.call is None:
+            if into is not None:
+                raise CompileError("T0149", "`out` is not there yet for programs that are interpreted",
+                                   helps="leave it out, and copy the result")  # fmt: skip
             return self._interpreted(plan, values, torch)
         outs: list[Any] = []
+        if into is not None:
+            outs = arranged(self._cascade, into)
+            pointers += checked(self._cascade, outs, plan.outputs, values)
         try:
-            for shape, strides, dtype in plan.outputs:
+            for shape, strides, dtype in () if outs else plan.outputs:
                 if torch is not None:
                     out = torch.empty_strided(shape, strides, dtype=dtype)
                     pointers.append(out.data_ptr())
                     if plan.large and out.nbytes >= _LARGE:
                         ask_for_huge_pages(out.data_ptr(), out.nbytes)
                 else:
-                    out = np.empty(shape, dtype)
+                    apart = None if not self._permuted else [n * dtype.itemsize for n in strides]
+                    out = np.ndarray(shape, dtype, strides=apart)
                     pointers.append(address_of(out))
                 outs.append(out)
         except (MemoryError, RuntimeError):
@@ -229,8 +248,6 @@ class Caller:
             plan.call(pointers, self._content(values, pointers))
         else:
             plan.call(pointers)
-        if torch is None and self._permuted:
-            outs = self._turned_back(outs)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _content(self, values: list[Any], pointers: list[int]) -> object:
@@ -349,9 +366,7 @@ class Caller:
             every[t.name] = tuple(evaluate_size(s, sizes) for s in t.shape)
             strides[t.name] = contiguous(every[t.name])
             dtype = t.dtype.numpy if torch is None else torch_dtype(torch, t.dtype)
-            seen = (
-                inverted(order) if order is not None and torch is not None else range(len(t.shape))
-            )
+            seen = inverted(order) if order is not None else range(len(t.shape))
             shape, apart = every[t.name], strides[t.name]
             outputs.append((tuple(shape[n] for n in seen), tuple(apart[n] for n in seen), dtype))
         return Plan(sizes, self._bound_kernel(every, strides, sizes), outputs, torch)
@@ -389,60 +404,6 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
         out.append(step)
         step *= max(1, n)
     return tuple(reversed(out))
-
-
-def arrange(c: Cascade, args: tuple[Any, ...], kwargs: MappingABC[str, Any]) -> list[Any]:
-    """The arguments in the order of the inputs; T0127 names what is missing, unknown or given
-    twice."""
-    names = [t.name for t in c.inputs]
-    listed = "; ".join(str(t) for t in c.inputs) or "none"
-    if len(args) > len(names):
-        raise CompileError(
-            "T0127",
-            f"`{c.name}` takes {len(names)} inputs, but {len(args)} are given",
-            helps=f"its inputs: {listed}",
-        )
-    given = dict(zip(names, args))
-    for name, value in kwargs.items():
-        if name in given:
-            raise CompileError(
-                "T0127", f"input `{name}` is given twice", helps="give it by place or by name"
-            )
-        if name not in names:
-            ranks = [r.name for r in c.ranks]
-            helps = did_you_mean(name, names) or (f"its inputs: {listed}",)
-            if name in ranks:
-                helps = (f'give the size of a rank as `sizes={{"{name}": …}}`',)
-            raise CompileError("T0127", f"`{c.name}` has no input `{name}`", helps=helps)
-        given[name] = value
-    for t in c.inputs:
-        if t.name not in given:
-            raise CompileError("T0127", f"input `{t.name}` is missing", t.span, helps=f"pass `{t}`")
-    return [given[name] for name in names]
-
-
-def check_sizes(sizes: MappingABC[str, int] | None) -> None:
-    """Sizes are integers by rank name; T0126 otherwise."""
-    for name, value in (sizes or {}).items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise CompileError(
-                "T0126",
-                f"the size of rank `{name}` is `{value!r}`",
-                helps="sizes are integers, 0 or more",
-            )
-
-
-def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str, int]) -> None:
-    """T0125 when a given size contradicts the one that a declaration or an input fixes."""
-    for name, value in (given or {}).items():
-        if sizes[name] != value:
-            rank = c.rank(name)
-            raise CompileError(
-                "T0125",
-                f"rank `{name}` has size {sizes[name]}, not {value}",
-                rank.span if rank else None,
-                helps="its size is fixed by its declaration",
-            )
 
 
 def _result_type(c: Cascade) -> Any:

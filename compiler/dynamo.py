@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tcc.arguments import arguments, reader, result_of, row_major
+from tcc.graph_arguments import arguments, reader, result_of, row_major
 from tcc.call import inverted
 from tcc.frames import framed
 from tcc.frontends.pytorch import (

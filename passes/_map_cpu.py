@@ -44,13 +44,14 @@ class Mapper:
         self.block_rows = int(target.parameter("block_rows", 48))
         self.block_columns = int(target.parameter("block_columns", 256))
         self.stream_rows = int(target.parameter("stream_rows", 96))
-        self.stream_row = int(target.parameter("stream_row", 4096))
+        self.stream_row = int(target.parameter("stream_row", 2048))
         self.stream_tile = int(target.parameter("stream_tile", 192))
         self.block_depth = int(target.parameter("block_depth", 256))
         self.memory: dict[str, Buffer] = {}
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
+        self.making: set[str] = set()  # what the kernel that is being made computes
 
     def run(self) -> Mapping:
         groups = self._groups()
@@ -61,6 +62,7 @@ class Mapper:
                 self.kernels.append(first)
                 continue
             einsums = [d for d in members if isinstance(d, Einsum)]
+            self.making = {d.target for d in einsums}
             recurrence = next(
                 (
                     s
@@ -152,6 +154,10 @@ class Mapper:
     def in_memory(self, name: str) -> bool:
         return name in self.memory or any(t.name == name for t in (*self.c.outputs, *self.c.inputs))
 
+    def ready(self, name: str) -> bool:
+        """Whether a tensor lies in memory before the kernel that is being made runs."""
+        return self.in_memory(name) and name not in self.making
+
     def fresh(self, name: str) -> str:
         out, n = name, 1
         while out in self.names:
@@ -166,11 +172,10 @@ class Mapper:
     def padded(self, a: Access, extents: Mapping_[str, Expr]) -> Access:
         """The read in a copy of its tensor with the edges filled in, where it reads beyond them: made by a kernel of its
         own before this one."""
-        if not self.in_memory(a.tensor):
+        if not self.ready(a.tensor) or padded(self.c, a, "", extents) is None:
             return a
         found = padded(self.c, a, self.fresh(f"{a.tensor}_padded"), extents)
-        if found is None:
-            return a
+        assert found is not None
         old = self.c.tensors[a.tensor]
         t = replace(old, name=found.read.tensor, shape=found.shape, constant=False, span=None)
         keep = any(x.name == a.tensor and x.constant for x in self.c.inputs)
@@ -191,7 +196,7 @@ class Mapper:
         of its own before this one."""
         at = [n for n, i in enumerate(a.indices) if isinstance(i, Var) and i.name == lane]
         t = self.c.tensors[a.tensor]
-        if not self.in_memory(a.tensor) or len(at) != 1 or accesses(*a.indices) or not all(
+        if not self.ready(a.tensor) or len(at) != 1 or accesses(*a.indices) or not all(
             n in at or lane not in variables(i) for n, i in enumerate(a.indices)
         ):  # fmt: skip
             return a
