@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tcc.graph_arguments import reader, result_of
 from tcc.dynamo import Backend, Execute, Graph, plain, with_constants
 from tcc.frontends.pytorch import Captured, Output, Unsupported, capture
 from tcc.gradient import gradient_of, with_outputs
+from tcc.graph_arguments import reader, result_of
 from tcc.ir.cascade import Cascade, Einsum
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.infer import build

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tcc.graph_arguments import arguments, reader, result_of, row_major
 from tcc.call import inverted
 from tcc.frames import framed
 from tcc.frontends.pytorch import (
@@ -22,6 +21,7 @@ from tcc.frontends.pytorch import (
     decompositions,
     run_extern,
 )
+from tcc.graph_arguments import arguments, reader, result_of, row_major
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError, Span
 from tcc.lookups import checked
