@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tcc.backends.c._micro import micro_kernel
+from tcc.backends.c._scope import C_TYPES
 from tcc.backends.c._vector import CLASSES
 from tcc.backends.c.toolchain import Toolchain
 from tcc.backends.c.vector_math import preamble
@@ -71,7 +72,7 @@ def tiles(toolchain: Toolchain, dtype: str) -> str:
         call = (
             f"tile{rows}x{columns}_1_{dtype}({starts}, at, depth, 1, {columns}, out, {columns}, 1);"
         )
-        parts.append(micro_kernel(f"micro:{rows}:{vectors}:{width}:1:{dtype}"))
+        parts.append(micro_kernel(f"micro:{rows}:{vectors}:{width}:1:{dtype}::{C_TYPES[dtype]}"))
         parts.append(
             f"void tile_{rows}x{vectors}(int64_t repeats, const {dtype} *a, const {dtype} *b, {dtype} *out,"
             " int64_t depth, int64_t panels) {\n"
