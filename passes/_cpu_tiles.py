@@ -44,6 +44,16 @@ def usual_tiles(target: Target) -> Tiles:
     return replace(Tiles(), **given)  # type: ignore[arg-type]
 
 
+def stored_tiles(numbers: Sequence[int]) -> Tiles:
+    """The tiles whose fields, in order, are these numbers; ValueError where they are none."""
+    *sizes, fixed = numbers
+    if len(numbers) != len(fields(Tiles)) or min(sizes) < 1 or fixed not in (0, 1):
+        raise ValueError(f"{list(numbers)} are no tiles")
+    names = [f.name for f in fields(Tiles)]
+    given = dict(zip(names, map(int, sizes), strict=False))
+    return replace(Tiles(fixed=bool(fixed)), **given)  # type: ignore[arg-type]
+
+
 def register_tile(
     rows: int | None,
     columns: Sequence[int | None],

@@ -47,7 +47,7 @@ class Mapper:
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
-        self.search = Search(self, target if search else replace(target, tiles=()))
+        self.search = Search(self, target if search else replace(target, tiles=(), tuned={}))
 
     def run(self) -> Mapping:
         groups = self._groups()

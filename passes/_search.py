@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from tcc.ir.expr import Size
 from tcc.ir.index import poly
 from tcc.ir.mapping import Kernel, Mapping, leaves
 from tcc.ir.target import Target
-from tcc.passes._cpu_tiles import Tiles, loads, wanted
+from tcc.passes._cpu_tiles import Tiles, loads, stored_tiles, wanted
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
@@ -39,10 +40,14 @@ class Choice:
     tiles: Tiles
     gain: float | None = None
     tried: int = 0
+    ranked: tuple[Tiles, ...] = ()  # what was tried, the best by the model first
+    measured: bool = False
 
     @property
     def why(self) -> str:
         """Who chose, in words."""
+        if self.measured:
+            return "measured by `tcc tune`"
         if self.gain is None:
             return "the target's usual ones"
         if self.gain == 1.0:
@@ -67,6 +72,8 @@ class Search:
         if not self.target.tiles or not _sizes_known(c, members):
             return Choice(self.usual)
         key = canonical(c, members, joint, self.m)
+        if key in self.target.tuned:
+            return Choice(stored_tiles(self.target.tuned[key]), measured=True)
         if key not in self.known:
             self.known[key] = self._search(build, joint is not None)
         return self.known[key]
@@ -77,15 +84,18 @@ class Search:
         if first is None:
             return Choice(self.usual)
         usual, enough = first.seconds, min(first.tasks, self._wanted())
-        best, least, tried = self.usual, usual, 0
+        best, least = self.usual, usual
+        times: dict[Tiles, float] = {}
 
         def attempt(options: list[Tiles]) -> None:
-            nonlocal best, least, tried
+            nonlocal best, least
             for tiles in options:
-                tried += 1
                 found = self._cost(tiles, build)
-                if found is not None and found.seconds < least and found.tasks >= enough:
-                    best, least = tiles, found.seconds
+                if found is None:
+                    continue
+                times[tiles] = found.seconds if found.tasks >= enough else math.inf
+                if times[tiles] < least:
+                    best, least = tiles, times[tiles]
 
         if not walks:
             attempt(self._registers(first.products))
@@ -93,8 +103,9 @@ class Search:
             sizes = [v for v in values if not first.same(name, getattr(best, name), v)]
             attempt([t for v in sizes if (t := self._resized(best, name, v)) is not None])
         if not least < CLEAR * usual:
-            return Choice(self.usual, 1.0, tried)
-        return Choice(best, least / usual, tried)
+            best, least = self.usual, usual
+        ranked = tuple(sorted(times, key=times.__getitem__))
+        return Choice(best, least / usual, len(times), ranked)
 
     def _wanted(self) -> int:
         """Tasks that keep all cores busy to the end."""
