@@ -176,7 +176,7 @@ DOCUMENTED = {
         """,
         """
         CHECK: kernel k0_S over m: M, n: N {
-        CHECK: alloc S_wide: f64[m] {{.*}} {
+        CHECK: buffer S_wide: f64[m]
         CHECK: update S_part[m] = X[m, n] with n on lane
         CHECK: do S_wide[m] = S_wide[m] + f64(S_part[m])
         CHECK: do S[m] = f32(S_wide[m])
