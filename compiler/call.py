@@ -14,19 +14,20 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from tcc.arguments import arrange, check_sizes, fixed, plain
 from tcc.backends.c.launch import ask_for_huge_pages
-from tcc.ir.cascade import Cascade, Tensor
-from tcc.ir.diagnostics import CompileError, did_you_mean
-from tcc.ir.dtype import from_numpy
+from tcc.ir.cascade import Cascade
+from tcc.ir.diagnostics import CompileError
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
 from tcc.pipeline import Result
+from tcc.results import arranged, checked
 from tcc.samples import Shaped
-from tcc.stored import coded, is_scaled, to_numpy, to_torch, torch_dtype
+from tcc.stored import is_scaled, to_numpy, to_torch, torch_dtype
 
 Array = Any
 _MOST_PLANS = 256  # each may hold scratch memory
@@ -111,8 +112,14 @@ class Caller:
         self._pack = _result_type(cascade)
 
     def __call__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: MappingABC[str, int] | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sizes: MappingABC[str, int] | None,
+        out: Any = None,
     ) -> Any:
+        if out is not None and "out" in self._names:
+            kwargs, out = {**kwargs, "out": out}, None
         if not args and len(kwargs) == self._count:
             try:
                 values = [kwargs[name] for name in self._names]
@@ -122,10 +129,15 @@ class Caller:
             values = list(args)
         else:
             values = arrange(self._cascade, args, kwargs)
-        return self.run(values, sizes)
+        return self.run(values, sizes, out)
 
-    def run(self, values: list[Any], sizes: MappingABC[str, int] | None = None) -> Any:
-        """The outputs for `values` in the order of the inputs."""
+    def run(
+        self, values: list[Any], sizes: MappingABC[str, int] | None = None, out: Any = None
+    ) -> Any:
+        """The outputs for `values` in the order of the inputs, written into `out` if that is given."""
+        if out is not None and (self._on_gpu or self._scaled):
+            raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
+                               helps="leave it out, and copy the result")  # fmt: skip
         if self._on_gpu:
             return self._run_on_gpu(values, sizes)
         if self._scaled:
@@ -151,8 +163,8 @@ class Caller:
         if plan.copies:
             for i in plan.copies:
                 values[i] = np.ascontiguousarray(values[i])
-            return self.run(values, sizes)
-        return self._run(plan, values, pointers)
+            return self.run(values, sizes, out)
+        return self._run(plan, values, pointers, out)
 
     def _look(self, values: list[Any], key: list[Any], pointers: list[int]) -> bool:
         """Fills the plan's key and the pointers; False when some value needs a closer look."""
@@ -180,13 +192,19 @@ class Caller:
             pointers.append(pointer)
         return True
 
-    def _run(self, plan: Plan, values: list[Any], pointers: list[int]) -> Any:
+    def _run(self, plan: Plan, values: list[Any], pointers: list[int], into: Any = None) -> Any:
         torch = plan.torch
         if plan.call is None:
+            if into is not None:
+                raise CompileError("T0149", "`out` is not there yet for programs that are interpreted",
+                                   helps="leave it out, and copy the result")  # fmt: skip
             return self._interpreted(plan, values, torch)
         outs: list[Any] = []
+        if into is not None:
+            outs = arranged(self._cascade, into)
+            pointers += checked(self._cascade, outs, plan.outputs, values)
         try:
-            for shape, strides, dtype in plan.outputs:
+            for shape, strides, dtype in () if outs else plan.outputs:
                 if torch is not None:
                     out = torch.empty_strided(shape, strides, dtype=dtype)
                     pointers.append(out.data_ptr())
@@ -347,146 +365,6 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
         out.append(step)
         step *= max(1, n)
     return tuple(reversed(out))
-
-
-def arrange(c: Cascade, args: tuple[Any, ...], kwargs: MappingABC[str, Any]) -> list[Any]:
-    """The arguments in the order of the inputs; T0127 names what is missing, unknown or given
-    twice."""
-    names = [t.name for t in c.inputs]
-    listed = "; ".join(str(t) for t in c.inputs) or "none"
-    if len(args) > len(names):
-        raise CompileError(
-            "T0127",
-            f"`{c.name}` takes {len(names)} inputs, but {len(args)} are given",
-            helps=f"its inputs: {listed}",
-        )
-    given = dict(zip(names, args))
-    for name, value in kwargs.items():
-        if name in given:
-            raise CompileError(
-                "T0127", f"input `{name}` is given twice", helps="give it by place or by name"
-            )
-        if name not in names:
-            ranks = [r.name for r in c.ranks]
-            helps = did_you_mean(name, names) or (f"its inputs: {listed}",)
-            if name in ranks:
-                helps = (f'give the size of a rank as `sizes={{"{name}": …}}`',)
-            raise CompileError("T0127", f"`{c.name}` has no input `{name}`", helps=helps)
-        given[name] = value
-    for t in c.inputs:
-        if t.name not in given:
-            raise CompileError("T0127", f"input `{t.name}` is missing", t.span, helps=f"pass `{t}`")
-    return [given[name] for name in names]
-
-
-def check_sizes(sizes: MappingABC[str, int] | None) -> None:
-    """Sizes are integers by rank name; T0126 otherwise."""
-    for name, value in (sizes or {}).items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise CompileError(
-                "T0126",
-                f"the size of rank `{name}` is `{value!r}`",
-                helps="sizes are integers, 0 or more",
-            )
-
-
-def fixed(c: Cascade, given: MappingABC[str, int] | None, sizes: MappingABC[str, int]) -> None:
-    """T0125 when a given size contradicts the one that a declaration or an input fixes."""
-    for name, value in (given or {}).items():
-        if sizes[name] != value:
-            rank = c.rank(name)
-            raise CompileError(
-                "T0125",
-                f"rank `{name}` has size {sizes[name]}, not {value}",
-                rank.span if rank else None,
-                helps="its size is fixed by its declaration",
-            )
-
-
-def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
-    """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when
-    it is neither."""
-    if is_scaled(t):
-        return value  # the interpreter says what is wrong with it
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _plain_tensor(torch, value, t, on_gpu)
-    if isinstance(value, np.ma.MaskedArray):
-        raise _refused(t, "a masked array", "pass its `.data`, and the mask as a tensor of its own")
-    if isinstance(value, (np.ndarray, np.generic)):
-        array = coded(np.asarray(value), t)
-        if array.dtype != t.dtype.numpy:
-            found = from_numpy(array.dtype)
-            _wrong_type(t, str(found or array.dtype), f"`{t.name}.astype(np.{t.dtype.numpy.name})`")
-        if not array.dtype.isnative or not array.flags.aligned or array.dtype is not t.dtype.numpy:
-            array = np.array(array, dtype=t.dtype.numpy, copy=True, order="C")
-        return array.view(np.ndarray)
-    if isinstance(value, (bool, int, float)) and not t.shape:
-        return _scalar(value, t)
-    if value is None or isinstance(value, (list, tuple, int, float, bool)):
-        kind = "None" if value is None else f"a {type(value).__name__}"
-        raise _refused(t, kind, f"pass an array: `np.asarray(…, dtype=np.{t.dtype.numpy.name})`")
-    raise _refused(
-        t,
-        f"a {type(value).__module__}.{type(value).__name__}",
-        "pass a NumPy array or a torch tensor on the CPU",
-    )
-
-
-def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
-    wanted = torch_dtype(torch, t.dtype)
-    if value.layout is not torch.strided or value.is_nested:
-        raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
-    if value.device.type != "cpu" and not (on_gpu and value.device.type == "cuda"):
-        raise _refused(t, f"on the device `{value.device}`", "pass `.cpu()` of it")
-    if value.dtype is not wanted:
-        shown = str(value.dtype).removeprefix("torch.")
-        cast = str(wanted).removeprefix("torch.")
-        known = from_numpy(np.dtype(shown)) if shown in np.sctypeDict else None
-        _wrong_type(t, str(known or shown), f"`{t.name}.to(torch.{cast})`")
-    if value.requires_grad and torch.is_grad_enabled():
-        raise _refused(
-            t,
-            "a tensor that requires grad, and cascades have no gradients yet",
-            f"pass `{t.name}.detach()`, or call inside `torch.no_grad()`",
-        )
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise _refused(t, f"a {type(value).__name__}", "pass a plain torch tensor")
-    value = value.detach().resolve_neg()
-    try:
-        pointer = value.data_ptr()
-    except RuntimeError:
-        raise _refused(
-            t, "a tensor without storage", "call the program outside of `vmap` and the like"
-        ) from None
-    return value.clone() if pointer % t.dtype.itemsize else value
-
-
-def _scalar(value: bool | int | float, t: Tensor) -> Array:
-    """A Python number for a tensor without ranks, when its type holds every number of that kind."""
-    kind = "b" if isinstance(value, bool) else "i" if isinstance(value, int) else "f"
-    fits = {"b": "b", "i": "iuf", "f": "f"}[kind]
-    if t.dtype.kind not in fits:
-        _wrong_type(t, type(value).__name__, f"`{t.dtype.numpy.name}`")
-    try:
-        return np.array(value, t.dtype.numpy)
-    except OverflowError:
-        raise _refused(
-            t, f"the number {value}, which {t.dtype} does not hold", "pass a smaller number"
-        ) from None
-
-
-def _wrong_type(t: Tensor, found: str, cast: str) -> NoReturn:
-    raise CompileError(
-        "T0142",
-        f"`{t.name}` is {found}, but is declared as `{t}`",
-        t.span,
-        helps=f"cast it, as in {cast}, or declare it as {found}",
-    )
-
-
-def _refused(t: Tensor, what: str, advice: str) -> CompileError:
-    return CompileError("T0142", f"`{t.name}` is {what}", t.span, helps=advice)
 
 
 def _result_type(c: Cascade) -> Any:

@@ -96,7 +96,8 @@ class CompiledProgram(Program):
 
     One output is returned as an array, several as a tuple in the order of declaration (its fields
     have the names of the outputs). Any torch tensor in gives torch tensors out. `sizes={"N": 8}`
-    gives ranks that no input has.
+    gives ranks that no input has. `out=` takes the arrays to write: one, a tuple in the order of the
+    outputs, or a mapping by name; fresh memory costs more than many a kernel.
     """
 
     def __init__(
@@ -108,8 +109,14 @@ class CompiledProgram(Program):
 
         self._call = Caller(self._face, kernel, result)
 
-    def __call__(self, *args: Any, sizes: MappingABC[str, int] | None = None, **inputs: Any) -> Any:
-        return self._call(args, inputs, sizes)
+    def __call__(
+        self,
+        *args: Any,
+        sizes: MappingABC[str, int] | None = None,
+        out: Any = None,
+        **inputs: Any,
+    ) -> Any:
+        return self._call(args, inputs, sizes, out)
 
     @property
     def target(self) -> str:

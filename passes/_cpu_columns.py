@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
-from tcc.ir.dtype import F32, F64, DType
+from tcc.ir.dtype import F32, F64
 from tcc.ir.expr import Access, Cast, Const, call
 from tcc.ir.index import poly
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Node
+from tcc.passes._cpu_sums import partial
 from tcc.passes._cpu_vectors import LANE_CHUNK
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def _column_sum(k: GroupKernel, d: Einsum, column: str, rows: list[str]) -> list
     long = size is None or size > BLOCK or bool(outer)
     if d.monoid(inner) != "sum" or k.m.types[d.target].dtype != F32 or d.where or not long:
         return [nest(Loop(inner, TOGETHER, (Do(d, lanes),)))]
-    part = _partial(k, d, "part", F32, rows)
-    wide = _partial(k, d, "wide", F64, rows)
+    part = partial(k, d, "part", F32, rows)
+    wide = partial(k, d, "wide", F64, rows)
     total = call("add", Access(wide, d.indices), Cast(F64, Access(part, d.indices)))
     block: tuple[Node, ...] = (
         Do(Einsum(part, d.indices, Const(0.0)), lanes),
@@ -68,15 +69,6 @@ def _column_sum(k: GroupKernel, d: Einsum, column: str, rows: list[str]) -> list
         nest(Loop(inner, BLOCK, block)),
         Do(Einsum(d.target, d.indices, Cast(F32, Access(wide, d.indices))), lanes),
     ]
-
-
-def _partial(k: GroupKernel, d: Einsum, role: str, dtype: DType, rows: list[str]) -> str:
-    """The name of a buffer with the window of a definition's target."""
-    name = k.m.fresh(f"{d.target}_{role}")
-    k.m.types[name] = replace(k.c.tensors[d.target], name=name, dtype=dtype)
-    k.c = k.m.c = replace(k.c, tensors={**k.c.tensors, name: k.m.types[name]})
-    k._local(replace(d, target=name), rows)
-    return name
 
 
 def _columns_per_task(k: GroupKernel, column: str) -> int:

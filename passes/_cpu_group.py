@@ -36,6 +36,7 @@ from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
 from tcc.passes._cpu_place import WIDTH, Columns, columns_of, streamed, streams_rows
 from tcc.passes._cpu_rows import spaced
+from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
 from tcc.passes._empty_rows import defers, mask_of, some_term
@@ -150,7 +151,7 @@ class GroupKernel(Operands):
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
         members = [self._with_near_reads(d, rows) for d in self._reuse(self.members, rows)]
-        body: tuple[Node, ...] = tuple(self._vector_nodes(members, rows))
+        body: tuple[Node, ...] = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
         for v in reversed(tiles):

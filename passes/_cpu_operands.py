@@ -76,8 +76,8 @@ class Operands:
 
     def outside(self, a: Access) -> bool:
         """Whether a read may lie outside its tensor."""
-        extents = {v: self.c.extent(v) for v in variables(a)}
-        shape = self.c.tensors[a.tensor].shape
+        extents = {v: self.c.resolved(self.c.extent(v)) for v in variables(a)}
+        shape = [self.c.resolved(n) for n in self.c.tensors[a.tensor].shape]
         return not all(within(i, n, extents) for i, n in zip(a.indices, shape, strict=True))
 
     def _local(self, d: Einsum, rows: list[str], layout: Layout | None = None) -> None:

@@ -29,7 +29,8 @@ def padded(
     None when every read lies inside already, when an index has no bounds, or when the copy would be more than `most`
     times larger than X.
     """
-    shape = c.tensors[a.tensor].shape
+    shape = [c.resolved(n) for n in c.tensors[a.tensor].shape]
+    extents = {v: c.resolved(e) for v, e in extents.items()}
     dims: list[Expr] = []
     source: list[Expr] = []
     at: list[Expr] = []

@@ -33,7 +33,7 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     where they lie, decide."""
     e, column = s.column_factor, s.columns[-1]
     rows = [k.size(v) for v in s.rows]
-    if not isinstance(e, Access) or not k.m.in_memory(e.tensor) or k.column != column:
+    if not isinstance(e, Access) or not k.m.ready(e.tensor) or k.column != column:
         return Columns.PACKED
     plain = [i.name for i in e.indices if isinstance(i, Var)]
     if (

@@ -47,7 +47,6 @@ class StateKernel(GroupKernel):
         return (
             self.tile is None
             and d.target in self.fields
-            and not self.m.in_memory(d.target)
             and self.c.tensors[d.target].dtype == F32
             and d.monoid(self.walk) == "sum"
             and set(d.free) <= set(self.rows)

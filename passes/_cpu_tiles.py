@@ -29,7 +29,7 @@ class Tiles:
     block_depth: int = 256
     stream_rows: int = 96
     stream_tile: int = 192
-    stream_row: int = 4096
+    stream_row: int = 2048
     fixed: bool = False
 
     @property

@@ -48,6 +48,7 @@ class Mapper:
         self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
         self.search = Search(self, target if search else replace(target, tiles=(), tuned={}))
+        self.making: set[str] = set()  # what the kernel that is being made computes
 
     def run(self) -> Mapping:
         groups = self._groups()
@@ -58,6 +59,7 @@ class Mapper:
                 self.kernels.append(first)
                 continue
             einsums = [d for d in members if isinstance(d, Einsum)]
+            self.making = {d.target for d in einsums}
             recurrence = next(
                 (
                     s
@@ -179,6 +181,10 @@ class Mapper:
     def in_memory(self, name: str) -> bool:
         return name in self.memory or any(t.name == name for t in (*self.c.outputs, *self.c.inputs))
 
+    def ready(self, name: str) -> bool:
+        """Whether a tensor lies in memory before the kernel that is being made runs."""
+        return self.in_memory(name) and name not in self.making
+
     def fresh(self, name: str) -> str:
         out, n = name, 1
         while out in self.names:
@@ -193,11 +199,10 @@ class Mapper:
     def padded(self, a: Access, extents: Mapping_[str, Expr]) -> Access:
         """The read in a copy of its tensor with the edges filled in, where it reads beyond them: made by a kernel of its
         own before this one."""
-        if not self.in_memory(a.tensor):
+        if not self.ready(a.tensor) or padded(self.c, a, "", extents) is None:
             return a
         found = padded(self.c, a, self.fresh(f"{a.tensor}_padded"), extents)
-        if found is None:
-            return a
+        assert found is not None
         old = self.c.tensors[a.tensor]
         t = replace(old, name=found.read.tensor, shape=found.shape, constant=False, span=None)
         keep = any(x.name == a.tensor and x.constant for x in self.c.inputs)
@@ -218,7 +223,7 @@ class Mapper:
         of its own before this one."""
         at = [n for n, i in enumerate(a.indices) if isinstance(i, Var) and i.name == lane]
         t = self.c.tensors[a.tensor]
-        if not self.in_memory(a.tensor) or len(at) != 1 or accesses(*a.indices) or not all(
+        if not self.ready(a.tensor) or len(at) != 1 or accesses(*a.indices) or not all(
             n in at or lane not in variables(i) for n, i in enumerate(a.indices)
         ):  # fmt: skip
             return a

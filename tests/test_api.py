@@ -12,6 +12,7 @@ import pytest
 import tcc
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
+from tcc.ir.diagnostics import CompileError
 from tcc.pipeline import PASSES
 
 ADD = """\
@@ -386,3 +387,40 @@ def test_the_report_on_a_function_lists_kernels_calls_and_fallbacks() -> None:
     graph.captured, graph.reason, graph.programs = None, "it is too long", []
     assert "runs eagerly: " in str(explain_graphs("function", [graph]))
     assert explain_graphs("function", [graph]).json()["eager"][0]["reason"] == "it is too long"
+
+
+# ---- results in given memory
+
+
+def test_results_are_written_into_given_memory() -> None:
+    program = tcc.compile("in A: f32[N]\nout Y: f32[N], S: f32\nY[n] = A[n] * 2\nS = A[n]")
+    a = np.arange(9, dtype=np.float32)
+    y, s = np.empty_like(a), np.empty((), np.float32)
+    got = program(a, out=(y, s))
+    assert got[0] is y and got[1] is s
+    np.testing.assert_array_equal(y, 2 * a)
+    assert s == a.sum()
+    y[:] = 0
+    program(a, out={"S": s, "Y": y})
+    np.testing.assert_array_equal(y, 2 * a)
+
+
+@pytest.mark.parametrize(
+    "bad, why",
+    [
+        (lambda a: a, "shares memory"),
+        (lambda a: np.empty(8, np.float32), "the result"),
+        (lambda a: np.empty(9), "the result"),
+        (lambda a: np.empty(18, np.float32)[::2], "strides"),
+        (lambda a: [np.empty_like(a)] * 2, "2 arrays"),
+        (lambda a: {"Z": a}, "names"),
+        (lambda a: "text", "`str`"),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(bad: Any, why: str) -> None:
+    program = tcc.compile("in A: f32[N]\nout Y: f32[N]\nY[n] = A[n] * 2")
+    a = np.ones(9, np.float32)
+    with pytest.raises(CompileError, match=why) as caught:
+        program(a, out=bad(a))
+    assert caught.value.diagnostic.code == "T0149"
+    np.testing.assert_array_equal(a, 1)

@@ -157,13 +157,29 @@ DOCUMENTED = {
         """
         in X: f32[M, N]
         out S: f32[M]
-        S[m] = X[m, n]
+        S[m] = X[m, n] :: max(n)
         """,
         """
         CHECK: kernel k0_S over m: M, n: N {
         CHECK-NEXT: for m by 1 on core {
         CHECK-NEXT: for n by {{[0-9]+}} {
-        CHECK-NEXT: do S[m] = X[m, n] with n on lane
+        CHECK-NEXT: do S[m] = X[m, n] :: max(n) with n on lane
+        """,
+    ),
+    # A sum of f32 adds up in blocks, and the blocks in f64.
+    "map: a sum of rows": (
+        "map",
+        """
+        in X: f32[M, N]
+        out S: f32[M]
+        S[m] = X[m, n]
+        """,
+        """
+        CHECK: kernel k0_S over m: M, n: N {
+        CHECK: buffer S_wide: f64[m]
+        CHECK: update S_part[m] = X[m, n] with n on lane
+        CHECK: do S_wide[m] = S_wide[m] + f64(S_part[m])
+        CHECK: do S[m] = f32(S_wide[m])
         """,
     ),
 }

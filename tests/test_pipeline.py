@@ -259,7 +259,7 @@ def test_the_command_of_a_reproducer_has_the_options_of_the_passes(
 def test_a_backend_that_breaks_down_leaves_a_reproducer(monkeypatch: pytest.MonkeyPatch) -> None:
     import tcc.backends.c as backend
 
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise IndexError("list index out of range")
 
     monkeypatch.setattr(backend.CProgram, "bind", refuse)

@@ -86,7 +86,7 @@ def read_by_row(s: Scope, definitions: Sequence[Einsum], lane: str) -> list[Acce
     for d in definitions:
         for a in d.reads:
             plain = any(isinstance(i, Var) and i.name == s.row for i in a.indices)
-            inside = s.storage[a.tensor].strides is not None
+            inside = a.tensor in s.storage and s.storage[a.tensor].strides is not None
             if plain and inside and lane in variables(a) and a.tensor not in s.written:
                 found.append(a)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tcc.backends.c._codes import computed, stored_type
@@ -35,6 +34,7 @@ class Tree:
         self.emitter, self.s, self.k = emitter, s, k
         self.parallel = False
         self.sizes: list[str] = []  # bytes of the tile buffers, in order of allocation
+        self.walked: dict[str, Loop] = {}  # the first walk over a row, by its variable
 
     def fence(self) -> None:
         """Other threads see what was stored past the caches."""
@@ -43,12 +43,9 @@ class Tree:
             self.s.streams = False
 
     def nodes(self, nodes: tuple[Node, ...], loops: tuple[Loop, ...]) -> None:
-        walks = [n for n in nodes if isinstance(n, Loop) and self._is_vector_loop(n)]
         for n in nodes:
             if isinstance(n, Do):
                 emit_do(self.s, n)
-            elif n in walks[1:] and isinstance(n, Loop):
-                self._vector_loop(n, self._read_first(walks[0], n))
             elif isinstance(n, Alloc):
                 self._alloc(n, loops)
             elif n.on is not None and not self.parallel:
@@ -201,15 +198,17 @@ class Tree:
         s.lines.close()
         s.intervals[n.var] = old
 
-    def _vector_loop(self, n: Loop, ahead: Sequence[Access] = ()) -> None:
+    def _vector_loop(self, n: Loop) -> None:
         leaves_ = [leaf for leaf in n.body if isinstance(leaf, Do)]
         self.s.updates |= {id(leaf.einsum) for leaf in leaves_ if leaf.update}
+        first = self.walked.setdefault(n.var, n)
+        ahead = self._read_first(first, n) if first is not n else ()
         vector_loop(self.s, n.var, [leaf.einsum for leaf in leaves_], {}, ahead=ahead)
 
     def _read_first(self, walk: Loop, n: Loop) -> list[Access]:
         """What the first walk over a row reads from memory, where `n` walks the same row again."""
         einsums = [leaf.einsum for leaf in walk.body if isinstance(leaf, Do)]
-        return read_by_row(self.s, einsums, n.var) if walk.var == n.var else []
+        return read_by_row(self.s, einsums, n.var)
 
     def _condition(self, when: Expr) -> str:
         """C text of a condition on the ends of the current intervals."""
@@ -232,7 +231,11 @@ class Tree:
         return shown
 
     def _body(self, n: Loop, loops: tuple[Loop, ...]) -> None:
+        outside = self.walked
+        if n.step == 1:  # a row of its own
+            self.walked = {}
         self.nodes(n.body, loops)
+        self.walked = outside
 
     def _is_vector_loop(self, n: Loop) -> bool:
         """A loop whose leaves all put its variable on lanes, every other variable being a point."""
