@@ -41,9 +41,9 @@ class Tuned:
     def __str__(self) -> str:
         before, after = (f"{1e3 * s:.4g} ms" for s in self.seconds)
         lines = [
-            f"{self.program}: {self.kernels} kernels with {self.candidates} candidates, of which "
-            f"{self.known} were known and {self.measured} measured now",
-            f"{self.changed} kernels get other tiles than usual: {after} a call, {before} with the usual ones",
+            f"{self.program}: distinct kernels: {self.kernels}; candidates: {self.candidates}, "
+            f"{self.known} of them known from before, {self.measured} measured now",
+            f"kernels with other tiles than usual: {self.changed}; {after} a call, {before} with the usual ones",
         ]
         if self.stopped:
             lines.append(f"stopped {self.stopped}: the same command goes on from here")

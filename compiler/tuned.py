@@ -50,12 +50,17 @@ def load(target: Target) -> dict[str, Measured]:
 
 
 def save(target: Target, found: dict[str, Measured]) -> None:
-    """Keeps what has been measured, in place of what was kept before."""
+    """Keeps what has been measured, beside what other processes have kept meanwhile."""
+    kept = load(target)
+    for k, m in found.items():
+        kept.setdefault(k, m).ratios.update(m.ratios)
     entries = [
-        {"kernel": k, "usual": m.usual, "ratios": sorted(m.ratios.items())}
-        for k, m in found.items()
+        {"kernel": k, "usual": m.usual, "ratios": sorted(m.ratios.items())} for k, m in kept.items()
     ]
-    cache.put(_key(target), ".tuned", json.dumps(entries).encode())
+    before = cache.get(_key(target), ".tuned")
+    path = cache.put(_key(target), ".tuned", json.dumps(entries).encode())
+    if before is not None and before != path:
+        before.unlink(missing_ok=True)
 
 
 def _tiles(numbers: list[int]) -> tuple[int, ...]:
