@@ -1,4 +1,4 @@
-"""The second operand of a product of few rows is packed block by block, next to the core that uses it."""
+"""The second operand of a product of few rows: packed block by block, next to the core that uses it, or read where it lies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tcc.ir.cascade import Einsum
 from tcc.ir.expr import Access, Expr, Var, accesses, call, variables
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
-from tcc.passes._algebra import Contraction, plain_variables
+from tcc.passes._algebra import TYPICAL, Contraction, plain_variables
 from tcc.passes._cpu_rows import BYTES, collide
 from tcc.passes._cpu_tiles import LINE
 from tcc.passes._cpu_vectors import strided
@@ -20,11 +20,15 @@ from tcc.passes._cpu_vectors import strided
 if TYPE_CHECKING:
     from tcc.passes._cpu_operands import Operands
 
+FEW = 16  # rows for which moving a small second operand of short rows does not pay
+SHORT = 1024  # columns of an operand whose rows are short: many of them follow each other in memory
+SMALL = 1 << 20  # elements of an operand that may well be in a cache
+DEPTH = 32  # rows of the second operand that are streamed side by side
 SOME = 256  # rows for which writing the second operand to memory once more does not pay
 NEAR_ROWS = 128  # rows of a task that packs its blocks itself
 NEAR_BLOCK = 61440  # elements of such a block
-FEW = 32  # rows whose sums are small enough for wide blocks, which are read in long runs
-RUNS = 8  # rows of an operand that are streamed side by side
+THIN = 32  # rows whose sums are small enough for wide blocks, which are read in long runs
+RUNS = 8  # the same, for one row of sums, and for copies
 WIDTH = 2048  # columns of a task that streams
 WIDE = 1056  # columns of a wide block
 
@@ -33,6 +37,7 @@ class Columns(Enum):
     """How a product reads its second operand."""
 
     PACKED = "all of it in panels, made by a kernel before this one, or ahead where it is constant"
+    PLACE = "where it lies"
     NEAR = "block by block in panels, next to the core that uses them"
 
 
@@ -41,38 +46,46 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     where they lie, decide."""
     e, column = s.column_factor, s.columns[-1]
     rows = [k.size(v) for v in s.rows]
-    if not isinstance(e, Access) or not k.m.ready(e.tensor) or k.column != column:
+    if not isinstance(e, Access) or not _readable(k, e, d) or k.column != column:
         return Columns.PACKED
-    plain = [i.name for i in e.indices if isinstance(i, Var)]
     if (
         any(t.name == e.tensor and t.constant for t in k.c.inputs)
-        or accesses(*e.indices)
         or s.mask
-        or column not in plain
-        or k.outside(e)
-        or k.c.tensors[e.tensor].dtype != k.m.types[d.target].dtype
+        or column not in [i.name for i in e.indices if isinstance(i, Var)]
         or len(s.reduced) > 1
         or not set(variables(e)) <= {*k.outer(), column, *s.reduced}
     ):
         return Columns.PACKED
     count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
-    return Columns.NEAR if count <= SOME and _read_in_place(k, s.row_factor, d) else Columns.PACKED
+    size = k.size(column)
+    along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
+    if 0 < count <= FEW and along and size is not None and size % (2 * k.m.lanes) == 0:
+        if size <= SHORT and size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
+            return Columns.PLACE
+    return Columns.NEAR if count <= SOME and _readable(k, s.row_factor, d) else Columns.PACKED
 
 
-def _read_in_place(k: Operands, e: Expr, d: Einsum) -> bool:
+def _readable(k: Operands, e: Expr, d: Einsum) -> bool:
+    """Whether a factor is a read of memory that needs no test and no conversion."""
     return (
         isinstance(e, Access)
-        and k.m.in_memory(e.tensor)
+        and k.m.ready(e.tensor)
         and not accesses(*e.indices)
         and not k.outside(e)
         and k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
     )
 
 
+def streamed(k: Operands, d: Einsum, s: Contraction, leaf: tuple[Node, ...]) -> tuple[Node, ...]:
+    """for k by DEPTH: the leaf, for all columns of the task: rows of the second operand are read from end to end."""
+    leaf = (Loop(s.columns[-1], k.columns(d), leaf),)
+    return (Loop(s.reduced[0], DEPTH, leaf),)
+
+
 def wide(k: Operands, e: Expr, column: str) -> bool:
     """Whether blocks of the second operand are wide: few rows, and elements that follow each other along the columns."""
     stored = k.m.memory.get(e.tensor) if isinstance(e, Access) else None
-    few = (k.size(k.tile or "") or SOME) <= FEW
+    few = (k.size(k.tile or "") or SOME) <= THIN
     return few and isinstance(e, Access) and not strided(e, column, stored)
 
 
@@ -83,7 +96,7 @@ def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
     """
     deep, column, tile = s.reduced[0], s.columns[-1], k.tile or ""
     panel, height = k.columns(d), k.shape[0]
-    depth = min(k.m.block_depth, max(1, NEAR_BLOCK // block))
+    depth = min(k.choice.block_depth, max(1, NEAR_BLOCK // block))
     body: list[Node] = []
     buffers: list[Buffer] = []
 
