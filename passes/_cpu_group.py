@@ -47,7 +47,7 @@ from tcc.passes._cpu_place import (
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
-from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
+from tcc.passes._cpu_vectors import across, column_of, lies_across, lane_variable, strided
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
@@ -332,12 +332,25 @@ class GroupKernel(Operands):
                        Digit(n, space), Digit(n, 1, space)))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
-        """Row by row over the tile."""
+        """Row by row over the tile, or all of it at once where results lie along the rows."""
         if not pending:
             return []
         assert self.tile is not None
+        if len(pending) == 1 and self._lies_across(pending[0]):
+            return self._vector_nodes(pending, self.outer())
         inner = self._vector_nodes(pending, [*self.outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
+
+    def _lies_across(self, d: Einsum) -> bool:
+        """Whether a definition that reduces nothing writes what is contiguous along the rows of the tile, from sums that are
+        contiguous along the columns."""
+        target = Access(d.target, d.indices)
+        stored = self.m.memory.get(d.target)
+        return any(
+            not d.reduced and lies_across(target, v, self.tile or "", stored)
+            for a in d.reads if a.tensor in self.locals
+            for v in variables(a) if lies_across(a, self.tile or "", v, self.locals[a.tensor])
+        )  # fmt: skip
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
