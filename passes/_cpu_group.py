@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from tcc.ir.expr import (
     transform,
     variables,
 )
-from tcc.ir.index import poly
+from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
@@ -47,14 +47,14 @@ from tcc.passes._cpu_place import (
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
-from tcc.passes._cpu_vectors import across, column_of, lies_across, lane_variable, strided
+from tcc.passes._cpu_vectors import across, column_of, lane_variable, lies_across, strided
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
     pass
 
 TURNED = 64  # rows and columns of a tile that is transposed
-REUSE = 4  # an operand that is read more often than this may be copied first
+REUSE = 2  # an operand that is read more often than this may be copied first
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -190,18 +190,26 @@ class GroupKernel(Operands):
         extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
         points = math.prod(size_estimate(self.c, e) for e in extents.values())
         stored = ChainMap(self.locals, self.m.memory)
-        lane = lane_variable(d, [v for v in extents if v not in rows], stored)
+        inner = [v for v in extents if v not in rows]
+        lane = lane_variable(d, inner, stored, self._narrow([d]))
 
         def rule(n: Expr) -> Expr:
             if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
                 return n
-            n = self.m.padded(n, extents)
+            if lane is None or self._leaves(n, lane, extents):
+                n = self.m.padded(n, extents)
             if lane is not None and strided(n, lane, self.m.memory.get(n.tensor)):
                 n = self.m.laid_along(n, lane, extents)
             self.c = self.m.c
             return n
 
         return replace(d, body=transform(d.body, rule))
+
+    def _leaves(self, a: Access, v: str, extents: Mapping[str, Expr]) -> bool:
+        """Whether a read leaves its tensor along a variable."""
+        shape = self.c.tensors[a.tensor].shape
+        indices = zip(a.indices, shape, strict=True)
+        return any(v in variables(i) and not within(i, n, extents) for i, n in indices)
 
     def _reuse(self, members: list[Einsum], rows: list[str]) -> list[Einsum]:
         """An element-wise definition overwrites the buffer of an operand that nothing reads later."""

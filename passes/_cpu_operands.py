@@ -91,7 +91,13 @@ class Operands:
                                        layout or row_major(len(names)))  # fmt: skip
 
     def _vector_nodes(self, members: list[Einsum], rows: list[str]) -> list[Node]:
-        return vector_nodes(members, rows, ChainMap(self.locals, self.m.memory))
+        stored = ChainMap(self.locals, self.m.memory)
+        return vector_nodes(members, rows, stored, self._narrow(members))
+
+    def _narrow(self, members: list[Einsum]) -> set[str]:
+        """Reduced variables that are too short for one vector."""
+        reduced = {v for d in members for v in d.reduced}
+        return {v for v in reduced if (self.size(v) or TYPICAL) < self.m.lanes}
 
     def _depth_order(self, s: Contraction) -> list[str]:
         """The reduced variables, the one that runs farthest innermost."""
