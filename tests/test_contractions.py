@@ -113,28 +113,31 @@ def _close(layer: nn.Module, x: torch.Tensor, target: str = "cpu") -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("width", [3, 8, 29, 40])
+@pytest.mark.parametrize("width", [7, 45])
 def test_windows_with_a_stride_of_two_are_read_along_the_lanes(
     width: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     x, k = torch.randn(2, 5, 9, width, dtype=dtype), torch.randn(5, 1, 3, 3, dtype=dtype)
-    for f in (
-        lambda x: torch.conv2d(x, k, stride=2, padding=1, groups=5),
-        lambda x: torch.nn.functional.avg_pool2d(x, (2, 2)),
-        lambda x: x[..., ::2] * 2 + x[..., 0 : 2 * ((width + 1) // 2) - 1 : 2],
-    ):
-        for memory in (torch.contiguous_format, torch.channels_last):
-            given = x.contiguous(memory_format=memory)
-            torch.testing.assert_close(tcc.compile(f)(given), f(given))
+    every = slice(0, width // 2 * 2, 2)
+
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = torch.conv2d(x, k, stride=2, padding=1, groups=5)
+        return (
+            found,
+            nn.functional.avg_pool2d(x, 2),
+            x[..., every] * x[..., 1::2][..., : width // 2],
+        )
+
+    for memory in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=memory)
+        for found, exact in zip(tcc.compile(f)(given), f(given), strict=True):
+            torch.testing.assert_close(found, exact)
 
 
-@pytest.mark.parametrize("channels", [(96, 40), (24, 70)])
-def test_convolutions_of_one_pixel_are_right_with_results_along_the_rows(
-    channels: tuple[int, int],
-) -> None:
+def test_convolutions_of_one_pixel_are_right_with_results_along_the_rows() -> None:
     torch.manual_seed(0)
-    inner, outer = channels
+    inner, outer = 96, 40
     layer = nn.Conv2d(inner, outer, 1).requires_grad_(False)
     x = torch.randn(2, inner, 32, 32)  # a stride of 4096 bytes between channels
     compiled = tcc.compile(lambda x: torch.relu(layer(x)) + 1)
