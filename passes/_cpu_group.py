@@ -24,6 +24,7 @@ from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
 from tcc.passes._algebra import (
+    TYPICAL,
     Contraction,
     contraction,
     elements,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 TURNED = 64  # rows and columns of a tile that is transposed
 REUSE = 2  # an operand that is read more often than this may be copied first
+LONG = 1 << 14  # elements of a task that is a part of one row
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -172,6 +174,9 @@ class GroupKernel(Operands):
         body: tuple[Node, ...] = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
+        cut = [v for v in self.rows if v not in rows and v not in tiles]
+        if not tiles and math.prod(self.size(v) or TYPICAL for v in rows) < TASKS:
+            tiles = dict.fromkeys(cut, LONG)  # few rows, which would leave cores idle
         for v in reversed(tiles):
             body = (Loop(v, tiles[v], body, "core"),)
         for v in reversed(rows):
