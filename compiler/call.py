@@ -99,14 +99,12 @@ class Caller:
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
         self._scaled = any(is_scaled(t) for t in (*cascade.inputs, *cascade.outputs))
-        if self._scaled and hasattr(kernel, "bind"):
-            t = next(t for t in (*cascade.inputs, *cascade.outputs) if is_scaled(t))
-            raise CompileError(
-                "T0302",
-                f"the C backend has no {t.dtype} tensors yet: `{t.name}`",
-                t.span,
-                helps="pass codes and scales as tensors of their own, or use the numpy target",
-            )
+        self._apart: tuple[Caller, Any] | None = None  # over the parts of scaled inputs
+        if self._scaled and target is not None and target.backend != "numpy":
+            from tcc.scaled import taken_apart
+
+            whole, split = taken_apart(cascade, target)
+            self._apart = Caller(whole, kernel, result), split
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
@@ -135,6 +133,9 @@ class Caller:
         self, values: list[Any], sizes: MappingABC[str, int] | None = None, out: Any = None
     ) -> Any:
         """The outputs for `values` in the order of the inputs, written into `out` if that is given."""
+        if self._apart is not None:
+            caller, split = self._apart
+            return caller.run(split(values), sizes, out)
         if out is not None and (self._on_gpu or self._scaled):
             raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
                                helps="leave it out, and copy the result")  # fmt: skip

@@ -24,7 +24,8 @@ class Encoded:
     tensor with every grouped dimension divided by its group; a scale of a scaled type is an
     `Encoded` itself, whose type counts its groups in scales. Tables
     have the shape [residual, codes, vector], codes [residual, …, n / vector]; without residual or vector, those are
-    left out. T0148 for parts of wrong shapes.
+    left out. Arrays are NumPy's, or torch tensors on the CPU. T0148 for parts of wrong shapes, and for integers out of
+    range.
     """
 
     dtype: DType
@@ -47,6 +48,9 @@ class Encoded:
         extra = [n for n in self.parts if getattr(form, n, None) is None]
         if extra:
             raise CompileError("T0148", f"{self.dtype} has no `{extra[0]}`", helps="leave it out")
+        check_codes("codes", self.codes, form.element)
+        for name, (_, t) in part_shapes(self.dtype, self.axes, shape).items():
+            check_codes(name, self.parts[name], t)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,6 +64,17 @@ class Encoded:
     def decode(self) -> Array:
         """The values: float64 of the tensor's shape."""
         return decode_scaled(self, self.dtype, self.axes)
+
+
+def check_codes(name: str, codes: Array, t: DType) -> None:
+    """T0148 for an integer part with a value that its type lacks."""
+    if t.native or not t.is_integer or isinstance(codes, Encoded) or not np.size(codes):
+        return
+    low, high = integer_range(t)
+    for found in (int(codes.min()), int(codes.max())):
+        if not low <= found <= high:
+            raise CompileError("T0148", f"`{name}` has the value {found}, but {t} has values from {low} to {high}",
+                               helps="clip the values, or choose a wider type")  # fmt: skip
 
 
 def scaled_form(t: DType) -> Scaled:
@@ -316,6 +331,7 @@ def random_stored(
     if not isinstance(t.form, Scaled):
         return t.store(random.standard_normal(shape))
     form = t.form
+    check_groups(t, axes, shape)
     if form.table is None:
         return t.store(random.standard_normal(shape), axes)
     small = list(shape)
