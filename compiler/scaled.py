@@ -26,7 +26,7 @@ def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split]:
         if is_scaled(t):
             raise CompileError("T0302", f"the {target.backend} backend has no {t.dtype} tensors yet: `{t.name}`", t.span,
                                helps="pass codes and scales as tensors of their own, or use the numpy target")  # fmt: skip
-    parts = [(t, parts_of(t) if is_scaled(t) else None) for t in c.inputs]
+    parts = [(t, parts_of(t.dtype, t.axes, t.shape) if is_scaled(t) else None) for t in c.inputs]
 
     def apart(values: list[Any]) -> list[Any]:
         found: list[Any] = []
@@ -51,7 +51,7 @@ def unscaled_inputs(before: Cascade, after: Cascade, inputs: dict[str, Any]) -> 
             continue
         if not is_scaled(t):
             continue
-        mine = parts_of(t)
+        mine = parts_of(t.dtype, t.axes, t.shape)
         del found[t.name]
         found |= zip((next(names) for _ in mine), split(inputs[t.name], t, mine), strict=False)
     return found

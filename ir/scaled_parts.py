@@ -23,6 +23,7 @@ from tcc.ir.dtype_scaled import Encoded, scaled_form
 from tcc.ir.expr import Access, Cast, Const, Expr, call
 from tcc.ir.index import divide, poly
 
+Names = dict[tuple[str, ...], str]  # of the parts, by their paths
 Divide = Callable[[Expr, int], Expr]  # a size over an integer that divides it
 _BESIDE = ("table", "scale", "zero", "offset")
 
@@ -56,9 +57,11 @@ def rank_groups(tensors: Iterable[Tensor]) -> dict[str, int]:
     return found
 
 
-def parts_of(t: Tensor, over: Divide | None = None) -> list[Part]:
+def parts_of(
+    t: DType, axes: tuple[str, ...], shape: tuple[Expr, ...], over: Divide | None = None
+) -> list[Part]:
     """The parts of a tensor of a scaled type, the codes first; sizes are divided by `over`."""
-    return list(_parts(t.dtype, t.axes, t.shape, (), over or divided, (1,) * len(t.shape)))
+    return list(_parts(t, axes, shape, (), over or divided, (1,) * len(shape)))
 
 
 def divided(size: Expr, n: int) -> Expr:
@@ -107,12 +110,12 @@ def _parts(t: DType, axes: tuple[str, ...], whole: tuple[Expr, ...], path: tuple
             yield Part((*path, name), part, _entries(whole, lengths, over))
 
 
-def value_at(t: Tensor, names: dict[tuple[str, ...], str], at: tuple[Expr, ...]) -> Expr:
+def value_at(t: DType, axes: tuple[str, ...], names: Names, at: tuple[Expr, ...]) -> Expr:
     """The element of a scaled tensor at `at`, from its parts, which have these names."""
-    return _value(t.dtype, t.axes, names, at, (), (1,) * len(at), t.dtype.compute)
+    return _value(t, axes, names, at, (), (1,) * len(at), t.compute)
 
 
-def _value(t: DType, axes: tuple[str, ...], names: dict[tuple[str, ...], str], at: tuple[Expr, ...],
+def _value(t: DType, axes: tuple[str, ...], names: Names, at: tuple[Expr, ...],
            path: tuple[str, ...], outer: Lengths, compute: DType) -> Expr:  # fmt: skip
     form = scaled_form(t)
     lengths = _lengths(t, axes, outer)
@@ -140,7 +143,7 @@ def _coordinates(at: tuple[Expr, ...], lengths: Lengths) -> tuple[Expr, ...]:
     )
 
 
-def _element(form: Scaled, axes: tuple[str, ...], names: dict[tuple[str, ...], str],
+def _element(form: Scaled, axes: tuple[str, ...], names: Names,
              at: tuple[Expr, ...], path: tuple[str, ...], outer: Lengths, compute: DType) -> Expr:  # fmt: skip
     codes = names[(*path, "codes")]
     if form.table is None:

@@ -8,10 +8,8 @@ from tcc.ir.cascade import Cascade, Einsum, Extern, Rank, Tensor
 from tcc.ir.dtype import Scaled
 from tcc.ir.expr import Access, Const, Expr, Size, Var, call, transform
 from tcc.ir.index import within
-from tcc.ir.scaled_parts import divided, parts_of, rank_groups, value_at
+from tcc.ir.scaled_parts import Names, divided, parts_of, rank_groups, value_at
 from tcc.ir.target import Target
-
-Names = dict[tuple[str, ...], str]  # of the parts, by their path
 
 
 def unscale(c: Cascade, target: Target) -> Cascade:
@@ -41,7 +39,7 @@ def unscale(c: Cascade, target: Target) -> Cascade:
             inputs.append(t)
             continue
         mine = names[t.name] = {}
-        for p in parts_of(t, over):
+        for p in parts_of(t.dtype, t.axes, t.shape, over):
             mine[p.path] = _fresh(f"{t.name}_{p.name}", taken)
             inputs.append(Tensor(mine[p.path], p.dtype, p.shape, 0, t.span, t.constant))
     made = tuple(_read(c, d, names) if isinstance(d, Einsum) else d for d in c.definitions)
@@ -83,7 +81,7 @@ def _read(c: Cascade, d: Einsum, names: dict[str, Names]) -> Einsum:
         if not (isinstance(n, Access) and n.tensor in names):
             return n
         t = c.tensors[n.tensor]
-        value = value_at(t, names[n.tensor], n.indices)
+        value = value_at(t.dtype, t.axes, names[n.tensor], n.indices)
         held: Expr | None = None
         for i, size in zip(n.indices, t.shape, strict=True):
             if isinstance(i, Var) and c.same_size(extents[i.name], size):
