@@ -40,8 +40,7 @@ def weight_type(spelling: str | DType) -> DType:
     A group without a rank is along the input features; without any group, every output feature is one. Without a
     scale it is f16; unsigned integers without a zero point or offset are symmetric around the middle: u4 has `zero 8`.
 
-    >>> weight_type("u4[group 128]").name, weight_type("i8").name
-    ('u4[group k 128, scale f16, zero 8]', 'i8[group k, scale f16]')
+    `u4[group 128]` is `u4[group k 128, scale f16, zero 8]`, `i8` is `i8[group k, scale f16]`.
     """
     if isinstance(spelling, DType):
         return spelling
@@ -69,8 +68,7 @@ def weight_type(spelling: str | DType) -> DType:
 def activation_type(spelling: str | DType) -> DType:
     """The type to which the inputs of a layer are rounded; T0147 for another than `iN[group k n, scale f32]`.
 
-    >>> activation_type("i8[group 128]").name
-    'i8[group k 128, scale f32]'
+    `i8[group 128]` is `i8[group k 128, scale f32]`.
     """
     text = spelling.name if isinstance(spelling, DType) else spelling
     text = _CLAUSE.sub(lambda m: f"{m[1]} k {m[2]}".rstrip(), text.strip())
