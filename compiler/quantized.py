@@ -22,6 +22,7 @@ from tcc.ir.dtype_scaled import Encoded, encode_scaled, scaled_form
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Const
 from tcc.ir.scaled_parts import Part, parts_of
+from tcc.scales import encode_closely
 from tcc.stored import as_tensor, torch_dtype
 
 AXES = ("n", "k")  # of a weight: output features, input features
@@ -269,7 +270,7 @@ def rounded(x: Tensor, t: DType) -> Tensor:
 
 
 def quantize(
-    module: nn.Module, weights: Weights, activations: str | None, layers: Layers
+    module: nn.Module, weights: Weights, activations: str | None, layers: Layers, search: bool
 ) -> nn.Module:
     """What `tcc.quantize` does."""
     chosen = _chooser(layers)
@@ -287,7 +288,7 @@ def quantize(
         if not chosen(name, layer) or (given is not None and name not in given):
             continue
         try:
-            weight = given[name] if given is not None else _encoded(layer.weight, t)
+            weight = given[name] if given is not None else _encoded(layer.weight, t, search)
             made[name] = _layer(layer, weight, inputs)
         except CompileError as error:
             d = error.diagnostic
@@ -302,9 +303,10 @@ def quantize(
     return module
 
 
-def _encoded(weight: Tensor, t: DType | None) -> Encoded:
+def _encoded(weight: Tensor, t: DType | None, search: bool) -> Encoded:
     assert t is not None
-    return encode_scaled(weight.detach().double().numpy(), t, AXES)
+    encode = encode_closely if search else encode_scaled
+    return encode(weight.detach().double().numpy(), t, AXES)
 
 
 def _layer(layer: nn.Linear, weight: Encoded, activations: DType | None) -> QuantizedLinear:

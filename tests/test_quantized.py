@@ -111,3 +111,18 @@ def test_errors(weights: Any, activations: str | None, code: str, message: str) 
         tcc.quantize(model(), weights, activations)
     assert caught.value.diagnostic.code == code
     assert message in caught.value.diagnostic.message
+
+
+@pytest.mark.parametrize("spelling", ["u4[group 16]", "i3[group 32]", "nf4", "u4[group 16, zero u4]", "f4e2m1[group 32, scale e8m0]"])  # fmt: skip
+def test_searched_scales_are_no_worse_in_any_group(spelling: str, rng: np.random.Generator) -> None:
+    from tcc.ir.dtype_scaled import encode_scaled, group_sizes
+    from tcc.quantized import weight_type
+    from tcc.scales import encode_closely
+
+    t, x = weight_type(spelling), rng.standard_normal((6, 64))
+    plain, close = encode_scaled(x, t, ("n", "k")), encode_closely(x, t, ("n", "k"))
+    length = group_sizes(t, ("n", "k"), x.shape)[1]
+    errors = [((e.decode() - x) ** 2).reshape(6, -1, length).sum(-1) for e in (plain, close)]
+    assert (errors[1] <= errors[0] * (1 + 1e-12)).all()
+    if spelling in ("u4[group 16]", "i3[group 32]"):
+        assert errors[1].sum() < 0.95 * errors[0].sum()
