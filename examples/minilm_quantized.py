@@ -48,14 +48,12 @@ def main() -> int:
     full: Any = tcc.compile(model)
     wanted = full(*inputs[0])
     shapes = [" x ".join(map(str, ids.shape)) for ids, _ in inputs]
-    print(
-        "cosine: of each embedding with the one in full precision; similarity: largest change of a cosine of two"
-    )
-    print(
-        f"sentences; ms for {shapes[0]} and {shapes[1]} tokens, {torch.get_num_threads()} thread(s)\n"
-    )
+    print("cosine: of each embedding with the one in full precision")
+    print("similarity: largest change of the cosine of two sentences")
+    print(f"ms: for batch x tokens, taking turns with f32; {torch.get_num_threads()} thread(s)\n")
+    columns = "".join(f"{f'{s} ms':>14}{'of f32':>8}" for s in shapes)
     head = f"{'weights':<24}{'activations':<15}{'linear MB':>10}{'model MB':>10}{'worst cosine':>14}{'mean':>9}"
-    print(head + f"{'similarity':>12}" + "".join(f"{f'{s} ms':>14}" for s in shapes))
+    print(head + f"{'similarity':>12}" + columns)
     fits, shown = True, None
     for weights, activations in (("f32", None), *KINDS):
         changed = weights != "f32"
@@ -67,8 +65,9 @@ def main() -> int:
         similarity = float((got @ got.T - wanted @ wanted.T).abs().max())
         times = [medians_ms(options.rounds, partial(full, *i), partial(fast, *i)) for i in inputs]
         linear, whole = megabytes(encoded)
-        print(f"{weights:<24}{activations or 'f32':<15}{linear:10.1f}{whole:10.1f}{float(cosines.min()):14.5f}"
-              f"{float(cosines.mean()):9.5f}{similarity:12.4f}" + "".join(f"{t:14.2f}" for _, t in times))  # fmt: skip
+        row = f"{weights:<24}{activations or 'f32':<15}{linear:10.1f}{whole:10.1f}"
+        row += f"{float(cosines.min()):14.5f}{float(cosines.mean()):9.5f}{similarity:12.4f}"
+        print(row + "".join(f"{new:14.2f}{new / old:7.2f}x" for old, new in times), flush=True)
         shown = got if weights == "u4[group 32, zero u4]" and activations is None else shown
     assert shown is not None
     print("\nwith weights of u4[group 32, zero u4]:")

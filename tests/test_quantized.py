@@ -113,7 +113,16 @@ def test_errors(weights: Any, activations: str | None, code: str, message: str) 
     assert message in caught.value.diagnostic.message
 
 
-@pytest.mark.parametrize("spelling", ["u4[group 16]", "i3[group 32]", "nf4", "u4[group 16, zero u4]", "f4e2m1[group 32, scale e8m0]"])  # fmt: skip
+SEARCHED = [
+    "u4[group 16]",
+    "i3[group 32]",
+    "nf4",
+    "u4[group 16, zero u4]",
+    "f4e2m1[group 32, scale e8m0]",
+]
+
+
+@pytest.mark.parametrize("spelling", SEARCHED)
 def test_searched_scales_are_no_worse_in_any_group(spelling: str, rng: np.random.Generator) -> None:
     from tcc.ir.dtype_scaled import encode_scaled, group_sizes
     from tcc.quantized import weight_type
