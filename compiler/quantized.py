@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import DType, Scaled
 from tcc.ir.dtype_codes import integer_range
-from tcc.ir.dtype_scaled import Encoded, encode_scaled, scaled_form
+from tcc.ir.dtype_scaled import (
+    Encoded,
+    check_groups,
+    encode_scaled,
+    group_sizes,
+    inner_type,
+    part_shapes,
+    scaled_form,
+)
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Const
 from tcc.ir.scaled_parts import Part, parts_of
@@ -93,11 +101,22 @@ def _listed(t: DType, axes: tuple[str, ...], shape: Sequence[int]) -> list[Part]
     return parts_of(t, axes, tuple(Const(int(n)) for n in shape))
 
 
-def _shape(codes: Tensor, t: DType, axes: tuple[str, ...]) -> list[int]:
+def _checked(parts: list[Tensor], t: DType, axes: tuple[str, ...]) -> list[int]:
+    """The shape of the whole, of which these are the parts; T0147 and T0148 where they do not fit."""
     form = scaled_form(t)
-    shape = list(codes.shape[1 if form.residual > 1 else 0 :])
-    if form.vector is not None:
+    shape = list(parts[0].shape[1 if form.residual > 1 else 0 :])
+    if form.vector is not None and len(shape) == len(axes):
         shape[axes.index(form.vector[0])] *= form.vector[1]
+    check_groups(t, axes, tuple(shape))
+    listed = _listed(t, axes, shape)
+    for p, found in zip(listed, parts):
+        wanted = [s.value for s in p.shape if isinstance(s, Const)]
+        if list(found.shape) != wanted or found.dtype != torch_dtype(torch, p.dtype):
+            raise CompileError("T0148", f"`{p.name}` is {found.dtype} {list(found.shape)}, not {p.dtype} {wanted}",
+                               helps=f"pass the parts of {t}: {', '.join(q.name for q in listed)}")  # fmt: skip
+    if len(listed) != len(parts):
+        raise CompileError("T0148", f"{t} has {len(listed)} parts, not {len(parts)}",
+                           helps=f"pass {', '.join(q.name for q in listed)}")  # fmt: skip
     return shape
 
 
@@ -113,14 +132,13 @@ def gathered(
 
 def _gathered(t: DType, axes: tuple[str, ...], found: dict[tuple[str, ...], Any], path: tuple[str, ...],
               shape: tuple[int, ...]) -> Encoded:  # fmt: skip
-    from tcc.ir.dtype_scaled import part_shapes
-
     parts: dict[str, Any] = {}
     for name, (wanted, part) in part_shapes(t, axes, shape).items():
-        inner = isinstance(part.form, Scaled)
-        parts[name] = (
-            _gathered(part, axes, found, (*path, name), wanted) if inner else found[(*path, name)]
-        )
+        if isinstance(part.form, Scaled):
+            inner = inner_type(part, group_sizes(t, axes, shape), axes)
+            parts[name] = _gathered(inner, axes, found, (*path, name), wanted)
+        else:
+            parts[name] = found[(*path, name)]
     return Encoded(t, axes, found[(*path, "codes")], parts)
 
 
@@ -131,15 +149,15 @@ def decode(codes: Tensor, parts: list[Tensor], kind: str, axes: str) -> Tensor:
     Each value is exact, then rounded once into f32 (f64, where f32 does not hold the parts).
     """
     t, names = dtype(kind), tuple(axes.split())
-    arrays = [_array(p) for p in (codes, *parts)]
-    whole = gathered(t, names, arrays, _shape(codes, t, names))
+    shape = _checked([codes, *parts], t, names)
+    whole = gathered(t, names, [_array(p) for p in (codes, *parts)], shape)
     return torch.from_numpy(whole.decode()).to(torch_dtype(torch, t.compute))
 
 
 @decode.register_fake  # type: ignore[untyped-decorator]
 def _(codes: Tensor, parts: list[Tensor], kind: str, axes: str) -> Tensor:
     t, names = dtype(kind), tuple(axes.split())
-    shape = _shape(codes, t, names)
+    shape = _checked([codes, *parts], t, names)
     return codes.new_empty(shape, dtype=torch_dtype(torch, t.compute))
 
 

@@ -148,7 +148,7 @@ def part_shapes(
     return found
 
 
-def _inner(t: DType, sizes: Sizes, axes: Axes) -> DType:
+def inner_type(t: DType, sizes: Sizes, axes: Axes) -> DType:
     """A scale's own type, its groups counted in scales instead of elements."""
     from tcc.ir.dtype_text import scaled_name
 
@@ -191,7 +191,7 @@ def decode_scaled(stored: Any, t: DType, axes: Axes) -> Array:
     elif zero is not None:
         value = value - zero
     if form.scale is not None:
-        scale = _inner(form.scale, sizes, axes).load(parts["scale"], axes)
+        scale = inner_type(form.scale, sizes, axes).load(parts["scale"], axes)
         value = value * spread(scale.astype(np.float64), sizes)
     if form.offset is not None:
         value = value + spread(form.offset.load(parts["offset"]).astype(np.float64), sizes)
@@ -295,7 +295,7 @@ def _extremes(x: Array, sizes: Sizes) -> tuple[Array, Array]:
 def _scales(wanted: Array, form: Scaled, most: float, sizes: Sizes, axes: Axes,
             size: Array) -> tuple[Any, Array]:  # fmt: skip
     assert form.scale is not None
-    t = _inner(form.scale, sizes, axes)
+    t = inner_type(form.scale, sizes, axes)
     with np.errstate(all="ignore"):
         if form.scale.name == "e8m0":
             power = np.floor(np.log2(size)) - np.floor(np.log2(most))
@@ -356,7 +356,7 @@ def random_stored(
     codes = random_stored(form.element, axes, (*levels, *small), random, 2**form.element.bits)
     parts = {
         name: random_stored(
-            _inner(part, group_sizes(t, axes, shape), axes), axes, wanted, random, 2
+            inner_type(part, group_sizes(t, axes, shape), axes), axes, wanted, random, 2
         )
         for name, (wanted, part) in part_shapes(t, axes, shape).items()
     }

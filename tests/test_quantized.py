@@ -35,7 +35,8 @@ def test_what_a_type_leaves_out(spelling: str, full: str) -> None:
 
 
 @pytest.mark.parametrize("weights, activations", [
-    ("u4[group 16]", None), ("i8[scale bf16]", "i8"), ("f4e2m1[group 16, scale f8e4m3fn[scale f32]]", "i8[group 16]"),
+    ("u4[group 16]", None), ("i8[scale bf16]", "i8"), ("u4[group 8, scale u8[group 32, scale f16], zero u4]", None),
+    ("f4e2m1[group 16, scale f8e4m3fn[scale f32]]", "i8[group 16]"),
 ])  # fmt: skip
 def test_compiled_and_eager_agree(weights: str, activations: str | None) -> None:
     plain = model()
@@ -135,3 +136,16 @@ def test_searched_scales_are_no_worse_in_any_group(spelling: str, rng: np.random
     assert (errors[1] <= errors[0] * (1 + 1e-12)).all()
     if spelling in ("u4[group 16]", "i3[group 32]"):
         assert errors[1].sum() < 0.95 * errors[0].sum()
+
+
+def test_operands_of_decode_are_checked() -> None:
+
+    codes, scale = torch.zeros(4, 8, dtype=torch.uint8), torch.ones(4, 2, dtype=torch.float16)
+    decode, kind = torch.ops.tcc.decode, "u4[group k 4, scale f16, zero 8]"
+    assert torch.equal(decode(codes, [scale], kind, "n k"), torch.full((4, 8), -8.0))
+    for parts, spelled, message in (
+        ([scale[:, :1]], kind, r"not f16 \[4, 2\]"), ([scale.float()], kind, "`scale` is torch.float32"),
+        ([], kind, "2 parts, not 1"), ([scale], kind.replace("4,", "3,"), "groups of 3 do not divide"),
+    ):  # fmt: skip
+        with pytest.raises(CompileError, match=message):
+            decode(codes, parts, spelled, "n k")
