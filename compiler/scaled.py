@@ -26,15 +26,22 @@ def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split]:
         if is_scaled(t):
             raise CompileError("T0302", f"the {target.backend} backend has no {t.dtype} tensors yet: `{t.name}`", t.span,
                                helps="pass codes and scales as tensors of their own, or use the numpy target")  # fmt: skip
-    parts = [(t, parts_of(t.dtype, t.axes, t.shape) if is_scaled(t) else None) for t in c.inputs]
+    parts = [parts_of(t.dtype, t.axes, t.shape) if is_scaled(t) else None for t in c.inputs]
+    last: list[tuple[Any, list[Any]]] = [(None, [])] * len(
+        parts
+    )  # weights are the same in most calls
 
     def apart(values: list[Any]) -> list[Any]:
         found: list[Any] = []
-        for v, (t, mine) in zip(values, parts, strict=True):
+        for n, (v, mine) in enumerate(zip(values, parts)):
             if mine is None:
                 found.append(v)
-            else:
-                found += split(v, t, mine)
+                continue
+            known, arrays = last[n]
+            if known is not v:
+                arrays = split(v, c.inputs[n], mine)
+                last[n] = v, arrays
+            found += arrays
         return found
 
     return plain, apart
