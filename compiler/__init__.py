@@ -23,8 +23,18 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "CompileError", "CompiledProgram", "Program", "__version__", "compile", "dtype", "dtypes", "grad",
-    "load", "parse",
+    "CompileError",
+    "CompiledProgram",
+    "Program",
+    "__version__",
+    "compile",
+    "dtype",
+    "dtypes",
+    "formats",
+    "grad",
+    "load",
+    "parse",
+    "quantize",
 ]  # fmt: skip
 
 
@@ -81,6 +91,32 @@ def grad(
     return gradient(program, wrt, of, seeds, forward, saved, target, options)
 
 
+def quantize(
+    module: Any,
+    weights: str | DType | Mapping[str, dtypes.Encoded] = "u4[group 128]",
+    activations: str | None = None,
+    *,
+    layers: Callable[[str, Any], bool] | str | Sequence[str] | None = None,
+    search: bool = True,
+) -> Any:
+    """`module` with the weights of its linear layers stored encoded; changed in place and returned.
+
+    `weights` is a scaled type over `n` (output features) and `k` (input features), or `Encoded`
+    weights by the names of layers. In a type, a group without a rank is along the input features;
+    without a group every output feature is one; without `scale` it is f16; and unsigned integers
+    without a zero point are symmetric around the middle (`u4`: `zero 8`). `activations`, as in
+    `"i8[group 128]"`, rounds the inputs of the layers when they run, with a scale per group of
+    every token: each value moves by at most 1/254 of the largest of its group. `layers` chooses:
+    a function of name and layer, a regular expression, or names. Biases stay. `search` tries
+    several scales for each group of few bits and keeps the one with the least squared error.
+
+    Raises T0147 where a group does not divide the features, T0148 for weights that do not fit.
+    """
+    from tcc.quantized import quantize as quantized
+
+    return quantized(module, weights, activations, layers, search)
+
+
 def dtype(spelling: str) -> DType:
     """The element type of a spelling, as in `f8e4m3fn` or `i4[group k 128, scale f16]`; `tcc.dtypes` uses it.
 
@@ -115,10 +151,10 @@ def __getattr__(name: str) -> Any:
         from tcc import program
 
         return getattr(program, name)
-    if name == "dtypes":
+    if name in ("dtypes", "formats"):
         import importlib
 
-        return importlib.import_module("tcc.dtypes")
+        return importlib.import_module(f"tcc.{name}")
     if name == "__version__":
         from tcc.options import version
 

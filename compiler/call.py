@@ -100,14 +100,12 @@ class Caller:
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
         self._scaled = any(is_scaled(t) for t in (*cascade.inputs, *cascade.outputs))
-        if self._scaled and hasattr(kernel, "bind"):
-            t = next(t for t in (*cascade.inputs, *cascade.outputs) if is_scaled(t))
-            raise CompileError(
-                "T0302",
-                f"the C backend has no {t.dtype} tensors yet: `{t.name}`",
-                t.span,
-                helps="pass codes and scales as tensors of their own, or use the numpy target",
-            )
+        self._apart: tuple[Caller, Any] | None = None  # over the parts of scaled inputs
+        if self._scaled and target is not None and target.backend != "numpy":
+            from tcc.scaled import taken_apart
+
+            whole, split = taken_apart(cascade, target)
+            self._apart = Caller(whole, kernel, result), split
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
@@ -162,6 +160,9 @@ class Caller:
         self, values: list[Any], sizes: MappingABC[str, int] | None = None, out: Any = None
     ) -> Any:
         """The outputs for `values` in the order of the inputs, written into `out` if that is given."""
+        if self._apart is not None:
+            caller, split = self._apart
+            return caller.run(split(values), sizes, out)
         if out is not None and (self._on_gpu or self._scaled):
             raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
                                helps="leave it out, and copy the result")  # fmt: skip
@@ -251,18 +252,20 @@ class Caller:
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _content(self, values: list[Any], pointers: list[int]) -> object:
-        """A key that changes when the content of a constant input may have: only tensors tell, by
-        their version. A tensor that was seen is kept alive, so that its address stays its own."""
+        """A key that changes when the content of a constant input may have: tensors tell by their
+        version, and arrays that nobody may write stay what they are. What was seen is kept alive, so
+        that its address stays its own."""
         key = []
         for n in self._constants:
             v = values[n]
-            if isinstance(v, np.ndarray) or v.is_inference():
+            array = isinstance(v, np.ndarray)
+            if not _read_only(v) if array else v.is_inference():
                 return object()
             if pointers[n] not in self._seen:
                 if len(self._seen) >= _MOST_PLANS:
                     return object()
                 self._seen[pointers[n]] = v
-            key.append((pointers[n], v._version))
+            key.append((pointers[n], 0 if array else v._version))
         return tuple(key)
 
     def _interpreted(self, plan: Plan, values: list[Any], torch: Any) -> Any:
@@ -377,6 +380,15 @@ class Caller:
         with guarded(self._result) if self._result else contextlib.nullcontext():
             call: Callable[..., None] = self._kernel.bind(*arguments)
         return call
+
+
+def _read_only(array: Any) -> bool:
+    """Whether an array, and what it is a view of, may not be written."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return array is None
 
 
 def _interpret(c: Cascade, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from tcc.dump import Header, level_of, write
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.mapping import Mapping
+from tcc.ir.sizes import known_sizes
 
 DEFAULT_SIZE = 64
 MOST_POINTS = 1 << 26
@@ -164,7 +165,7 @@ def do_explain(o: argparse.Namespace) -> int:
     for unit in _units(o):
         result = _lower(unit, o.target, o)
         sizes = _sized(unit.program, o.size) if o.size else {}
-        found.append(explain(result, _known(result.program, sizes)))
+        found.append(explain(result, known_sizes(result.program.ranks, sizes)))
     if o.json:
         print(json.dumps([f.json() for f in found] if len(found) > 1 else found[0].json()))
     else:
@@ -214,7 +215,7 @@ def do_map(o: argparse.Namespace) -> int:
                 f"programs for `{result.target.name}` have no mapping",
                 "choose a target with one, as in `--target cpu`",
             )
-        found = cost(result.mapping, result.target, _known(result.mapping, sizes))
+        found = cost(result.mapping, result.target, known_sizes(result.mapping.ranks, sizes))
         texts.append("\n".join(cost_lines(found)))
         reports.append(cost_json(found))
     if o.json:
@@ -267,11 +268,6 @@ def do_run(o: argparse.Namespace) -> int:
 
 
 # ---- what the commands share
-
-
-def _known(program: Any, sizes: dict[str, int]) -> dict[str, int]:
-    """The given sizes of ranks that a lowered program still has: passes may have fixed or split some."""
-    return {r.name: sizes[r.name] for r in program.ranks if r.name in sizes}
 
 
 def _units(o: argparse.Namespace) -> list[files.Unit]:
@@ -337,7 +333,10 @@ def _sized(program: Cascade | Mapping, words: list[str]) -> dict[str, int]:
         default //= 2
         sizes, guessed = all_sizes(face, given, default)
     if guessed:
-        print(f"note: no size given for {', '.join(guessed)}: {default} each", file=sys.stderr)
+        told = f"{', '.join(guessed)}: {default} each"
+        if any(sizes[r] != default for r in guessed):  # whole groups of scaled types
+            told = ", ".join(f"{r}: {sizes[r]}" for r in guessed)
+        print(f"note: no size given for {told}", file=sys.stderr)
     return sizes
 
 

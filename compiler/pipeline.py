@@ -18,6 +18,7 @@ from tcc.ir.mapping import Mapping
 from tcc.ir.target import Target
 
 PASSES = (
+    "unscale",  # cascade -> cascade: scaled inputs become codes, scales and arithmetic
     "restrict",  # cascade -> cascade: which points exist becomes explicit
     "simplify",  # cascade -> cascade: fold, share, inline, drop
     "derive",  # cascade -> cascade: reductions that depend on each other become one walk
@@ -95,8 +96,9 @@ class Check:
 
 
 def names_for(target: Target) -> tuple[str, ...]:
-    """The passes that a program for `target` goes through; the interpreters need no mapping."""
-    return PASSES[:-1] if target.backend == "numpy" else PASSES
+    """The passes that a program for `target` goes through; the interpreters need no mapping, and
+    read scaled tensors themselves."""
+    return PASSES[1:-1] if target.backend == "numpy" else PASSES
 
 
 def passes(names: Sequence[str], options: PassOptions | None = None) -> list[Pass]:

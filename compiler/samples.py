@@ -16,6 +16,7 @@ from tcc.ir.dtype_scaled import random_stored
 from tcc.ir.expr import Access, Expr, walk
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import Value, bind
+from tcc.ir.scaled_parts import rank_groups
 from tcc.ir.sizes import resolution_order, size_value
 
 Array = Any
@@ -39,13 +40,17 @@ class Agreement:
 def all_sizes(
     c: Cascade, given: MappingABC[str, int], default: int
 ) -> tuple[dict[str, int], list[str]]:
-    """A size for every rank that has none: the given one or `default`; and the ranks that got the
-    default.
+    """A size for every rank that has none: the given one or `default` (rounded up to whole groups of
+    scaled types); and the ranks that got the default.
 
     Raises what `bind` raises for sizes that contradict each other or overflow, without allocating
     anything.
     """
-    sizes = {r.name: given.get(r.name, default) for r in c.ranks if r.size is None}
+    groups = rank_groups(c.inputs)
+    fitting = {name: -(-default // n) * n for name, n in groups.items()}
+    sizes = {
+        r.name: given.get(r.name, fitting.get(r.name, default)) for r in c.ranks if r.size is None
+    }
     check = {**sizes, **given}
     for r in c.ranks:
         if r.size is not None and r.name in given:

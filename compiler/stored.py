@@ -55,6 +55,13 @@ def to_numpy(value: Any, t: Tensor) -> Any:
 
 def to_torch(torch: Any, stored: Array, t: Tensor) -> Any:
     """An interpreter's output as a torch tensor."""
+    return as_tensor(torch, stored, t.dtype)
+
+
+def as_tensor(torch: Any, stored: Any, dtype: DType) -> Any:
+    """Stored elements of a type as a torch tensor of the type that torch has for them; tensors as they are."""
+    if isinstance(stored, torch.Tensor):
+        return stored
     made = torch.from_numpy(np.array(stored, order="C"))
-    wanted = torch_dtype(torch, t.dtype)
+    wanted = torch_dtype(torch, dtype)
     return made if made.dtype == wanted else made.view(wanted)

@@ -123,8 +123,8 @@ class Builder:
             raise Unsupported(f"dtype {name} is not supported yet")
         return _TYPES[name]
 
-    def spec(self, name: str, fake: Any) -> Tensor:
-        """A tensor's type from its fake value; checks that it lies on the CPU, dense."""
+    def spec(self, name: str, fake: Any, dtype: DType | None = None) -> Tensor:
+        """A tensor's type from its fake value (and `dtype`, if that says more); checks that it lies on the CPU, dense."""
         import torch
 
         if fake.device.type != "cpu":
@@ -132,7 +132,7 @@ class Builder:
         if fake.layout != torch.strided:
             raise Unsupported(f"layout {fake.layout} is not supported")
         shape = tuple(self.size(n) for n in fake.shape)
-        return Tensor(name, self.dtype(fake.dtype), shape, 0, self.span)
+        return Tensor(name, dtype or self.dtype(fake.dtype), shape, 0, self.span)
 
     def size(self, n: Any) -> Expr:
         """A size as an expression; its symbols become ranks."""

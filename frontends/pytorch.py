@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
+from tcc.frontends._pytorch_decode import part_type
 from tcc.frontends._pytorch_decompositions import own_decompositions
 from tcc.frontends._pytorch_extern import extern_call, run_extern
 from tcc.frontends._pytorch_order import Order, in_memory_order, memory_order
@@ -85,6 +86,7 @@ def lowerings() -> dict[str, Lowering]:
     from tcc.frontends import (
         _pytorch_contractions,
         _pytorch_creation,
+        _pytorch_decode,
         _pytorch_pointwise,
         _pytorch_pooling,
         _pytorch_reductions,
@@ -92,7 +94,7 @@ def lowerings() -> dict[str, Lowering]:
     )  # fmt: skip
 
     modules = (_pytorch_pointwise, _pytorch_views, _pytorch_creation, _pytorch_reductions, _pytorch_contractions,
-               _pytorch_pooling)  # fmt: skip
+               _pytorch_pooling, _pytorch_decode)  # fmt: skip
     return {name: f for m in modules for name, f in m.LOWERINGS.items()}
 
 
@@ -188,7 +190,7 @@ class _Capture:
             e = self.b.size(val)
             self.inputs.append(Input(rank=e.rank if isinstance(e, Size) else None))
             return e
-        t = self.b.spec(self.b.fresh(self.names.get(position, node.name)), val)
+        t = self.b.spec(self.b.fresh(self.names.get(position, node.name)), val, part_type(node))
         self.inputs.append(Input(tensor=t.name))
         self.lies(t, val)
         return self.declare(t)
@@ -208,7 +210,7 @@ class _Capture:
             value = getattr(value, part)
         if not isinstance(value, torch.Tensor):
             raise Unsupported(f"`{node.target}` holds a `{type(value).__name__}`")
-        t = self.declare(self.b.spec(self.b.fresh(node.name), value))
+        t = self.declare(self.b.spec(self.b.fresh(node.name), value, part_type(node)))
         self.constants[t.name] = value.detach()
         return t
 

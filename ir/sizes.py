@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from tcc.ir.cascade import Cascade, Rank
@@ -63,24 +63,41 @@ def size_value(size: Expr, sizes: Mapping[str, int], rank: Rank) -> int:
 
 def solve_sizes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], sizes: dict[str, int]) -> None:
     """Adds ranks that an input's shape determines: `2*P + R - 2 = n` gives P once R is known."""
-    open_ = [(s, n) for t in c.inputs for s, n in zip(t.shape, shapes.get(t.name, ()))]
+    open_ = {r.name for r in c.ranks if r.size is None}
+    pairs = ((s, n) for t in c.inputs for s, n in zip(t.shape, shapes.get(t.name, ())))
+    _solve(list(pairs), open_, sizes)
+
+
+def known_sizes(ranks: Iterable[Rank], given: Mapping[str, int]) -> dict[str, int]:
+    """The given sizes of ranks that are there, with those that they determine: K = 128*G and K give G."""
+    ranks = list(ranks)
+    sizes = {r.name: given[r.name] for r in ranks if r.name in given}
+    open_ = {r.name for r in ranks if r.size is None}
+    _solve(
+        [(r.size, sizes[r.name]) for r in ranks if r.size is not None and r.name in sizes],
+        open_,
+        sizes,
+    )
+    return sizes
+
+
+def _solve(pairs: Sequence[tuple[Expr, int]], open_: set[str], sizes: dict[str, int]) -> None:
     moved = True
     while moved:
         moved = False
-        for size, extent in open_:
+        for size, extent in pairs:
             unknown = list(
                 dict.fromkeys(
                     n.rank for n in walk(size) if isinstance(n, Size) and n.rank not in sizes
                 )
             )
-            rank = c.rank(unknown[0]) if len(unknown) == 1 else None
-            if rank is None or rank.size is not None:
+            if len(unknown) != 1 or unknown[0] not in open_:
                 continue
-            at = [evaluate_size(size, {**sizes, rank.name: k}) for k in range(1, 5)]
+            at = [evaluate_size(size, {**sizes, unknown[0]: k}) for k in range(1, 5)]
             slope = at[1] - at[0]
             if slope > 0 and all(b - a == slope for a, b in pairwise(at)):
                 # where it does not divide, the check of the shapes reports the mismatch
-                sizes[rank.name] = 1 + (extent - at[0]) // slope
+                sizes[unknown[0]] = 1 + (extent - at[0]) // slope
                 moved = True
 
 

@@ -23,6 +23,8 @@ from tcc.ir.index import within
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import contraction, is_copy, is_elementwise, operations
 
+_DECODING = 8  # additions and the like that one value may take
+
 
 def inline(c: Cascade, recompute: float) -> Cascade:
     """One sweep in program order; a definition that was inlined everywhere is dropped later."""
@@ -73,12 +75,15 @@ def replaced(c: Cascade, new: tuple[Definition, ...]) -> Cascade:
 
 
 def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float) -> bool:
+    if encodes(c, d):
+        return False  # codes are stored: whoever reads them reads less
     if is_copy(d):
         return True
     if recompute < 0:
         return False
     if (
         is_copy(reader)
+        and not encodes(c, reader)
         and is_elementwise(reader)
         and all(t.name != reader.target for t in c.outputs)
     ):
@@ -90,15 +95,36 @@ def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float
         # only what leaves both factors plain reads costs nothing in the inner loop
         merged = _inlined(c, d, reader)
         new = contraction(merged) if merged is not None else None
-        return (
-            new is not None
-            and readers == 1
-            and _plain(new.row_factor)
-            and _plain(new.column_factor)
-        )
+        if new is None:
+            return False
+        if decodes(c, d) and _walked_plainly(d, reader):
+            return True
+        return readers == 1 and _plain(new.row_factor) and _plain(new.column_factor)
     if _chooses(d.body):
         return True
     return _walks_once(d, reader) and ((readers == 1 and uses == 1) or cheap)
+
+
+def encodes(c: Cascade, d: Definition) -> bool:
+    """Whether a definition rounds real numbers to integers of at most 8 bits."""
+    if not isinstance(d, Einsum) or not isinstance(d.body, Cast) or d.reduced:
+        return False
+    t = d.body.dtype
+    return t.is_integer and t.bits <= 8 and expression_dtype(c, d.body.arg).is_float
+
+
+def decodes(c: Cascade, d: Einsum) -> bool:
+    """Whether values are cheap arithmetic on fewer bits than they have themselves, and on what groups of them share."""
+    names = set(d.free)
+    own = [a for a in d.reads if set(variables(a)) >= names]
+    read = sum(c.tensors[a.tensor].dtype.bits for a in own)
+    return 0 < read < c.tensors[d.target].dtype.bits and operations(d.body) <= _DECODING
+
+
+def _walked_plainly(d: Einsum, reader: Einsum) -> bool:
+    """Whether the reader reads d at variables alone, so that windows are not decoded again and again."""
+    reads = (a for a in reader.reads if a.tensor == d.target)
+    return all(isinstance(i, Var | Const) for a in reads for i in a.indices)
 
 
 def _chooses(e: Expr) -> bool:

@@ -185,7 +185,7 @@ def test_explain_counts_passes_and_says_what_forces_them(
     assert barrier["through"] == ["Scale"] and "`Max`, through `Scale`, " in barrier["why"]
     assert barrier["place"] == "rows.tcc:5: Y[m, n] = X[m, n] * Scale[m]"
     lines = shell("explain", "rows.tcc")[1].split("\n")
-    assert any(line.startswith("ran: restrict") for line in lines)
+    assert any(line.startswith("ran: unscale") for line in lines)
     at = next(n for n, line in enumerate(lines) if line.startswith("passes over N: 2"))
     assert "Max walks all of N" in lines[at + 1] and "rows.tcc:3: Max[m] = " in lines[at + 1]
     assert (

@@ -1,0 +1,64 @@
+"""Scaled tensors at a call: the program over their parts, and the parts of the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tcc.ir.cascade import Cascade
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.scaled_parts import parts_of, split
+from tcc.ir.target import Target
+from tcc.stored import is_scaled
+
+Split = Callable[[list[Any]], list[Any]]
+
+
+def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split]:
+    """The program as `unscale` leaves it, and what turns its arguments into those of that program.
+
+    T0302 for scaled tensors that stay: outputs, and what functions of PyTorch read.
+    """
+    from tcc.passes.unscale import unscale
+
+    plain = unscale(c, target)
+    for t in (*plain.inputs, *plain.outputs):
+        if is_scaled(t):
+            raise CompileError("T0302", f"the {target.backend} backend has no {t.dtype} tensors yet: `{t.name}`", t.span,
+                               helps="pass codes and scales as tensors of their own, or use the numpy target")  # fmt: skip
+    parts = [parts_of(t.dtype, t.axes, t.shape) if is_scaled(t) else None for t in c.inputs]
+    last: list[tuple[Any, list[Any]]] = [(None, [])] * len(
+        parts
+    )  # weights are the same in most calls
+
+    def apart(values: list[Any]) -> list[Any]:
+        found: list[Any] = []
+        for n, (v, mine) in enumerate(zip(values, parts)):
+            if mine is None:
+                found.append(v)
+                continue
+            known, arrays = last[n]
+            if known is not v:
+                arrays = split(v, c.inputs[n], mine)
+                last[n] = v, arrays
+            found += arrays
+        return found
+
+    return plain, apart
+
+
+def unscaled_inputs(before: Cascade, after: Cascade, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a program as its successor takes them: by parts, if `unscale` ran between the two."""
+    there = {t.name for t in after.inputs}
+    found = dict(inputs)
+    names = iter(t.name for t in after.inputs)
+    for t in before.inputs:
+        if t.name in there:
+            next(names)
+            continue
+        if not is_scaled(t):
+            continue
+        mine = parts_of(t.dtype, t.axes, t.shape)
+        del found[t.name]
+        found |= zip((next(names) for _ in mine), split(inputs[t.name], t, mine), strict=False)
+    return found
