@@ -60,27 +60,22 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
     size = k.size(column)
     along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
-    if (
-        not known
-        and 0 < count <= FEW
-        and along
-        and size is not None
-        and size % (2 * k.m.lanes) == 0
-    ):
-        if size <= SHORT and size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
+    whole = along and size is not None and size % (2 * k.m.lanes) == 0
+    if not known and 0 < count <= FEW and whole and size is not None and size <= SHORT:
+        if size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
             return Columns.PLACE
-    if not _readable(k, s.row_factor, d):
+    first = s.row_factor
+    if not isinstance(first, Access) or not _readable(k, first, d):
         return Columns.PACKED
     if count <= SOME:
         return Columns.PACKED if known else Columns.NEAR
-    return Columns.BLOCKS if collide(k, s.row_factor, d, s) else Columns.PACKED
+    return Columns.BLOCKS if collide(k, first, d, s) else Columns.PACKED
 
 
-def _readable(k: Operands, e: Expr, d: Einsum) -> bool:
-    """Whether a factor is a read of memory that needs no test and no conversion."""
+def _readable(k: Operands, e: Access, d: Einsum) -> bool:
+    """Whether a read of memory needs no test and no conversion."""
     return (
-        isinstance(e, Access)
-        and k.m.ready(e.tensor)
+        k.m.ready(e.tensor)
         and not accesses(*e.indices)
         and not k.outside(e)
         and k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
@@ -100,10 +95,10 @@ def wide(k: Operands, e: Expr, column: str) -> bool:
     return few and isinstance(e, Access) and not strided(e, column, stored)
 
 
-def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
+def blocks(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
     """The product of one task of `block` columns: its sums stay next to the core, and blocks of its operands come there.
 
-    for k by depth { pack columns; copy rows where they collide; for n by panel { for m by height { … } } }
+    for k by depth { pack columns, unless they are; copy rows where they collide; for n by panel { for m by height { … } } }
     """
     deep, column, tile = s.reduced[0], s.columns[-1], k.tile or ""
     panel, height = k.columns(d), k.shape[0]
