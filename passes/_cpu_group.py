@@ -40,8 +40,8 @@ from tcc.passes._cpu_place import (
     WIDE,
     WIDTH,
     Columns,
+    blocks,
     columns_of,
-    near,
     streams_rows,
     wide,
 )
@@ -89,7 +89,8 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.choice.block_rows if one else self.choice.block_rows // 2
-        if self.way == Columns.NEAR and self._column_tasks() >= TASKS:
+        near = self.way == Columns.NEAR and self._column_tasks() >= TASKS
+        if near or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
@@ -368,8 +369,8 @@ class GroupKernel(Operands):
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
         column, tile = s.columns[-1], self.tile or ""
-        if self.way == Columns.NEAR:
-            return [], near(self, d, s, self._column_block())
+        if self.way in (Columns.NEAR, Columns.BLOCKS):
+            return [], blocks(self, d, s, self._column_block())
         packed, before = s.column_factor, list[Node]()
         if self.way != Columns.PLACE:
             packed, before = self._column_operand(f"{d.target}_columns", d, s, packed)

@@ -39,6 +39,7 @@ class Columns(Enum):
     PACKED = "all of it in panels, made by a kernel before this one, or ahead where it is constant"
     PLACE = "where it lies"
     NEAR = "block by block in panels, next to the core that uses them"
+    BLOCKS = "in panels made as above, block by block, next to which blocks of the first operand are copied"
 
 
 def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
@@ -49,27 +50,32 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     if not isinstance(e, Access) or not _readable(k, e, d) or k.column != column:
         return Columns.PACKED
     if (
-        any(t.name == e.tensor and t.constant for t in k.c.inputs)
-        or s.mask
+        s.mask
         or column not in [i.name for i in e.indices if isinstance(i, Var)]
         or len(s.reduced) > 1
         or not set(variables(e)) <= {*k.outer(), column, *s.reduced}
     ):
         return Columns.PACKED
+    known = any(t.name == e.tensor and t.constant for t in k.c.inputs)
     count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
     size = k.size(column)
     along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
-    if 0 < count <= FEW and along and size is not None and size % (2 * k.m.lanes) == 0:
-        if size <= SHORT and size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
+    whole = along and size is not None and size % (2 * k.m.lanes) == 0
+    if not known and 0 < count <= FEW and whole and size is not None and size <= SHORT:
+        if size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
             return Columns.PLACE
-    return Columns.NEAR if count <= SOME and _readable(k, s.row_factor, d) else Columns.PACKED
+    first = s.row_factor
+    if not isinstance(first, Access) or not _readable(k, first, d):
+        return Columns.PACKED
+    if count <= SOME:
+        return Columns.PACKED if known else Columns.NEAR
+    return Columns.BLOCKS if collide(k, first, d, s) else Columns.PACKED
 
 
-def _readable(k: Operands, e: Expr, d: Einsum) -> bool:
-    """Whether a factor is a read of memory that needs no test and no conversion."""
+def _readable(k: Operands, e: Access, d: Einsum) -> bool:
+    """Whether a read of memory needs no test and no conversion."""
     return (
-        isinstance(e, Access)
-        and k.m.ready(e.tensor)
+        k.m.ready(e.tensor)
         and not accesses(*e.indices)
         and not k.outside(e)
         and k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
@@ -89,14 +95,16 @@ def wide(k: Operands, e: Expr, column: str) -> bool:
     return few and isinstance(e, Access) and not strided(e, column, stored)
 
 
-def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
+def blocks(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
     """The product of one task of `block` columns: its sums stay next to the core, and blocks of its operands come there.
 
-    for k by depth { pack columns; copy rows where they collide; for n by panel { for m by height { … } } }
+    for k by depth { pack columns, unless they are; copy rows where they collide; for n by panel { for m by height { … } } }
     """
     deep, column, tile = s.reduced[0], s.columns[-1], k.tile or ""
     panel, height = k.columns(d), k.shape[0]
-    depth = min(k.choice.block_depth, max(1, NEAR_BLOCK // block))
+    depth = k.choice.block_depth
+    if k.way == Columns.NEAR:
+        depth = min(depth, max(1, NEAR_BLOCK // block))
     body: list[Node] = []
     buffers: list[Buffer] = []
 
@@ -123,7 +131,10 @@ def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
         return Loop(deep, RUNS, (Loop(column, panel, (Loop(deep, 1, (leaf,)),)),))
 
     layout = Layout((Digit(1, panel), Digit(0), Digit(1, 1, panel)))
-    columns: Expr = copied(f"{d.target}_columns", e, (deep, column), layout, panels)
+    if k.way == Columns.NEAR:
+        columns: Expr = copied(f"{d.target}_columns", e, (deep, column), layout, panels)
+    else:
+        columns, _ = k._column_operand(f"{d.target}_columns", d, s, e)
     rows = s.row_factor
     assert isinstance(rows, Access)
     if collide(k, rows, d, s):
