@@ -21,6 +21,7 @@ from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
 from tcc.passes._algebra import fills
+from tcc.passes._cpu_dots import dots_kernels
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_stream import StreamKernel
@@ -79,7 +80,7 @@ class Mapper:
                 joint = next((j for j in self.c.joints if set(j.tensors) <= made), None)
                 if joint is not None:
                     self.kernels.append(StreamKernel(self, name, einsums, joint).build())
-                else:
+                elif not dots_kernels(self, name, einsums):
                     self.kernels.append(GroupKernel(self, name, einsums).build())
         return Mapping(self.c.name, self.target, self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
                        tuple(self.kernels))  # fmt: skip

@@ -49,12 +49,16 @@ def first_visit(s: Scope, d: Einsum) -> str | None:
 
 def emit_do(s: Scope, leaf: Do) -> None:
     """One `do` outside any shared vector loop."""
+    from tcc.backends.c._dots import check_packed, emit_dots, emit_pack
     from tcc.backends.c._micro import emit_micro
 
     d = leaf.einsum
     if leaf.update:
         s.updates.add(id(d))
     lanes = leaf.on("lane")
+    if emit_pack(s, d) or emit_dots(s, leaf):
+        return
+    check_packed(s, d)
     if lanes and leaf.on("unroll") and emit_micro(s, leaf):
         return
     lane = lanes[0] if lanes else None

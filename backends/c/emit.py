@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from tcc.backends.c._canonical import canonical_key, comment, touched
 from tcc.backends.c._codes import code_functions, computed, is_coded, stored_type, supported
+from tcc.backends.c._dots import dot_functions, per_byte
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
 from tcc.backends.c._scalar import HELPERS
@@ -105,6 +106,7 @@ class Emitter:
             *(HELPERS[h] for h in sorted(self.functions & set(HELPERS))),
             *code_functions(self.m, self.functions),
             *(micro_kernel(key) for key in micro),
+            *dot_functions(self.functions),
             *bodies,
             *entries,
         ]
@@ -228,14 +230,18 @@ class Emitter:
             return None
         zero = tuple(Const(0) for _ in b.dims)
         return Storage(
-            self.names.of("tensor", name), computed(b.dtype), None, b.layout, b.dims, zero
-        )
+            self.names.of("tensor", name), computed(b.dtype), None, b.layout, b.dims, zero,
+            b.dtype if per_byte(b.dtype, b.layout) > 1 else None,
+        )  # fmt: skip
 
     # ---- entry points
 
     def bytes_of(self, b: Buffer, shape: tuple[Expr, ...]) -> str:
         scope = Scope(self.signature, self.names, Lines(), self.functions)
         count = integer_text(scope, poly(b.layout.elements(shape)).expr())
+        packed = per_byte(b.dtype, b.layout)
+        if packed:
+            return f"({count}) / {packed}"
         return f"({count}) * {computed(b.dtype).itemsize}"
 
     def _slots(self, constant: bool) -> list[tuple[str, list[str]]]:
@@ -275,7 +281,8 @@ class Emitter:
                 body.append(f"  char *at{index} = p[{index}];")
             for size, names in slots:
                 for b in (b for b in self.m.memory if b.name in names):
-                    c = stored_type(computed(b.dtype))
+                    packed = per_byte(b.dtype, b.layout)
+                    c = stored_type(b.dtype if packed else computed(b.dtype))
                     body.append(f"  {c} *{self.names.of('tensor', b.name)} = ({c} *)at{index};")
                 body.append(f"  at{index} += ({size} + {LINE - 1}) / {LINE} * {LINE};")
         for k in kernels:

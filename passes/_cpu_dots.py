@@ -1,0 +1,369 @@
+"""Integer products of 8 bits or fewer on a CPU: both operands side by side along what is reduced, four at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tcc.ir.cascade import Cascade, Definition, Einsum, Reduction
+from tcc.ir.dtype import DTYPES, I32, DType
+from tcc.ir.dtype_text import dtype as parse_dtype
+from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, call, text, transform, variables
+from tcc.ir.index import poly
+from tcc.ir.infer import expression_dtype
+from tcc.ir.layout import Digit, Layout, row_major
+from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+from tcc.passes._algebra import factors, plain_variables, row_variables
+from tcc.passes._cpu_group import GroupKernel
+from tcc.passes._cpu_vectors import strided
+from tcc.passes._whole import Whole, whole
+
+if TYPE_CHECKING:
+    from tcc.passes._map_cpu import Mapper
+
+ROWS = 4  # of a register tile
+PANEL = 64  # columns that lie side by side
+DEPTH = 1024  # products that are added up before the next tile of rows
+BLOCK = 48  # rows of a task
+STEP = 4  # products that one instruction adds up
+
+
+@dataclass(frozen=True)
+class Dot:
+    """`target[…] = Σ rows · columns` over one variable, both whole numbers of at most 8 bits.
+
+    What is stored of the columns is the value plus `offset`, so that it is unsigned.
+    """
+
+    d: Einsum
+    rows: Whole
+    columns: Whole
+    row: str | None
+    column: str
+    deep: str
+
+    @property
+    def offset(self) -> int:
+        return max(0, -self.columns.low)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored column value: the next power of two, so that bytes hold whole ones."""
+        needed = max(1, (self.columns.high + self.offset).bit_length())
+        return next(b for b in (1, 2, 4, 8) if b >= needed)
+
+    @property
+    def per_byte(self) -> int:
+        return 8 // self.bits
+
+
+def dot_of(c: Cascade, d: Definition) -> Dot | None:
+    """The integer product that a definition is, or None."""
+    if not isinstance(d, Einsum) or len(d.reduced) != 1 or d.where:
+        return None
+    (deep,) = d.reduced
+    if d.monoid(deep) != "sum" or expression_dtype(c, d.body) != I32:
+        return None
+    parts = [whole(c, f) for f in factors(d.body)]
+    known = [p for p in parts if p is not None]
+    plain = plain_variables(d)
+    if len(known) != len(parts) or len(set(plain)) != len(d.indices):
+        return None
+    for column in reversed(plain):
+        second = [w for w in known if column in variables(w.value)]
+        first = [w for w in known if column not in variables(w.value)]
+        if len(first) != 1 or len(second) != 1:
+            continue
+        (rows,), (columns,) = first, second
+        if not all(deep in variables(w.value) and accesses(w.value) for w in (rows, columns)):
+            continue
+        if rows.low < -128 or rows.high > 127 or columns.high - min(0, columns.low) > 255:
+            continue
+        mine = [v for v in plain if v in variables(rows.value)]
+        row = next((v for v in reversed(mine) if v not in variables(columns.value)), None)
+        return Dot(d, rows, columns, row, column, deep)
+    return None
+
+
+def dots_kernels(m: Mapper, name: str, members: list[Einsum]) -> bool:
+    """The kernels of a group with one integer product, as far as it has the form
+
+    … ;  D = Σ_j rows · columns;  [Y = Σ_g f(D, …)];  … element by element
+
+    What does not depend on the product becomes a kernel before it. False, and nothing is made, for other groups.
+    """
+    found = [dot for d in members if (dot := dot_of(m.c, d)) is not None]
+    if len(found) != 1:
+        return False
+    kernel = _Dots(m, name, members, found[0])
+    if not kernel.fits():
+        return False
+    kernel.build()
+    return True
+
+
+class _Dots:
+    def __init__(self, m: Mapper, name: str, members: list[Einsum], dot: Dot) -> None:
+        self.m, self.name, self.dot = m, name, dot
+        late = {dot.d.target}
+        self.before: list[Einsum] = []
+        self.after: list[Einsum] = []
+        for d in members:
+            if d is dot.d:
+                continue
+            if any(a.tensor in late for a in d.reads):
+                late.add(d.target)
+                self.after.append(d)
+            else:
+                self.before.append(d)
+        self.inner = [v for v in dot.d.free if any(v in d.reduced for d in self.after)]
+        self.rows = row_variables([*self.after, *([] if self.inner else [dot.d])])
+        self.locals: dict[str, Buffer] = {}
+
+    def size(self, v: str) -> int | None:
+        return poly(self.m.c.resolved(self.m.c.extent(v))).constant
+
+    def fits(self) -> bool:
+        """Whether what follows the product can run tile by tile, next to it."""
+        dot, c = self.dot, self.m.c
+        if self.m.in_memory(dot.d.target) and self.inner:
+            return False
+        if dot.column not in self.rows or (dot.row is not None and dot.row not in self.rows):
+            return False
+        if not set(dot.d.free) <= {*self.rows, *self.inner}:
+            return False
+        for d in self.after:
+            direct = any(a.tensor == dot.d.target for a in d.reads)
+            wanted = set(self.inner) if direct else set()
+            if set(d.reduced) != wanted or set(d.free) != set(self.rows):
+                return False
+            if any(d.monoid(v) != "sum" for v in d.reduced) or (d.reduced and d.where):
+                return False
+            if len(c.defining(d.target)) != 1 or dot.column not in plain_variables(d):
+                return False
+        return True
+
+    def build(self) -> None:
+        m, dot = self.m, self.dot
+        sums = self._row_sums()
+        if self.before:
+            for d in self.before:
+                self._remember(d)
+            m.making = {d.target for d in self.before}
+            m.kernels.append(GroupKernel(m, m.fresh(f"{self.name}_rows"), self.before).build())
+            m.making = {dot.d.target, *(d.target for d in self.after)}
+        columns, rows = self._columns(), self._rows()
+        target, at = dot.d.target, dot.d.indices
+        if m.in_memory(target) or not self.after:
+            target = self._tensor(f"{target}_sum", I32, dot.d.free)
+            at = tuple(Var(v) for v in dot.d.free)
+        leaf = Einsum(target, at, call("mul", Cast(I32, rows), columns),
+                      (Reduction(dot.deep, "sum"),), (), dot.d.span)  # fmt: skip
+        value: Expr = Access(target, at)
+        if sums is not None:
+            value = call("sub", value, call("mul", sums, Const(dot.offset)))
+        after = [self._reading(d, value) for d in self.after]
+        if target != dot.d.target:
+            after.insert(0, Einsum(dot.d.target, dot.d.indices, value, (), (), dot.d.span))
+        m.kernels.append(self._kernel(leaf, after))
+
+    # ---- operands
+
+    def _tensor(self, name: str, t: DType, order: list[str]) -> str:
+        """A new tensor over variables."""
+        m = self.m
+        name = m.fresh(name)
+        some = next(iter(m.c.tensors.values()))
+        shape = tuple(m.c.extent(v) for v in order)
+        m.types[name] = replace(
+            some, name=name, dtype=t, shape=shape, fill=0, constant=False, span=None
+        )
+        m.c = replace(m.c, tensors={**m.c.tensors, name: m.types[name]})
+        return name
+
+    def _in_memory(self, name: str, layout: Layout, keep: bool = False) -> None:
+        t = self.m.types[name]
+        self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, t.fill, keep)
+
+    def _remember(self, d: Einsum) -> None:
+        """What is made before the product lies in memory; its rows with room for whole steps."""
+        if self.m.in_memory(d.target):
+            return
+        rank = len(d.indices)
+        self._in_memory(d.target, self._steps(rank) if rank else row_major(0))
+
+    def _steps(self, rank: int) -> Layout:
+        """Rows that end with a whole step."""
+        unit = STEP * self.dot.per_byte
+        last = (Digit(rank - 1, unit), Digit(rank - 1, 1, unit))
+        return Layout((*map(Digit, range(rank - 1)), *last))
+
+    def _kept(self, e: Expr) -> bool:
+        constant = {t.name for t in self.m.c.inputs if t.constant}
+        read = accesses(e)
+        return bool(read) and all(a.tensor in constant for a in read)
+
+    def _columns(self) -> Expr:
+        """The second operand, packed: 64 columns side by side, of each four values along the reduction; what else a byte
+        has room for follows at a distance of four."""
+        dot = self.dot
+        e = dot.columns.value
+        others = [v for v in variables(e) if v not in (dot.column, dot.deep)]
+        order = [*others, dot.column, dot.deep]
+        t = DTYPES["u8"] if dot.bits == 8 else parse_dtype(f"u{dot.bits}")
+        name = self._tensor(f"{dot.d.target}_columns", t, order)
+        keep = self._kept(e)
+        self._in_memory(name, packed_layout(len(order), dot.bits), keep)
+        if dot.offset:
+            e = call("add", e, Const(dot.offset))
+        if dot.bits == 8:
+            e = Cast(t, e)
+        access = Access(name, tuple(Var(v) for v in order))
+        body: Node = Do(Einsum(name, access.indices, e))
+        for v in reversed(others):
+            body = Loop(v, 1, (body,))
+        body = Loop(dot.column, PANEL, (body,), "core")
+        self.m.kernels.append(
+            Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), (body,), keep)
+        )
+        return Cast(I32, access) if dot.bits == 8 else access
+
+    def _rows(self) -> Access:
+        """The first operand in bytes, contiguous along the reduction: where it lies, or copied."""
+        m, dot = self.m, self.dot
+        e = dot.rows.value
+        inner = e.arg if isinstance(e, Cast) else e
+        if isinstance(inner, Access) and m.ready(inner.tensor) and inner.tensor in m.memory:
+            b = m.memory[inner.tensor]
+            plain = [i.name for i in inner.indices if isinstance(i, Var)]
+            whole_ = all(
+                m.c.same_size(m.c.extent(v), s)
+                for v, s in zip(plain, m.c.tensors[inner.tensor].shape, strict=False)
+            )
+            if len(plain) == len(inner.indices) and plain[-1] == dot.deep and whole_:
+                if b.dtype == DTYPES["i8"] and b.layout == self._steps(len(plain)):
+                    return inner
+        others = [v for v in variables(e) if v != dot.deep]
+        order = [*others, dot.deep]
+        name = self._tensor(f"{dot.d.target}_rows", DTYPES["i8"], order)
+        keep = self._kept(e)
+        self._in_memory(name, self._steps(len(order)), keep)
+        access = Access(name, tuple(Var(v) for v in order))
+        body: Node = Do(Einsum(name, access.indices, Cast(DTYPES["i8"], e)), ((dot.deep, "lane"),))
+        for v in reversed(others):
+            body = Loop(v, 1, (body,), "core")
+        m.kernels.append(Kernel(m.fresh(f"pack_{name}"), m.extents(order), (body,), keep))
+        return access
+
+    def _row_sums(self) -> Expr | None:
+        """The sums of the first operand, where the second is stored with an offset: what is there already, or new."""
+        dot = self.dot
+        if not dot.offset:
+            return None
+        for d in self.before:
+            if text(d.body) == text(dot.rows.value) and d.reduced == [dot.deep] and not d.where:
+                if d.monoid(dot.deep) == "sum" and len(plain_variables(d)) == len(d.indices):
+                    return Access(d.target, d.indices)
+        order = [v for v in variables(dot.rows.value) if v != dot.deep]
+        name = self._tensor(f"{dot.d.target}_sums", I32, order)
+        at = tuple(Var(v) for v in order)
+        made = Einsum(name, at, dot.rows.value, (Reduction(dot.deep, "sum"),), (), dot.d.span)
+        self.before.append(made)
+        return Access(name, at)
+
+    def _reading(self, d: Einsum, value: Expr) -> Einsum:
+        """What follows the product, over its stored value; what it reads across the columns lies along them."""
+
+        def rule(n: Expr) -> Expr:
+            if not isinstance(n, Access):
+                return n
+            return value if n.tensor == self.dot.d.target else self._along(n)
+
+        return replace(d, body=transform(d.body, rule))
+
+    def _along(self, a: Access) -> Access:
+        """The read in a copy that lies in panels, where it is strided along the columns."""
+        m, column = self.m, self.dot.column
+        names = [i.name for i in a.indices if isinstance(i, Var)]
+        if len(set(names)) != len(a.indices) or column not in names or not m.ready(a.tensor):
+            return a
+        if not strided(a, column, m.memory.get(a.tensor)):
+            return a
+        order = [*(v for v in names if v != column), column]
+        n = len(order) - 1
+        name = self._tensor(f"{a.tensor}_along", expression_dtype(m.c, a), order)
+        layout = Layout((Digit(n, PANEL), *map(Digit, range(n)), Digit(n, 1, PANEL)))
+        keep = self._kept(a)
+        self._in_memory(name, layout, keep)
+        access = Access(name, tuple(Var(v) for v in order))
+        nodes: tuple[Node, ...] = (Do(Einsum(name, access.indices, a), ((column, "lane"),)),)
+        for v in reversed(order[:-1]):
+            nodes = (Loop(v, 1, nodes),)
+        nodes = (Loop(column, PANEL, nodes, "core"),)
+        m.kernels.append(Kernel(m.fresh(f"pack_{name}"), m.extents(order), nodes, keep))
+        return access
+
+    # ---- the kernel
+
+    def _kernel(self, leaf: Einsum, after: list[Einsum]) -> Kernel:
+        """for n by 64, m by 48 { for g { D = …;  Y += f(D) };  … }"""
+        m, dot = self.m, self.dot
+        for d in (leaf, *after):
+            if not m.in_memory(d.target):
+                names = plain_variables(d)
+                self.locals[d.target] = Buffer(
+                    d.target, m.types[d.target].dtype, tuple(map(Var, names)), "L1", self._tile(names)
+                )  # fmt: skip
+        bind = ((dot.column, "lane"), *(((dot.row, "unroll"),) if dot.row else ()))
+        product_: Node = Do(leaf, bind)
+        if dot.row:
+            product_ = Loop(dot.row, ROWS, (product_,))
+        if (self.size(dot.deep) or DEPTH + 1) > DEPTH:
+            product_ = Loop(dot.deep, DEPTH, (product_,))
+        late = next((n for n, d in enumerate(after) if not d.reduced), len(after))
+        near: tuple[Node, ...] = (product_, *self._vectors(after[:late], self.inner))
+        for v in reversed(self.inner):
+            near = (Loop(v, 1, near),)
+        body: tuple[Node, ...] = (*near, *self._vectors(after[late:], []))
+        for b in reversed(list(self.locals.values())):
+            body = (Alloc(b, body),)
+        if dot.row:
+            body = (Loop(dot.row, BLOCK, body, "core"),)
+        body = (Loop(dot.column, PANEL, body, "core"),)
+        for v in reversed(self.rows):
+            if v not in (dot.row, dot.column):
+                body = (Loop(v, 1, body, "core"),)
+        names = [*self.rows, *leaf.free, *leaf.reduced, *(v for d in after for v in (*d.free, *d.reduced))]  # fmt: skip
+        return Kernel(self.name, m.extents(names), body)
+
+    def _tile(self, names: list[str]) -> Layout:
+        """Rows and columns padded to the register tile; single points of everything else."""
+        dot = self.dot
+        others = [Digit(n) for n, v in enumerate(names) if v not in (dot.row, dot.column)]
+        n = names.index(dot.column)
+        inner = [Digit(n, PANEL), Digit(n, 1, PANEL)]
+        if dot.row in names:
+            r = names.index(dot.row or "")
+            inner = [Digit(r, ROWS), Digit(r, 1, ROWS), *inner]
+        return Layout((*others, *inner))
+
+    def _vectors(self, members: list[Einsum], points: list[str]) -> list[Node]:
+        """Row by row, the columns on lanes."""
+        if not members:
+            return []
+        dot = self.dot
+        nodes: tuple[Node, ...] = tuple(
+            Loop(dot.column, PANEL, (Do(d, ((dot.column, "lane"),)),)) for d in members
+        )
+        return [Loop(dot.row, 1, nodes)] if dot.row else list(nodes)
+
+
+def packed_layout(rank: int, bits: int) -> Layout:
+    """Panels of 64 columns (the dimension before the last) with whole steps of the last dimension in each:
+
+    [n/64, …, j/(4p), n%64, j%4, j/4%p], for p values per byte
+    """
+    n, j, p = rank - 2, rank - 1, 8 // bits
+    inner = (Digit(j, 1, STEP),) if p == 1 else (Digit(j, 1, STEP), Digit(j, STEP, p))
+    return Layout((Digit(n, PANEL), *map(Digit, range(n)), Digit(j, STEP * p), Digit(n, 1, PANEL), *inner))  # fmt: skip
+
