@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Reduction
+from tcc.ir.cascade import Einsum, Reduction
 from tcc.ir.dtype import DTYPES, I32, DType
 from tcc.ir.dtype_text import dtype as parse_dtype
 from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, call, text, transform, variables
@@ -13,10 +13,10 @@ from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
-from tcc.passes._algebra import factors, plain_variables, row_variables
+from tcc.passes._algebra import plain_variables
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_vectors import strided
-from tcc.passes._whole import Whole, whole
+from tcc.passes._dots import DotGroup, dot_group
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
@@ -28,120 +28,27 @@ BLOCK = 48  # rows of a task
 STEP = 4  # products that one instruction adds up
 
 
-@dataclass(frozen=True)
-class Dot:
-    """`target[…] = Σ rows · columns` over one variable, both whole numbers of at most 8 bits.
-
-    What is stored of the columns is the value plus `offset`, so that it is unsigned.
-    """
-
-    d: Einsum
-    rows: Whole
-    columns: Whole
-    row: str | None
-    column: str
-    deep: str
-
-    @property
-    def offset(self) -> int:
-        return max(0, -self.columns.low)
-
-    @property
-    def bits(self) -> int:
-        """Bits of a stored column value: the next power of two, so that bytes hold whole ones."""
-        needed = max(1, (self.columns.high + self.offset).bit_length())
-        return next(b for b in (1, 2, 4, 8) if b >= needed)
-
-    @property
-    def per_byte(self) -> int:
-        return 8 // self.bits
-
-
-def dot_of(c: Cascade, d: Definition) -> Dot | None:
-    """The integer product that a definition is, or None."""
-    if not isinstance(d, Einsum) or len(d.reduced) != 1 or d.where:
-        return None
-    (deep,) = d.reduced
-    if d.monoid(deep) != "sum" or expression_dtype(c, d.body) != I32:
-        return None
-    parts = [whole(c, f) for f in factors(d.body)]
-    known = [p for p in parts if p is not None]
-    plain = plain_variables(d)
-    if len(known) != len(parts) or len(set(plain)) != len(d.indices):
-        return None
-    for column in reversed(plain):
-        second = [w for w in known if column in variables(w.value)]
-        first = [w for w in known if column not in variables(w.value)]
-        if len(first) != 1 or len(second) != 1:
-            continue
-        (rows,), (columns,) = first, second
-        if not all(deep in variables(w.value) and accesses(w.value) for w in (rows, columns)):
-            continue
-        if rows.low < -128 or rows.high > 127 or columns.high - min(0, columns.low) > 255:
-            continue
-        mine = [v for v in plain if v in variables(rows.value)]
-        row = next((v for v in reversed(mine) if v not in variables(columns.value)), None)
-        return Dot(d, rows, columns, row, column, deep)
-    return None
-
-
 def dots_kernels(m: Mapper, name: str, members: list[Einsum]) -> bool:
-    """The kernels of a group with one integer product, as far as it has the form
-
-    … ;  D = Σ_j rows · columns;  [Y = Σ_g f(D, …)];  … element by element
-
-    What does not depend on the product becomes a kernel before it. False, and nothing is made, for other groups.
-    """
-    found = [dot for d in members if (dot := dot_of(m.c, d)) is not None]
-    if len(found) != 1:
+    """The kernels of a group with one integer product and what follows it. What does not depend on the product becomes a
+    kernel before it. False, and nothing is made, for other groups."""
+    g = dot_group(m.c, members)
+    if g is None or (g.inner and m.in_memory(g.dot.d.target)):
         return False
-    kernel = _Dots(m, name, members, found[0])
-    if not kernel.fits():
+    if any(len(plain_variables(d)) < len(d.indices) and not m.in_memory(d.target) for d in g.after):
         return False
-    kernel.build()
+    _Dots(m, name, g).build()
     return True
 
 
 class _Dots:
-    def __init__(self, m: Mapper, name: str, members: list[Einsum], dot: Dot) -> None:
-        self.m, self.name, self.dot = m, name, dot
-        late = {dot.d.target}
-        self.before: list[Einsum] = []
-        self.after: list[Einsum] = []
-        for d in members:
-            if d is dot.d:
-                continue
-            if any(a.tensor in late for a in d.reads):
-                late.add(d.target)
-                self.after.append(d)
-            else:
-                self.before.append(d)
-        self.inner = [v for v in dot.d.free if any(v in d.reduced for d in self.after)]
-        self.rows = row_variables([*self.after, *([] if self.inner else [dot.d])])
+    def __init__(self, m: Mapper, name: str, g: DotGroup) -> None:
+        self.m, self.name, self.dot = m, name, g.dot
+        self.before, self.after = list(g.before), list(g.after)
+        self.inner, self.rows = g.inner, g.rows
         self.locals: dict[str, Buffer] = {}
 
     def size(self, v: str) -> int | None:
         return poly(self.m.c.resolved(self.m.c.extent(v))).constant
-
-    def fits(self) -> bool:
-        """Whether what follows the product can run tile by tile, next to it."""
-        dot, c = self.dot, self.m.c
-        if self.m.in_memory(dot.d.target) and self.inner:
-            return False
-        if dot.column not in self.rows or (dot.row is not None and dot.row not in self.rows):
-            return False
-        if not set(dot.d.free) <= {*self.rows, *self.inner}:
-            return False
-        for d in self.after:
-            direct = any(a.tensor == dot.d.target for a in d.reads)
-            wanted = set(self.inner) if direct else set()
-            if set(d.reduced) != wanted or set(d.free) != set(self.rows):
-                return False
-            if any(d.monoid(v) != "sum" for v in d.reduced) or (d.reduced and d.where):
-                return False
-            if len(c.defining(d.target)) != 1 or dot.column not in plain_variables(d):
-                return False
-        return True
 
     def build(self) -> None:
         m, dot = self.m, self.dot
@@ -241,7 +148,9 @@ class _Dots:
                 for v, s in zip(plain, m.c.tensors[inner.tensor].shape, strict=False)
             )
             if len(plain) == len(inner.indices) and plain[-1] == dot.deep and whole_:
-                if b.dtype == DTYPES["i8"] and b.layout == self._steps(len(plain)):
+                whole_steps = (self.size(dot.deep) or 1) % (STEP * dot.per_byte) == 0
+                usual = row_major(len(plain)) if whole_steps else self._steps(len(plain))
+                if b.dtype == DTYPES["i8"] and b.layout in (usual, self._steps(len(plain))):
                     return inner
         others = [v for v in variables(e) if v != dot.deep]
         order = [*others, dot.deep]

@@ -24,6 +24,7 @@ from tcc.passes._algebra import (
     side_by_side,
     tile_variable,
 )
+from tcc.passes._dots import dot_group, products_late
 from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
 from tcc.passes._fuse_joints import gathered, renamed_joint, walks
 from tcc.passes._fuse_names import Names, from_product, ties
@@ -49,6 +50,7 @@ class _Group:
     members: list[Definition]
     closed: bool
     walk: str | None = None  # the variable of a joint reduction
+    dot: bool = False  # an integer product, and what follows it tile by tile
 
     @property
     def einsums(self) -> list[Einsum]:
@@ -59,12 +61,15 @@ class _Fusion:
     def __init__(self, c: Cascade, target: Target, max_members: int) -> None:
         self.c, self.max_members = c, max_members
         self.on_blocks = target.kind == "gpu"
+        self.integers = target.kind == "cpu"
         self.groups: list[_Group] = []
         self.where: dict[str, int] = {}  # tensor -> index of the group that makes it
         self.names = Names(c)
         self.estimate = Estimate(c, target, self.names)
 
     def run(self) -> Cascade:
+        if self.integers:
+            self.c = products_late(self.c)
         units = walks(self.c)
         unit_of = {id(d): n for n, (_, members) in enumerate(units) for d in members}
         for _, members in units:
@@ -115,6 +120,8 @@ class _Fusion:
     def _place(self, d: Einsum) -> None:
         """Into the kernel that gains most from it, of its latest producer and of those that read what it reads."""
         best: tuple[float, int, Einsum] | None = None
+        if self.integers and self._next_to_product(d):
+            return
         if len(self.c.defining(d.target)) == 1:
             producers = [self.where[a.tensor] for a in d.reads if a.tensor in self.where]
             last = max(producers, default=-1)
@@ -134,9 +141,27 @@ class _Fusion:
             self.groups[best[1]].members.append(best[2])
             self.where[d.target] = best[1]
 
+    def _next_to_product(self, d: Einsum) -> bool:
+        """Places an integer product in a kernel of its own, and what can follow one in the kernel of the product."""
+        c = self.names.program()
+        last = max((self.where[a.tensor] for a in d.reads if a.tensor in self.where), default=-1)
+        if last >= 0 and self.groups[last].dot:
+            members = self.groups[last].einsums
+            joined = self.names.unify(members, d)
+            c = self.names.program()
+            if dot_group(c, [*members, joined]) is not None:
+                self.groups[last].members.append(joined)
+                self.where[d.target] = last
+                return True
+        if dot_group(c, [d]) is None:
+            return False
+        self._open([d])
+        self.groups[-1].dot = True
+        return True
+
     def _join(self, group: _Group, d: Einsum, produced: bool) -> tuple[float, Einsum] | None:
         """The seconds that are saved when d joins a kernel, and d in the kernel's names; None where it cannot."""
-        if group.closed or len(group.members) >= self.max_members:
+        if group.closed or group.dot or len(group.members) >= self.max_members:
             return None
         if any(len(self.c.defining(x.target)) > 1 for x in group.einsums):
             return None

@@ -8,7 +8,7 @@ from tcc.backends.c._codes import computed, is_coded, stored_type, word
 from tcc.backends.c._names import Names
 from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transform, walk
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transform, variables, walk
 from tcc.ir.index import bounds, nonnegative, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
@@ -157,9 +157,15 @@ class Scope:
             inside = isinstance(i, Var) and self.signature.same_size(
                 self.extents.get(i.name, Const(-1)), s
             )
-            if not inside and not within(i, s, self.extents):
+            if not inside and not within(i, s, self.extents) and not self._within(i, s):
                 out.append((i, s))
         return out
+
+
+    def _within(self, i: Expr, size: Expr) -> bool:
+        """`within`, for ranks whose sizes are known."""
+        known = {v: self.signature.resolved(self.extents[v]) for v in variables(i) if v in self.extents}  # fmt: skip
+        return within(i, self.signature.resolved(size), known)
 
 
 def plus(a: Expr, b: Expr) -> Expr:

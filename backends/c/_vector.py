@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcc.backends.c._codes import HALVES, is_coded
+from tcc.backends.c._narrow import cut, narrow, widened
 from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus
 from tcc.ir.cascade import Einsum
@@ -43,11 +44,12 @@ def vector_class(s: Scope, definitions: list[Einsum], lane: str) -> str | None:
     """`f32` or `f64` when every value along `lane` is of that class, its integers or bool; else None."""
     seen: set[str] = set()
     for d in definitions:
-        seen.add(s.storage[d.target].dtype.name)
+        stored = cut(s, d)
+        seen.add("i32" if stored is not None else s.storage[d.target].dtype.name)
         code = s.storage[d.target].code
         if code is not None and code.name not in HALVES:
             seen.add("other")  # rounded one by one
-        for e in (d.body, *d.where):
+        for e in (d.body if stored is None else stored, *d.where):
             _collect(s, e, lane, seen)
     for name, (integer, _) in CLASSES.items():
         if seen <= {name, integer, "bool", "index"}:
@@ -61,6 +63,9 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         return
     if isinstance(e, Var):
         seen.add("index")
+        return
+    if widened(s, e):
+        seen.add(s.dtype(e).name if isinstance(e, Cast) else "i32")
         return
     t = s.dtype(e)
     if isinstance(e, Call) and t.name == "i64" and not accesses(e):
@@ -280,7 +285,7 @@ class Vector:
         moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
         indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
         code = s.storage[a.tensor].code
-        looked_up = code is not None and code.name not in HALVES
+        looked_up = code is not None and code.name not in HALVES and not narrow(s, a.tensor)
         if step is None or step.constant != 1 or indirect or looked_up:
             return self._gather(a, t)
         if moving:
@@ -322,6 +327,8 @@ class Vector:
     def _memory(self, name: str, tensor: str, t: DType) -> str:
         """The function `ld`, `ldn`, `st` or `stn` for what is stored."""
         code = self.s.storage[tensor].code
+        if stored := narrow(self.s, tensor):
+            return self.fn(f"{name}_{stored}", self.integer)
         if code is not None:
             return self._half(f"{name}_{code.name}")
         if t.kind == "b":

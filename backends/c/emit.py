@@ -20,6 +20,7 @@ from tcc.backends.c._codes import code_functions, computed, is_coded, stored_typ
 from tcc.backends.c._dots import dot_functions, per_byte
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
+from tcc.backends.c._narrow import narrow_functions
 from tcc.backends.c._scalar import HELPERS
 from tcc.backends.c._scope import (
     LINE,
@@ -105,6 +106,7 @@ class Emitter:
             preamble(wanted, 8) + "#include <stddef.h>\n#ifdef _OPENMP\n#include <omp.h>\n#endif",
             *(HELPERS[h] for h in sorted(self.functions & set(HELPERS))),
             *code_functions(self.m, self.functions),
+            *narrow_functions(self.functions),
             *(micro_kernel(key) for key in micro),
             *dot_functions(self.functions),
             *bodies,
