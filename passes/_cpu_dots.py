@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcc.ir.cascade import Einsum, Reduction
+from tcc.ir.cascade import Cascade, Definition, Einsum, Reduction
 from tcc.ir.dtype import DTYPES, I32, DType
 from tcc.ir.dtype_text import dtype as parse_dtype
 from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, call, text, transform, variables
@@ -16,16 +17,17 @@ from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.passes._algebra import plain_variables
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_vectors import strided
-from tcc.passes._dots import DotGroup, dot_group
+from tcc.passes._dots import Dot, DotGroup, dot_group, dot_of
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
-ROWS = 4  # of a register tile
+ROWS = 8  # of a register tile
 PANEL = 64  # columns that lie side by side
 DEPTH = 1024  # products that are added up before the next tile of rows
 BLOCK = 48  # rows of a task
 STEP = 4  # products that one instruction adds up
+WHOLE = 8 * STEP  # the longest step of a kernel: of single bits
 
 
 def dots_kernels(m: Mapper, name: str, members: list[Einsum]) -> bool:
@@ -93,17 +95,15 @@ class _Dots:
         self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, t.fill, keep)
 
     def _remember(self, d: Einsum) -> None:
-        """What is made before the product lies in memory; its rows with room for whole steps."""
-        if self.m.in_memory(d.target):
-            return
-        rank = len(d.indices)
-        self._in_memory(d.target, self._steps(rank) if rank else row_major(0))
+        """What is made before the product lies in memory; its rows as the product reads them."""
+        if not self.m.in_memory(d.target):
+            found = operand(self.m.c, self.dot)
+            mine = found is not None and found.tensor == d.target
+            layout = self._row_layout(found) if mine and found else row_major(len(d.indices))
+            self._in_memory(d.target, layout)
 
-    def _steps(self, rank: int) -> Layout:
-        """Rows that end with a whole step."""
-        unit = STEP * self.dot.per_byte
-        last = (Digit(rank - 1, unit), Digit(rank - 1, 1, unit))
-        return Layout((*map(Digit, range(rank - 1)), *last))
+    def _row_layout(self, a: Access) -> Layout:
+        return row_layout(self.m.c, self.dot, a)
 
     def _kept(self, e: Expr) -> bool:
         constant = {t.name for t in self.m.c.inputs if t.constant}
@@ -139,25 +139,16 @@ class _Dots:
         """The first operand in bytes, contiguous along the reduction: where it lies, or copied."""
         m, dot = self.m, self.dot
         e = dot.rows.value
-        inner = e.arg if isinstance(e, Cast) else e
-        if isinstance(inner, Access) and m.ready(inner.tensor) and inner.tensor in m.memory:
-            b = m.memory[inner.tensor]
-            plain = [i.name for i in inner.indices if isinstance(i, Var)]
-            whole_ = all(
-                m.c.same_size(m.c.extent(v), s)
-                for v, s in zip(plain, m.c.tensors[inner.tensor].shape, strict=False)
-            )
-            if len(plain) == len(inner.indices) and plain[-1] == dot.deep and whole_:
-                whole_steps = (self.size(dot.deep) or 1) % (STEP * dot.per_byte) == 0
-                usual = row_major(len(plain)) if whole_steps else self._steps(len(plain))
-                if b.dtype == DTYPES["i8"] and b.layout in (usual, self._steps(len(plain))):
-                    return inner
+        found = operand(m.c, dot)
+        if found is not None and m.ready(found.tensor) and found.tensor in m.memory:
+            if m.memory[found.tensor].layout == self._row_layout(found):
+                return found
         others = [v for v in variables(e) if v != dot.deep]
         order = [*others, dot.deep]
         name = self._tensor(f"{dot.d.target}_rows", DTYPES["i8"], order)
         keep = self._kept(e)
-        self._in_memory(name, self._steps(len(order)), keep)
         access = Access(name, tuple(Var(v) for v in order))
+        self._in_memory(name, self._row_layout(access), keep)
         body: Node = Do(Einsum(name, access.indices, Cast(DTYPES["i8"], e)), ((dot.deep, "lane"),))
         for v in reversed(others):
             body = Loop(v, 1, (body,), "core")
@@ -265,6 +256,46 @@ class _Dots:
             Loop(dot.column, PANEL, (Do(d, ((dot.column, "lane"),)),)) for d in members
         )
         return [Loop(dot.row, 1, nodes)] if dot.row else list(nodes)
+
+
+def row_operands(m: Mapper, groups: Sequence[Sequence[Definition]]) -> None:
+    """The first operands of integer products that lie in memory anyway, in the layout in which these read them."""
+    seen: set[str] = set()
+    for members in groups:
+        for dot in (dot for d in members if (dot := dot_of(m.c, d)) is not None):
+            a = operand(m.c, dot)
+            if a is not None and a.tensor in m.memory and a.tensor not in seen:
+                seen.add(a.tensor)
+                m.memory[a.tensor] = replace(m.memory[a.tensor], layout=row_layout(m.c, dot, a))
+
+
+def operand(c: Cascade, dot: Dot) -> Access | None:
+    """The first operand where it is a tensor of bytes, read as a whole, the reduced variable last."""
+    e = dot.rows.value
+    a = e.arg if isinstance(e, Cast) else e
+    if not isinstance(a, Access) or c.tensors[a.tensor].dtype != DTYPES["i8"]:
+        return None
+    names = [i.name for i in a.indices if isinstance(i, Var)]
+    if len({*names}) != len(a.indices) or names[-1] != dot.deep:
+        return None
+    sizes = zip(names, c.tensors[a.tensor].shape, strict=True)
+    return a if all(c.same_size(c.extent(v), n) for v, n in sizes) else None
+
+
+def row_layout(c: Cascade, dot: Dot, a: Access) -> Layout:
+    """Tiles of 8 rows that lie together, whole steps and no more than `DEPTH` of what is reduced:
+
+    [m/8, …, j/DEPTH, m%8, j%DEPTH]: rows that lie a page apart would drive each other out of the smallest cache
+    """
+    names = [i.name for i in a.indices if isinstance(i, Var)]
+    j, size = len(names) - 1, poly(c.resolved(c.extent(dot.deep))).constant
+    unit = DEPTH if size is None or size > DEPTH else WHOLE
+    outer, inner = [Digit(n) for n, v in enumerate(names[:-1]) if v != dot.row], list[Digit]()
+    if dot.row is not None:
+        m = names.index(dot.row)
+        outer, inner = [Digit(m, ROWS), *outer], [Digit(m, 1, ROWS)]
+    parts = [Digit(j, unit), *inner] if unit == DEPTH else [*inner, Digit(j, unit)]
+    return Layout((*outer, *parts, Digit(j, 1, unit)))
 
 
 def packed_layout(rank: int, bits: int) -> Layout:

@@ -21,7 +21,7 @@ from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
 from tcc.passes._algebra import fills
-from tcc.passes._cpu_dots import dots_kernels
+from tcc.passes._cpu_dots import dots_kernels, row_operands
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_stream import StreamKernel
@@ -57,6 +57,7 @@ class Mapper:
     def run(self) -> Mapping:
         groups = self._groups()
         self._memory(groups)
+        row_operands(self, [members for _, members in groups])
         for name, members in groups:
             first = members[0]
             if isinstance(first, Extern):

@@ -6,6 +6,7 @@ q of a byte occupies its bits q·W … q·W + W - 1, and what lies beyond the te
 
 from __future__ import annotations
 
+from tcc.backends.c._dots_text import HALF, PANEL, STEP
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
 from tcc.ir.cascade import Einsum
@@ -16,7 +17,6 @@ from tcc.ir.index import poly
 from tcc.ir.layout import Layout
 from tcc.ir.mapping import Do
 
-PANEL, STEP = 64, 4
 
 
 def per_byte(t: DType, layout: Layout | None) -> int:
@@ -103,7 +103,6 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
     from tcc.backends.c._leaves import first_visit
 
     bits = 8 // p
-    largest = 2**bits - 1
     s.lines.open("{")
     last, base = s.names.fresh("last"), s.names.fresh("rows")
     span = span_text(s, s.intervals[row]) if row else "1"
@@ -120,13 +119,15 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
             starts += [
                 f"{base} + ({r} < {last} ? {r} : {last}) * ({at_a[row]})" for r in range(1, n)
             ]
-        s.functions.add(f"dots:{n}:{bits}:{largest}")
+        s.functions.add(f"dots:{n}:{bits}")
         numbers = f"{columns}, {length}, {target}, {pitch}, {first}"
         return f"dots{n}x{PANEL}_u{bits}({', '.join(starts)}, {numbers});"
 
     if row and count > 1:
         s.lines.add(f"const int64_t {last} = {span} - 1;")
         s.lines.add(f"if ({last} == 0) {called(1)}")
+        if count > HALF:
+            s.lines.add(f"else if ({last} < {HALF}) {called(HALF)}")
         s.lines.add(f"else {called(count)}")
     else:
         s.lines.add(called(1))
@@ -163,138 +164,3 @@ def _linear(
     if row is not None and row in names and not found[row]:
         return None
     return found
-
-
-# ---- the text of the kernels
-
-_TYPES = """/* Sums of products of bytes: dot_sums holds 32-bit sums, one per column; dot_bytes four bytes for each of these columns. */
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define DOT_LANES 16
-#else
-#define DOT_LANES 8
-#endif
-typedef int32_t dot_sums __attribute__((vector_size(4 * DOT_LANES)));
-typedef int32_t dot_sums_u __attribute__((vector_size(4 * DOT_LANES), aligned(4), may_alias));
-typedef uint32_t dot_bytes __attribute__((vector_size(4 * DOT_LANES)));
-typedef uint32_t dot_bytes_u __attribute__((vector_size(4 * DOT_LANES), aligned(1), may_alias));
-static inline dot_sums dot_four(const int8_t *x) {  /* the same four bytes for every column */
-  int32_t v;
-  memcpy(&v, x, 4);
-  return v - (dot_sums){0};
-}
-/* dot_add: s + the products of unsigned bytes w and signed bytes x, added up in fours (16 bits wide: in twos) */
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(__clang__)
-#define DOT_DEPTH(most) INT64_MAX
-#define dot_add(s, w, x) ((dot_sums)__builtin_ia32_vpdpbusd_v16si((dot_v16si)(s), (dot_v16si)(w), (dot_v16si)(x)))
-#define dot_add8 dot_add
-#define dot_total(c, s) ((c) + (s))
-typedef int dot_v16si __attribute__((vector_size(64)));
-#elif (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))) && !defined(__clang__)
-#define DOT_DEPTH(most) INT64_MAX
-typedef int dot_v8si __attribute__((vector_size(32)));
-#define dot_add(s, w, x) ((dot_sums)__builtin_ia32_vpdpbusd_v8si((dot_v8si)(s), (dot_v8si)(w), (dot_v8si)(x)))
-#define dot_add8 dot_add
-#define dot_total(c, s) ((c) + (s))
-#elif defined(__AVX2__)
-#define DOT_DEPTH(most) (32767 / (2 * 128 * (most)))  /* as many sums of two products as 16 bits hold */
-typedef char dot_v32qi __attribute__((vector_size(32)));
-typedef short dot_v16hi __attribute__((vector_size(32)));
-static inline dot_sums dot_pairs(dot_bytes w, dot_sums x) {
-  return (dot_sums)__builtin_ia32_pmaddubsw256((dot_v32qi)w, (dot_v32qi)x);
-}
-static inline dot_sums dot_wide(dot_sums s) {  /* neighbouring 16-bit sums added up */
-  return (dot_sums)__builtin_ia32_pmaddwd256((dot_v16hi)s, (dot_v16hi){1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1});
-}
-static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
-  return (dot_sums)((dot_v16hi)s + (dot_v16hi)dot_pairs(w, x));
-}
-static inline dot_sums dot_total(dot_sums c, dot_sums s) { return c + dot_wide(s); }
-static inline dot_sums dot_add8(dot_sums s, dot_bytes w, dot_sums x) {  /* 255 * 127 * 2 needs more than 16 bits */
-  return s + dot_wide(dot_pairs(w & 0x7f7f7f7f, x)) + dot_wide(dot_pairs(w & 0x80808080, x));
-}
-#else
-#define DOT_DEPTH(most) INT64_MAX
-static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
-  const dot_bytes u = (dot_bytes)x;
-  return s + (dot_sums)(w & 255) * ((dot_sums)(u << 24) >> 24)
-      + (dot_sums)(w >> 8 & 255) * ((dot_sums)(u << 16) >> 24)
-      + (dot_sums)(w >> 16 & 255) * ((dot_sums)(u << 8) >> 24)
-      + (dot_sums)(w >> 24) * ((dot_sums)u >> 24);
-}
-#define dot_add8 dot_add
-#define dot_total(c, s) ((c) + (s))
-#endif"""
-
-
-def dot_functions(used: set[str]) -> list[str]:
-    """The C text of the kernels in use, and of what they are made of."""
-    keys = sorted(f for f in used if f.startswith("dots:"))
-    return [_TYPES, *map(_kernel, keys)] if keys else []
-
-
-def _kernel(key: str) -> str:
-    """`rows` x 64 sums over `length` products. The columns are taken a few vectors at a time, so that all sums of these
-    stay in registers: more vectors where there are fewer rows."""
-    _, r, b, most = key.split(":")
-    rows, bits = int(r), int(b)
-    p = 8 // bits
-    vectors = 2 if rows > 1 else 4
-    args = [*(f"const int8_t *x{i}" for i in range(rows)), "const uint8_t *columns", "int64_t length",
-            "int32_t *restrict out", "int64_t pitch", "int first"]  # fmt: skip
-    lines = [
-        f"/* out[{rows}][{PANEL}] (+)= sum over j of x[row][j] * columns[j][column], columns 0 … {most} */",
-        "static __attribute__((noinline))",
-        f"void dots{rows}x{PANEL}_u{bits}({', '.join(args)}) {{",
-        f"  for (int at = 0; at < {PANEL}; at += {vectors} * DOT_LANES, columns += {4 * vectors} * DOT_LANES) {{",
-    ]
-    names = [(i, v) for i in range(rows) for v in range(vectors)]
-    for i in range(rows):
-        lines.append("    dot_sums " + ", ".join(f"c{i}_{v} = {{0}}" for v in range(vectors)) + ";")
-    narrow = bits < 8
-    pad = "    "
-    if narrow:
-        lines.append(f"{pad}const int64_t steps = (length + {STEP * p - 1}) / {STEP * p}, depth = DOT_DEPTH({most}) / {p};")
-        lines.append(f"{pad}for (int64_t block = 0; block < steps; block += depth) {{")
-        pad += "  "
-        for i in range(rows):
-            lines.append(f"{pad}dot_sums " + ", ".join(f"s{i}_{v} = {{0}}" for v in range(vectors)) + ";")
-        lines.append(f"{pad}const int64_t end = depth < steps - block ? block + depth : steps;")
-        lines.append(f"{pad}for (int64_t k = block; k < end; k++) {{")
-    else:
-        lines.append(f"{pad}const int64_t steps = (length + {STEP - 1}) / {STEP};")
-        lines.append(f"{pad}for (int64_t k = 0; k < steps; k++) {{")
-    pad += "  "
-    for v in range(vectors):
-        lines.append(f"{pad}const dot_bytes w{v} = *(const dot_bytes_u *)(columns + k * {4 * PANEL} + {4 * v} * DOT_LANES);")
-    mask = int(f"{2**bits - 1:02x}" * 4, 16)
-    for q in range(p):
-        lines.append(f"{pad}{{")
-        shown = []
-        for v in range(vectors):
-            if not narrow:
-                shown.append(f"w{v}")
-                continue
-            moved = f"w{v} >> {bits * q}" if q else f"w{v}"
-            lines.append(f"{pad}  const dot_bytes u{v} = {moved} & 0x{mask:08x};")
-            shown.append(f"u{v}")
-        for i in range(rows):
-            lines.append(f"{pad}  const dot_sums f{i} = dot_four(x{i} + k * {STEP * p} + {STEP * q});")
-            adds = " ".join(
-                f"s{i}_{v} = dot_add(s{i}_{v}, {shown[v]}, f{i});" if narrow
-                else f"c{i}_{v} = dot_add8(c{i}_{v}, {shown[v]}, f{i});"
-                for v in range(vectors)
-            )  # fmt: skip
-            lines.append(f"{pad}  {adds}")
-        lines.append(f"{pad}}}")
-    pad = pad[2:]
-    lines.append(f"{pad}}}")
-    if narrow:
-        for i in range(rows):
-            lines.append(f"{pad}" + " ".join(f"c{i}_{v} = dot_total(c{i}_{v}, s{i}_{v});" for v in range(vectors)))
-        pad = pad[2:]
-        lines.append(f"{pad}}}")
-    for i, v in names:
-        place = f"(dot_sums_u *)(out + {i} * pitch + at + {v} * DOT_LANES)"
-        lines.append(f"    *{place} = first ? c{i}_{v} : c{i}_{v} + *{place};")
-    lines += ["  }", "}"]
-    return "\n".join(lines)

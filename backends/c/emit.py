@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from tcc.backends.c._canonical import canonical_key, comment, touched
 from tcc.backends.c._codes import code_functions, computed, is_coded, stored_type, supported
-from tcc.backends.c._dots import dot_functions, per_byte
+from tcc.backends.c._dots import per_byte
+from tcc.backends.c._dots_text import dot_functions
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
 from tcc.backends.c._narrow import narrow_functions
