@@ -221,10 +221,10 @@ class _Dots:
         if (self.size(dot.deep) or DEPTH + 1) > DEPTH:
             product_ = Loop(dot.deep, DEPTH, (product_,))
         late = next((n for n, d in enumerate(after) if not d.reduced), len(after))
-        near: tuple[Node, ...] = (product_, *self._vectors(after[:late], self.inner))
+        near: tuple[Node, ...] = (product_, *self._vectors(after[:late]))
         for v in reversed(self.inner):
             near = (Loop(v, 1, near),)
-        body: tuple[Node, ...] = (*near, *self._vectors(after[late:], []))
+        body: tuple[Node, ...] = (*near, *self._vectors(after[late:]))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
         if dot.row:
@@ -247,7 +247,7 @@ class _Dots:
             inner = [Digit(r, ROWS), Digit(r, 1, ROWS), *inner]
         return Layout((*others, *inner))
 
-    def _vectors(self, members: list[Einsum], points: list[str]) -> list[Node]:
+    def _vectors(self, members: list[Einsum]) -> list[Node]:
         """Row by row, the columns on lanes."""
         if not members:
             return []
@@ -306,4 +306,3 @@ def packed_layout(rank: int, bits: int) -> Layout:
     n, j, p = rank - 2, rank - 1, 8 // bits
     inner = (Digit(j, 1, STEP),) if p == 1 else (Digit(j, 1, STEP), Digit(j, STEP, p))
     return Layout((Digit(n, PANEL), *map(Digit, range(n)), Digit(j, STEP * p), Digit(n, 1, PANEL), *inner))  # fmt: skip
-

@@ -135,7 +135,11 @@ def products_late(c: Cascade) -> Cascade:
             continue
         at = next(n for n, x in enumerate(order) if x is d)
         reader = next(
-            (n for n, x in enumerate(order) if n > at and any(a.tensor in targets(d) for a in x.reads)),
+            (
+                n
+                for n, x in enumerate(order)
+                if n > at and any(a.tensor in targets(d) for a in x.reads)
+            ),
             at + 1,
         )
         order.insert(reader - 1, order.pop(at))

@@ -77,7 +77,10 @@ class _Plan:
     def _group(self, v: str) -> int:
         """The length of the groups of a reduced variable: 0 for all of it, 1 where every coordinate is one."""
         sizes: list[int] = []
-        for e, exact in [*((e, False) for e in self.others), *((w.value, True) for w in self.wholes)]:
+        for e, exact in [
+            *((e, False) for e in self.others),
+            *((w.value, True) for w in self.wholes),
+        ]:
             found = _quotients(e, v)
             if None in found and not exact:
                 return 1
@@ -97,14 +100,18 @@ class _Plan:
         if bound > MOST:
             return None
         cut = {v: self._cut(v, n) for v, n in self.groups.items()}
-        outer = [cut[v][0] if v in cut else v for v in self.d.reduced if v in cut or v not in self.inner]
+        outer = [
+            cut[v][0] if v in cut else v for v in self.d.reduced if v in cut or v not in self.inner
+        ]
         inner = [cut[v][1] if v in cut else v for v in self.inner]
         values = [self._within(w.value, cut) for w in wholes]
         total = self._sum(values, inner, outer, cut)
         scales = [self._within(e, cut) for e in self.others]
         body = product([Cast(self.t, total), *scales])
         kept = tuple(Reduction(v, "sum") for v in outer)
-        self.made.append(Einsum(self.d.target, self.d.indices, body, kept, self.d.where, self.d.span))
+        self.made.append(
+            Einsum(self.d.target, self.d.indices, body, kept, self.d.where, self.d.span)
+        )
         return self.c, self.made
 
     # ---- groups
@@ -129,10 +136,17 @@ class _Plan:
                 by = x.args[1]
                 if found is not None and isinstance(by, Const):
                     times = int(by.value) // found[2]
-                    return Var(found[0]) if times == 1 else call("floordiv", Var(found[0]), Const(times))
+                    return (
+                        Var(found[0])
+                        if times == 1
+                        else call("floordiv", Var(found[0]), Const(times))
+                    )
             return x
 
-        return substitute(transform(e, rule), {v: call("add", call("mul", Var(a), Const(n)), Var(b)) for v, (a, b, n) in cut.items()})  # fmt: skip
+        split: dict[str, Expr] = {
+            v: call("add", call("mul", Var(a), Const(n)), Var(b)) for v, (a, b, n) in cut.items()
+        }
+        return substitute(transform(e, rule), split)
 
     # ---- the integer sums
 
@@ -148,7 +162,7 @@ class _Plan:
         w = whole(self.c, e)
         assert w is not None
         order = variables(e)
-        t = next((DTYPES[n] for n, low, high in (("i8", -128, 127), ("u8", 0, 255)) if low <= w.low and w.high <= high), I32)  # fmt: skip
+        t = _least(w)
         value = inner if expression_dtype(self.c, inner) == t else Cast(t, inner)
         name = self._tensor("codes", order, t)
         at = tuple(Var(v) for v in order)
@@ -219,6 +233,14 @@ class _Plan:
         return Cast(I32, product(parts))
 
 
+def _least(w: Whole) -> DType:
+    """The smallest type that holds a whole number."""
+    for name, low, high in (("i8", -128, 127), ("u8", 0, 255)):
+        if low <= w.low and w.high <= high:
+            return DTYPES[name]
+    return I32
+
+
 def _divides(c: Cascade, extent: Expr, n: int) -> bool:
     known = poly(c.resolved(extent)).constant
     return known is not None and known % n == 0
@@ -242,9 +264,9 @@ def _definition(c: Cascade, e: Expr) -> Expr | None:
     if not isinstance(e, Access) or not c.tensors[e.tensor].dtype.is_float:
         return None
     made = c.defining(e.tensor)
-    if len(made) != 1 or not isinstance(made[0], Einsum) or made[0].reduced or made[0].where:
+    d = made[0] if len(made) == 1 else None
+    if not isinstance(d, Einsum) or d.reduced or d.where:
         return None
-    (d,) = made
     names = plain_variables(d)
     extents = {v: c.extent(v) for v in variables(e)}
     shape = c.tensors[e.tensor].shape

@@ -119,7 +119,9 @@ def test_vectors_and_batches(rng: np.random.Generator) -> None:
 
 
 def test_constant_weights_are_packed_ahead(rng: np.random.Generator) -> None:
-    c = parse_cascade("in A: i8[M, K], B: i4[N, K]\nout C: i32[M, N]\nC[m, n] = i32(A[m, k]) * B[n, k]")
+    c = parse_cascade(
+        "in A: i8[M, K], B: i4[N, K]\nout C: i32[M, N]\nC[m, n] = i32(A[m, k]) * B[n, k]"
+    )
     c = build(replace(c, inputs=(c.inputs[0], replace(c.inputs[1], constant=True))))
     program = built(c)
     assert "prepare kernel pack_C_columns" in str(program.mapping)
@@ -137,7 +139,11 @@ def regrouped(text: str) -> str:
 
 
 def definitions(text: str) -> list[str]:
-    return [line for line in regrouped(text).splitlines() if " = " in line and not line.startswith("ranks")]
+    return [
+        line
+        for line in regrouped(text).splitlines()
+        if " = " in line and not line.startswith("ranks")
+    ]
 
 
 def test_what_a_group_has_in_common_leaves_its_sum() -> None:
@@ -199,7 +205,11 @@ def layers(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
         "M": f"M = 1, G = (K + {length - 1}) // {length}, J = {length}",
     }[str(rng.choice(["", "K", "M"]))]
     m = 1 if known.startswith("M") else m
-    return LAYER.format(ranks=known, weight=weight, length=length, zero=zero), {"M": m, "N": n, "K": k}
+    return LAYER.format(ranks=known, weight=weight, length=length, zero=zero), {
+        "M": m,
+        "N": n,
+        "K": k,
+    }
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -214,9 +224,13 @@ def test_random_layers_mean_what_they_did(seed: int) -> None:
     known = bind(c, given, sizes)
     want = interpret(c, given, known)["Y"]
     got = interpret(result.after("regroup"), given, known)["Y"]
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * max(1, np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(
+        got, want, rtol=1e-5, atol=1e-6 * max(1, np.abs(want).max(initial=0))
+    )
     mapped = interpret_mapping(result.mapping, given, known)[0]["Y"]
-    np.testing.assert_allclose(mapped, got, rtol=1e-5, atol=1e-6 * max(1, np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(
+        mapped, got, rtol=1e-5, atol=1e-6 * max(1, np.abs(want).max(initial=0))
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 5])
@@ -231,4 +245,6 @@ def test_layers_in_c(seed: int) -> None:
     assert "dots" in program.source
     want = interpret(c, given, bind(c, given, sizes))["Y"]
     got = run(program, c, given, sizes)["Y"]
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * max(1, np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(
+        got, want, rtol=1e-4, atol=1e-4 * max(1, np.abs(want).max(initial=0))
+    )

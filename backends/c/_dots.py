@@ -12,11 +12,10 @@ from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
 from tcc.ir.cascade import Einsum
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import DTYPES, DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Var, variables
+from tcc.ir.expr import Access, Call, Cast, Const, Var, variables
 from tcc.ir.index import poly
 from tcc.ir.layout import Layout
 from tcc.ir.mapping import Do
-
 
 
 def per_byte(t: DType, layout: Layout | None) -> int:
@@ -49,9 +48,7 @@ def emit_pack(s: Scope, d: Einsum) -> bool:
     start = integer_text(s, s.address(Access(d.target, d.indices)))
     s.lines.open("{")
     s.lines.add(f"uint8_t *{bytes_} = {place.pointer} + {_divided(start, p)};")
-    s.lines.open(
-        f"for (int64_t {block} = 0; {block} < {old[deep].high}; {block} += {step}) {{"
-    )
+    s.lines.open(f"for (int64_t {block} = 0; {block} < {old[deep].high}; {block} += {step}) {{")
     s.lines.open(f"for (int64_t {c} = 0; {c} < {PANEL}; {c}++) {{")
     s.lines.open(f"for (int64_t {lane} = 0; {lane} < {STEP}; {lane}++) {{")
     s.lines.add("unsigned byte = 0;")
@@ -86,7 +83,10 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
         return False
     lane, deep, row = lanes[0], d.reduced[0], rows[0] if rows else None
     a, b = (x.arg if isinstance(x, Cast) else x for x in body.args)
-    if not (isinstance(a, Access) and isinstance(b, Access)) or s.storage[d.target].dtype.name != "i32":
+    if (
+        not (isinstance(a, Access) and isinstance(b, Access))
+        or s.storage[d.target].dtype.name != "i32"
+    ):
         return False
     p = per_byte(s.tensor(b.tensor).dtype, s.storage[b.tensor].layout)
     if not p or s.tensor(a.tensor).dtype != DTYPES["i8"] or s.unsafe(a) or s.unsafe(b):
@@ -143,9 +143,7 @@ def check_packed(s: Scope, d: Einsum) -> None:
                                helps="give the buffer another layout")  # fmt: skip
 
 
-def _linear(
-    s: Scope, x: Access, lane: str, row: str | None, deep: str
-) -> dict[str, str] | None:
+def _linear(s: Scope, x: Access, lane: str, row: str | None, deep: str) -> dict[str, str] | None:
     """The address of an operand: at the tile's start, and by how much it moves with each variable that it is linear in."""
     names = {v: f"{v}__at" for v in (lane, row, deep) if v is not None and v in variables(x)}
     old = dict(s.intervals)

@@ -80,7 +80,9 @@ static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
 
 def dot_functions(used: set[str]) -> list[str]:
     """The C text of the kernels in use, and of what they are made of."""
-    wanted = {(int(r), int(b)) for f in used if f.startswith("dots:") for r, b in [f.split(":")[1:]]}
+    wanted = {
+        (int(r), int(b)) for f in used if f.startswith("dots:") for r, b in [f.split(":")[1:]]
+    }
     wanted |= {(HALF, bits) for rows, bits in wanted if rows > HALF}
     return [TYPES, *(_kernel(*key) for key in sorted(wanted))] if wanted else []
 
@@ -138,9 +140,13 @@ def _kernel(rows: int, bits: int) -> str:
         pad += "  "
     lines.append(f"{pad}const uint8_t *w = columns + k * {4 * PANEL};")
     for v in range(vectors):
-        lines.append(f"{pad}dot_bytes w{v} = *(const dot_bytes_u *)(w + {4 * v} * DOT_LANES); PIN(w{v});")
+        lines.append(
+            f"{pad}dot_bytes w{v} = *(const dot_bytes_u *)(w + {4 * v} * DOT_LANES); PIN(w{v});"
+        )
     if rows > 1:
-        lines += [f"{pad}__builtin_prefetch(w + {AHEAD} + {4 * v} * DOT_LANES);" for v in range(vectors)]
+        lines += [
+            f"{pad}__builtin_prefetch(w + {AHEAD} + {4 * v} * DOT_LANES);" for v in range(vectors)
+        ]
     for q in range(p):
         lines.append(f"{pad}{{")
         for v in range(vectors):
@@ -149,7 +155,9 @@ def _kernel(rows: int, bits: int) -> str:
             lines.append(f"{pad}  const dot_bytes u{v} = {part};")
         into = f"s{q if apart else 0}_" if narrow else "c"
         for i in range(rows):
-            lines.append(f"{pad}  const dot_sums f{i} = dot_four(x{i} + k * {STEP * p} + {STEP * q});")
+            lines.append(
+                f"{pad}  const dot_sums f{i} = dot_four(x{i} + k * {STEP * p} + {STEP * q});"
+            )
             adds = (f"{into}{i}_{v} = {add}({into}{i}_{v}, u{v}, f{i});" for v in range(vectors))
             lines.append(f"{pad}  {' '.join(adds)}")
         lines.append(f"{pad}}}")
@@ -162,6 +170,8 @@ def _kernel(rows: int, bits: int) -> str:
     lines.append("    }")
     for i in range(rows):
         for v in range(vectors):
-            lines.append(f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v}, first);")
+            lines.append(
+                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v}, first);"
+            )
     lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
     return "\n".join(lines)

@@ -161,7 +161,6 @@ class Scope:
                 out.append((i, s))
         return out
 
-
     def _within(self, i: Expr, size: Expr) -> bool:
         """`within`, for ranks whose sizes are known."""
         known = {v: self.signature.resolved(self.extents[v]) for v in variables(i) if v in self.extents}  # fmt: skip
