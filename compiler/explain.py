@@ -356,7 +356,7 @@ def _kernel(k: Kernel) -> KernelReport:
 
 def _report(b: Buffer, steps: dict[str, str]) -> BufferReport:
     extents = [steps.get(d.name, d.name) if isinstance(d, Var) else text(d) for d in b.dims]
-    factor, rest = b.dtype.itemsize, []
+    factor, rest = b.bits, []
     for e in extents:
         if e.isdigit():
             factor *= int(e)

@@ -32,8 +32,17 @@ from tcc.passes._algebra import (
     size_estimate,
 )
 from tcc.passes._cpu_columns import column_kernel
+from tcc.passes._cpu_decode import (
+    BLOCK,
+    ROWS,
+    decoded,
+    decodes,
+    decoding_kernel,
+    decoding_tile,
+)
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
+from tcc.passes._cpu_packed import PANEL
 from tcc.passes._cpu_place import WIDTH, Columns, columns_of, streamed, streams_rows
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
@@ -53,6 +62,8 @@ class GroupKernel(Operands):
     """One group: outer loops over the rows that its members share, inside them its definitions in order."""
 
     def build(self) -> Kernel:
+        if (few := decoding_kernel(self)) is not None:
+            return few
         if self.tile is None:
             return self._vector_kernel()
         splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
@@ -61,10 +72,13 @@ class GroupKernel(Operands):
         if len(splits) == 1:
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
+            self.decodes = decodes(self, d, splits[0])
         self.shape = register_tile(
             self.size(self.tile), [self.size(s.columns[-1]) for s in splits],
             self.m.lanes, self.m.registers, self.usual, self.way == Columns.PLACE,
         )  # fmt: skip
+        if self.decodes:
+            self.shape = decoding_tile(self, self.size(self.tile))
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
         again = self.column is not None and self._again(before)
@@ -78,6 +92,7 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.m.block_rows if one else self.m.block_rows // 2
+        block = ROWS if self.decodes else block
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
@@ -105,6 +120,8 @@ class GroupKernel(Operands):
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
+        if self.decodes:
+            return BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
         if self.way == Columns.PLACE:
             return WIDTH
         if size is None:
@@ -307,6 +324,8 @@ class GroupKernel(Operands):
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
+        if self.decodes:
+            return decoded(self, d, s)
         m, column, tile = self.m, s.columns[-1], self.tile or ""
         packed, before = s.column_factor, list[Node]()
         if self.way != Columns.PLACE:

@@ -55,6 +55,7 @@ class Operands:
         self.used: list[str] = []
         self.column: str | None = None
         self.way = Columns.PACKED
+        self.decodes = False  # the second operand, block by block
         self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 
     def size(self, v: str) -> int | None:

@@ -51,6 +51,7 @@ class Mapper:
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
+        self.copies: dict[tuple[str, int, int | None, int], str] = {}  # of constant operands
         self.making: set[str] = set()  # what the kernel that is being made computes
 
     def run(self) -> Mapping:
