@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum, Reduction
-from tcc.ir.expr import Access, Expr, Var, call, text, variables
+from tcc.ir.expr import Access, Expr, Var, accesses, call, text, variables
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.passes._algebra import Contraction, factors, plain_variables, product
 from tcc.passes._cpu_packed import PANEL, beside, narrow_operand, packed, panels
-from tcc.passes._cpu_tiles import busy
+from tcc.passes._cpu_tiles import LINE, busy
 
 if TYPE_CHECKING:
     from tcc.passes._cpu_group import GroupKernel
@@ -151,15 +151,9 @@ def decodes(k: GroupKernel, d: Einsum, s: Contraction) -> bool:
     if n is None or k.m.types[d.target].dtype.name != "f32":
         return False
     e = s.column_factor
-    if text(n.access) not in {text(a) for a in _reads(e)} or expression_dtype(k.c, e).name != "f32":
+    if text(n.access) not in {text(a) for a in accesses(e)} or expression_dtype(k.c, e).name != "f32":
         return False
     return set(variables(e)) <= {*k.outer(), column, *s.reduced}
-
-
-def _reads(e: Expr) -> list[Access]:
-    from tcc.ir.expr import accesses
-
-    return list(accesses(e))
 
 
 def decoding_tile(k: GroupKernel, size: int | None) -> tuple[int, int]:
@@ -180,7 +174,7 @@ def decoded(k: GroupKernel, d: Einsum, s: Contraction) -> tuple[list[Node], list
     column, tile = s.columns[-1], k.tile or ""
     n = narrow_operand(k.m, replace(d, where=()), column)
     assert n is not None
-    rows, fill = k._row_operand(d, s)
+    rows, fill = (s.row_factor, []) if _in_place(k, s.row_factor) else k._row_operand(d, s)
     e = beside(k.m, packed(k.m, n, s.column_factor), column)
     k.c = k.m.c
     groups = [v for v in k._depth_order(s) if v != n.depth]
@@ -198,11 +192,19 @@ def decoded(k: GroupKernel, d: Einsum, s: Contraction) -> tuple[list[Node], list
     fill_columns: Node = Do(Einsum(name, at, e), ((column, "lane"),))
     for v in reversed(groups):
         fill_columns = Loop(v, 1, (fill_columns,))
+    blocks, filled = [b], [fill_columns]
+    if rows is s.row_factor:  # neighbours in a register tile may lie such that they drive each other out
+        rows, near, copy = _rows_near(k, d, rows, [v for v in (*groups, n.depth) if v in variables(rows)])
+        blocks.append(near)
+        filled.append(copy)
     body = call("mul", rows, Access(name, at))
     sums = tuple(Reduction(v, d.monoid(v)) for v in (*groups, n.depth))
     leaf: Node = Do(Einsum(d.target, d.indices, body, sums, (), d.span), ((column, "lane"), (tile, "unroll")))  # fmt: skip
     leaf = Loop(column, unit, (Loop(tile, k.shape[0], (leaf,)),))
-    node: Node = Alloc(b, (fill_columns, leaf))
+    nodes: tuple[Node, ...] = (*filled, leaf)
+    for block in reversed(blocks):
+        nodes = (Alloc(block, nodes),)
+    (node,) = nodes
     size = k.size(n.depth)
     if size is None or size > CHAIN:
         node = Loop(n.depth, CHAIN, (node,))
@@ -211,3 +213,24 @@ def decoded(k: GroupKernel, d: Einsum, s: Contraction) -> tuple[list[Node], list
     return fill, [node]
 
 
+
+
+def _in_place(k: GroupKernel, e: Expr) -> bool:
+    """Whether rows are read as they are, always inside their tensor."""
+    return isinstance(e, Access) and k.m.in_memory(e.tensor) and not accesses(*e.indices) and not k.outside(e)
+
+
+def _rows_near(k: GroupKernel, d: Einsum, e: Expr, depth: list[str]) -> tuple[Expr, Buffer, Node]:
+    """A block of rows next to the core, each on lines of its own; how it is read, where it lies, what fills it."""
+    tile = k.tile or ""
+    others = [v for v in variables(e) if v != tile and v not in depth]
+    order = [*others, tile, *depth]
+    name = k._temporary(f"{d.target}_rows", e, order)
+    last = len(order) - 1
+    space = min(k.size(depth[-1]) or CHAIN, CHAIN) + LINE // 4
+    layout = Layout((*map(Digit, range(last)), Digit(last, space), Digit(last, 1, space)))
+    at = tuple(map(Var, order))
+    copy: Node = Do(Einsum(name, at, e), ((depth[-1], "lane"),))
+    for v in (*reversed(depth[:-1]), tile):
+        copy = Loop(v, 1, (copy,))
+    return Access(name, at), Buffer(name, k.m.types[name].dtype, at, "L2", layout), copy

@@ -8,7 +8,7 @@ neighbouring columns, and the codes of a word to neighbours along the depth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 
@@ -17,11 +17,12 @@ from tcc.backends.c._packed import WORD
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import Hoisted, Vector
 from tcc.ir.cascade import Einsum
-from tcc.ir.dtype import F32
+from tcc.ir.dtype import F32, DType
 from tcc.ir.expr import Access, Call, Cast, Const, Expr, Var, accesses, call, text, variables, walk
 from tcc.ir.index import poly, simplify_index
 from tcc.ir.mapping import Do
 
+LANE = "lane__"  # stands for the number of a lane while addresses are found
 ROWS = 8  # of a leaf: so many sums per vector of columns
 
 
@@ -52,7 +53,7 @@ def emit_unpacked(s: Scope, leaf: Do) -> bool:
     rows = [v for v in leaf.on("unroll") if v != depth]
     if any(s.intervals[v].step != 1 for v in (*d.free, *d.reduced) if v not in (lane, depth, *rows)):
         return False
-    if any(not _small(s, v) for v in rows):
+    if any(not 0 < _rows(s, v) <= ROWS for v in rows):
         return False
     reads = [_read(s, a, lane, d.body) for a in packed.values()]
     if not all(reads) or not _computable(s, d, lane):
@@ -61,11 +62,11 @@ def emit_unpacked(s: Scope, leaf: Do) -> bool:
     return True
 
 
-def _small(s: Scope, v: str) -> bool:
-    """Whether a variable runs over few coordinates, all of them."""
-    n = poly(s.signature.resolved(s.extents[v])).constant
+def _rows(s: Scope, v: str) -> int:
+    """How many coordinates a variable runs over, where these are all of its known extent; else 0."""
+    n = poly(s.signature.resolved(s.extents[v])).constant or 0
     interval = s.intervals[v]
-    return n is not None and n <= ROWS and interval.step == n and poly(interval.low).constant == 0
+    return n if interval.step in (n, None) and poly(interval.low).constant == 0 else 0
 
 
 def _depth(s: Scope, d: Einsum, reads: list[Access], lane: str) -> str | None:
@@ -131,6 +132,19 @@ def _computable(s: Scope, d: Einsum, lane: str) -> bool:
     return visit(d.body)
 
 
+class _Lanes(Vector):
+    """A vector at a known place: the counter of its lanes tells where they lie, and is 0 where a vector starts."""
+
+    def place(self, a: Access) -> str:
+        return super().place(a).replace(f" + {LANE}", "")
+
+    def _gather(self, a: Access, t: DType) -> str:
+        return super()._gather(a, t).replace(LANE, "0")
+
+    def _index(self, e: Var) -> str:
+        return super()._index(e).replace(LANE, "0")
+
+
 class _Printer:
     def __init__(
         self, s: Scope, d: Einsum, lane: str, depth: str, rows: list[str], reads: list[_Read]
@@ -140,10 +154,11 @@ class _Printer:
         self.lanes = s.vector_bytes // 4
         self.points: list[dict[str, int]] = [{}]
         for v in rows:
-            n = s.intervals[v].step or 1
-            self.points = [{**p, v: i} for p in self.points for i in range(n)]
+            self.points = [{**p, v: i} for p in self.points for i in range(_rows(s, v))]
         many = len(self.points) * len(reads)
         self.vectors = max(1, (4 if many <= 4 else 2) if self.lanes == 16 else (4 if many == 1 else 2))
+        self.low: Expr = Const(0)
+        self.count: str | None = None
         self.uses: dict[str, int] = {}
         for x in walk(d.body):
             self.uses[text(x)] = self.uses.get(text(x), 0) + 1
@@ -153,30 +168,40 @@ class _Printer:
         s.lines.open("{")
         for r in self.reads:
             r.decoder.declare(s, self.lanes)
-        c, length = s.names.fresh(self.lane), s.names.fresh(f"{self.lane}_n")
-        unit = self.vectors * self.lanes
+        unit, length = self.vectors * self.lanes, s.names.fresh(f"{self.lane}_n")
+        s.counters[LANE] = Const(self.lanes)
         s.lines.add(f"const int64_t {length} = {span_text(s, old)};")
-        s.lines.add(f"int64_t {c} = 0;")
-        s.counters[c] = Const(old.step) if old.step else s.extents[self.lane]
-        s.intervals[self.lane] = Interval(plus(old.low, Var(c)), old.high, None, False)
-        s.lines.open(f"for (; {c} + {unit} <= {length}; {c} += {unit}) {{")
-        self._columns(c, self.vectors, None)
+        if old.step == unit:
+            s.lines.open(f"if ({length} == {unit}) {{")
+            self._columns(old.low, self.vectors, None)
+        else:
+            b = self._block(f"{length} / {unit}", old)
+            self._columns(plus(old.low, call("mul", Var(b), Const(unit))), self.vectors, None)
         s.lines.close()
         size = poly(s.signature.resolved(s.extents[self.lane])).constant
         if size is None or size % unit or old.step is None or old.step % unit:
-            s.lines.open(f"for (; {c} < {length}; {c} += {self.lanes}) {{")
-            rest = s.names.fresh("rest")
-            s.lines.add(f"const int {rest} = {length} - {c} < {self.lanes} ? (int)({length} - {c}) : {self.lanes};")  # fmt: skip
-            self._columns(c, 1, rest)
+            b = self._block(f"({length} + {self.lanes - 1}) / {self.lanes}", old, f"{length} / {unit} * {self.vectors}")  # fmt: skip
+            rest, left = s.names.fresh("rest"), f"{length} - {b} * {self.lanes}"
+            s.lines.add(f"const int {rest} = {left} < {self.lanes} ? (int)({left}) : {self.lanes};")
+            self._columns(plus(old.low, call("mul", Var(b), Const(self.lanes))), 1, rest)
             s.lines.close()
         s.intervals[self.lane] = old
         s.lines.close()
 
-    def _columns(self, c: str, vectors: int, count: str | None) -> None:
-        """Some vectors of columns: their sums, or what is stored for them."""
+    def _block(self, end: str, old: Interval, start: str = "0") -> str:
+        """Opens a loop over blocks of columns; its counter."""
+        s, b = self.s, self.s.names.fresh(f"{self.lane}_block")
+        s.lines.open(f"for (int64_t {b} = {start}; {b} < {end}; {b}++) {{")
+        s.counters[b] = Const(old.step) if old.step else s.extents[self.lane]
+        return b
+
+    def _columns(self, low: Expr, vectors: int, count: str | None) -> None:
+        """Some vectors of columns from `low` on: their sums, or what is stored for them."""
         from tcc.backends.c._leaves import first_visit
 
         s, d = self.s, self.d
+        self.low, self.count = low, count
+        s.intervals[self.lane] = Interval(low, s.intervals[self.lane].high, None, False)
         for r in self.reads:
             r.pointer = s.names.fresh(f"{s.storage[r.access.tensor].pointer}_words")
             start = f"{s.storage[r.access.tensor].pointer} + {self._start(r)}"
@@ -189,12 +214,12 @@ class _Printer:
             s.lines.add(f"{s.use(f'f32x{self.lanes}')} {', '.join(f'{n} = {{0}}' for n in names)};")
         first = first_visit(s, d) if summed else None
         old = s.intervals[self.depth]
-        self._walk(c, vectors, count, sums)
+        self._walk(vectors, sums)
         s.intervals[self.depth] = old
         for point, names in zip(self.points, sums, strict=False):
             before = self._at(point)
             for v, name in enumerate(names):
-                e = self._vector(c, v, count, {}, None)
+                e = self._vector(v, {}, None)
                 target = Access(d.target, d.indices)
                 value = name
                 if first is not None:
@@ -217,10 +242,12 @@ class _Printer:
             s.intervals[v] = Interval(low, before[v].high, 1, False)
         return before
 
-    def _vector(
-        self, c: str, v: int, count: str | None, memo: dict[str, str], hoisted: Hoisted | None
-    ) -> Vector:
-        return Vector(self.s, "f32", self.lane, c, v * self.lanes, count, memo, hoisted, self.uses)
+    def _vector(self, v: int, memo: dict[str, str], hoisted: Hoisted | None) -> Vector:
+        """Prints values of one vector of columns."""
+        low = plus(self.low, Const(v * self.lanes)) if v else self.low
+        interval = self.s.intervals[self.lane]
+        self.s.intervals[self.lane] = replace(interval, low=plus(low, Var(LANE)))
+        return _Lanes(self.s, "f32", self.lane, LANE, 0, self.count, memo, hoisted, self.uses)
 
     def _start(self, r: _Read) -> str:
         """The first word of the columns, in words."""
@@ -243,7 +270,7 @@ class _Printer:
 
     # ---- along the depth
 
-    def _walk(self, c: str, vectors: int, count: str | None, sums: list[list[str]]) -> None:
+    def _walk(self, vectors: int, sums: list[list[str]]) -> None:
         """A loop per size of word: the words with most codes are loaded outermost."""
         s, old = self.s, self.s.intervals[self.depth]
         length, done = span_text(s, old), ""
@@ -277,16 +304,14 @@ class _Printer:
         s.lines.open(f"for (int64_t {j} = 0; {j} < {length}; {j}++) {{")
         s.counters[j] = Const(self.reads[-1].per)
         s.intervals[self.depth] = Interval(plus(low, Var(j)), old.high, 1, False)
-        hoisted = Hoisted(len(s.lines.out), s.lines.depth)
+        hoisted = [Hoisted(len(s.lines.out), s.lines.depth) for _ in self.points]  # one per row
         for v in range(vectors):
-            self._point(c, v, count, sums, hoisted)
+            self._point(v, sums, hoisted)
         s.lines.close()
         for _ in groupby(self.reads, key=lambda r: r.per):
             s.lines.close()
 
-    def _point(
-        self, c: str, v: int, count: str | None, sums: list[list[str]], hoisted: Hoisted
-    ) -> None:
+    def _point(self, v: int, sums: list[list[str]], hoisted: list[Hoisted]) -> None:
         """One coordinate of the depth for one vector of columns: decode, use, move on to the next code."""
         s, d = self.s, self.d
         memo: dict[str, str] = {}
@@ -294,7 +319,7 @@ class _Printer:
             r.decoder.lanes(s, self.lanes, r.words[v], memo)
         for row, point in enumerate(self.points):
             before = self._at(point)
-            e = self._vector(c, v, count, dict(memo), hoisted)
+            e = self._vector(v, dict(memo), hoisted[row])
             value = e.value(d.body, F32)
             if sums:
                 s.lines.add(f"{sums[row][v]} += {value};")
