@@ -363,7 +363,9 @@ def shifts_to_f32(t: DType) -> bool:
     if t.name in ("f16", "bf16"):
         return True
     f = t.form
-    return isinstance(f, Float) and f.signed and f.subnormal and f.exponent <= 7 and 0 <= f.bias <= 127
+    return (
+        isinstance(f, Float) and f.signed and f.subnormal and f.exponent <= 7 and 0 <= f.bias <= 127
+    )
 
 
 @lru_cache(maxsize=64)

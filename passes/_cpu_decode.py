@@ -108,7 +108,7 @@ def _buffer(k: GroupKernel, name: str, value: Expr, order: list[str], column: st
 def _sum(k: GroupKernel, d: Einsum, column: str, outer: list[str]) -> list[Node]:
     """A sum whose factors that do not run with the codes of a word multiply sums of the others:
 
-        Y = Σ x · code · scale   -->   for g { part = Σ x · code;  sum += part · scale };  Y = sum
+    Y = Σ x · code · scale   -->   for g { part = Σ x · code;  sum += part · scale };  Y = sum
     """
     n = narrow_operand(k.m, d, column)
     assert n is not None
@@ -151,7 +151,10 @@ def decodes(k: GroupKernel, d: Einsum, s: Contraction) -> bool:
     if n is None or k.m.types[d.target].dtype.name != "f32":
         return False
     e = s.column_factor
-    if text(n.access) not in {text(a) for a in accesses(e)} or expression_dtype(k.c, e).name != "f32":
+    if (
+        text(n.access) not in {text(a) for a in accesses(e)}
+        or expression_dtype(k.c, e).name != "f32"
+    ):
         return False
     return set(variables(e)) <= {*k.outer(), column, *s.reduced}
 
@@ -193,8 +196,12 @@ def decoded(k: GroupKernel, d: Einsum, s: Contraction) -> tuple[list[Node], list
     for v in reversed(groups):
         fill_columns = Loop(v, 1, (fill_columns,))
     blocks, filled = [b], [fill_columns]
-    if rows is s.row_factor:  # neighbours in a register tile may lie such that they drive each other out
-        rows, near, copy = _rows_near(k, d, rows, [v for v in (*groups, n.depth) if v in variables(rows)])
+    if (
+        rows is s.row_factor
+    ):  # neighbours in a register tile may lie such that they drive each other out
+        rows, near, copy = _rows_near(
+            k, d, rows, [v for v in (*groups, n.depth) if v in variables(rows)]
+        )
         blocks.append(near)
         filled.append(copy)
     body = call("mul", rows, Access(name, at))
@@ -213,11 +220,14 @@ def decoded(k: GroupKernel, d: Einsum, s: Contraction) -> tuple[list[Node], list
     return fill, [node]
 
 
-
-
 def _in_place(k: GroupKernel, e: Expr) -> bool:
     """Whether rows are read as they are, always inside their tensor."""
-    return isinstance(e, Access) and k.m.in_memory(e.tensor) and not accesses(*e.indices) and not k.outside(e)
+    return (
+        isinstance(e, Access)
+        and k.m.in_memory(e.tensor)
+        and not accesses(*e.indices)
+        and not k.outside(e)
+    )
 
 
 def _rows_near(k: GroupKernel, d: Einsum, e: Expr, depth: list[str]) -> tuple[Expr, Buffer, Node]:

@@ -121,7 +121,9 @@ class GroupKernel(Operands):
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
         if self.decodes:
-            return BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
+            return (
+                BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
+            )
         if self.way == Columns.PLACE:
             return WIDTH
         if size is None:

@@ -220,5 +220,3 @@ def _copy(m: Mapper, name: str, t: Tensor, layout: Layout, value: Expr, names: l
     body = (Loop(names[column], PANEL, body, "core"),)
     extents = tuple(zip(names, t.shape, strict=True))
     m.kernels.append(Kernel(m.fresh(f"pack_{name}"), extents, body, True))
-
-

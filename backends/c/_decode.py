@@ -30,7 +30,9 @@ class Decoder:
 
     access: Access
     bits: int  # of a code in memory
-    values: list[tuple[Expr, tuple[float, ...]]] = field(default_factory=list)  # functions of the code, by tables
+    values: list[tuple[Expr, tuple[float, ...]]] = field(
+        default_factory=list
+    )  # functions of the code, by tables
     names: list[str] = field(default_factory=list)  # of those tables
 
     def declare(self, s: Scope, lanes: int) -> None:
@@ -98,7 +100,12 @@ def decoder(s: Scope, a: Access, body: Expr) -> Decoder | None:
             found.values.append((e, tuple(np.resize(values, size).tolist())))
         if found.values:
             return found
-    if t.kind == "b" or (t.is_integer and t.compute.bits <= 32) or t.name == "bf16" or shifts_to_f32(t):
+    if (
+        t.kind == "b"
+        or (t.is_integer and t.compute.bits <= 32)
+        or t.name == "bf16"
+        or shifts_to_f32(t)
+    ):
         return found
     if t.is_float and t.compute.name == "f32" and t.bits <= 8:
         found.values.append((a, tuple(np.resize(table(t), 2**place.packed).tolist())))

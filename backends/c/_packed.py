@@ -82,5 +82,3 @@ def _coded(s: Scope, e: Expr, t: DType) -> str:
             return f"{source.pointer}[{integer_text(s, s.address(e))}]"
     value = typed(s, e, computed(t))
     return f"{s.use(f'put_{word(t)}')}({value})" if is_coded(t) else value
-
-

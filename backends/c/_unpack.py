@@ -11,15 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-
 from tcc.backends.c._decode import Decoder, decoder
 from tcc.backends.c._packed import WORD
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import Hoisted, Vector
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import F32, DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Var, accesses, call, text, variables, walk
-from tcc.ir.index import poly, simplify_index
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Var,
+    accesses,
+    call,
+    text,
+    transform,
+    variables,
+    walk,
+)
+from tcc.ir.index import Poly, poly, simplify_index
 from tcc.ir.mapping import Do
 
 LANE = "lane__"  # stands for the number of a lane while addresses are found
@@ -51,7 +63,9 @@ def emit_unpacked(s: Scope, leaf: Do) -> bool:
     if depth is None:
         return False
     rows = [v for v in leaf.on("unroll") if v != depth]
-    if any(s.intervals[v].step != 1 for v in (*d.free, *d.reduced) if v not in (lane, depth, *rows)):
+    if any(
+        s.intervals[v].step != 1 for v in (*d.free, *d.reduced) if v not in (lane, depth, *rows)
+    ):
         return False
     if any(not 0 < _rows(s, v) <= ROWS for v in rows):
         return False
@@ -135,8 +149,22 @@ def _computable(s: Scope, d: Einsum, lane: str) -> bool:
 class _Lanes(Vector):
     """A vector at a known place: the counter of its lanes tells where they lie, and is 0 where a vector starts."""
 
+    def step(self, a: Access) -> Poly | None:
+        found, layout = super().step(a), self.s.storage[a.tensor].layout
+        if found is None and layout is not None:  # whole vectors lie in a panel of their target
+            last = layout.digits[-1]
+            inside = last.divisor == 1 and isinstance(last.modulus, int) and last.modulus % self.lanes == 0  # fmt: skip
+            if inside and text(a.indices[last.dimension]) == self.lane:
+                return poly(Const(1))
+        return found
+
     def place(self, a: Access) -> str:
-        return super().place(a).replace(f" + {LANE}", "")
+        old = self.s.intervals[self.lane]
+        low = transform(old.low, lambda n: Const(0) if isinstance(n, Var) and n.name == LANE else n)
+        self.s.intervals[self.lane] = replace(old, low=simplify_index(low, self.s.counters))
+        found = super().place(a).replace(f" + {LANE}", "")
+        self.s.intervals[self.lane] = old
+        return found
 
     def _gather(self, a: Access, t: DType) -> str:
         return super()._gather(a, t).replace(LANE, "0")
@@ -156,7 +184,9 @@ class _Printer:
         for v in rows:
             self.points = [{**p, v: i} for p in self.points for i in range(_rows(s, v))]
         many = len(self.points) * len(reads)
-        self.vectors = max(1, (4 if many <= 4 else 2) if self.lanes == 16 else (4 if many == 1 else 2))
+        self.vectors = max(
+            1, (4 if many <= 4 else 2) if self.lanes == 16 else (4 if many == 1 else 2)
+        )
         self.low: Expr = Const(0)
         self.count: str | None = None
         self.uses: dict[str, int] = {}
@@ -231,7 +261,11 @@ class _Printer:
         """Whether stores may fill whole vectors beyond the tail: the target is padded to them."""
         place = self.s.storage[self.d.target]
         at = [n for n, i in enumerate(self.d.indices) if isinstance(i, Var) and i.name == self.lane]
-        return place.layout is not None and len(at) == 1 and place.layout.padding(at[0]) % self.lanes == 0
+        return (
+            place.layout is not None
+            and len(at) == 1
+            and place.layout.padding(at[0]) % self.lanes == 0
+        )
 
     def _at(self, point: dict[str, int]) -> dict[str, Interval]:
         """Makes the rows' variables points; what they were."""
@@ -328,5 +362,3 @@ class _Printer:
             s.intervals.update(before)
         shifts = [f"{r.words[v]} >>= {WORD // r.per};" for r in self.reads]
         s.lines.add(" ".join(shifts))
-
-
