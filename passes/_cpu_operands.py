@@ -49,7 +49,8 @@ class Operands:
         self.m, self.c, self.name = m, m.c, name
         self.members = members
         self.rows = row_variables(members, self.c)
-        self.usual = self.shape = (m.rows, m.vectors)  # of a register tile: rows, vectors
+        self.choice = m.tiles
+        self.usual = self.shape = m.tiles.register  # of a register tile: rows, vectors
         self.tile = shared_rows(self) if any(contraction(d) for d in members) else None
         self.locals: MutableMapping[str, Buffer] = {}
         self.used: list[str] = []

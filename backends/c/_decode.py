@@ -126,7 +126,7 @@ def functions(s: Scope, e: Expr, a: Access) -> Iterator[Expr]:
             found[text(n)] = n
             return True
         if isinstance(n, Call):
-            return all([visit(x) for x in n.args])
+            return len([x for x in n.args if visit(x)]) == len(n.args)
         return isinstance(n, Cast) and visit(n.arg)
 
     return iter(found.values() if visit(e) else ())
