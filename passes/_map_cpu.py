@@ -112,7 +112,9 @@ class Mapper:
         try:
             yield lambda: self.kernels
         finally:
-            (self.c, self.memory, self.kernels, self.names, self.types, self.tiles, self.copies) = kept
+            (self.c, self.memory, self.kernels, self.names, self.types, self.tiles, self.copies) = (
+                kept
+            )
 
     def _recurrences(self) -> list[Recurrence]:
         return [s for s in steps(self.c) if isinstance(s, Recurrence)]
