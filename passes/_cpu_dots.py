@@ -90,9 +90,13 @@ class _Dots:
         m.c = replace(m.c, tensors={**m.c.tensors, name: m.types[name]})
         return name
 
-    def _in_memory(self, name: str, layout: Layout, keep: bool = False) -> None:
+    def _in_memory(
+        self, name: str, layout: Layout, keep: bool = False, packed: bool = False
+    ) -> None:
         t = self.m.types[name]
-        self.m.memory[name] = Buffer(name, t.dtype, t.shape, "memory", layout, t.fill, keep)
+        self.m.memory[name] = Buffer(
+            name, t.dtype, t.shape, "memory", layout, t.fill, keep, packed=packed
+        )
 
     def _remember(self, d: Einsum) -> None:
         """What is made before the product lies in memory; its rows as the product reads them."""
@@ -120,7 +124,7 @@ class _Dots:
         t = DTYPES["u8"] if dot.bits == 8 else parse_dtype(f"u{dot.bits}")
         name = self._tensor(f"{dot.d.target}_columns", t, order)
         keep = self._kept(e)
-        self._in_memory(name, packed_layout(len(order), dot.bits), keep)
+        self._in_memory(name, packed_layout(len(order), dot.bits), keep, dot.bits < 8)
         if dot.offset:
             e = call("add", e, Const(dot.offset))
         if dot.bits == 8:

@@ -125,7 +125,7 @@ def test_constant_weights_are_packed_ahead(rng: np.random.Generator) -> None:
     c = build(replace(c, inputs=(c.inputs[0], replace(c.inputs[1], constant=True))))
     program = built(c)
     assert "prepare kernel pack_C_columns" in str(program.mapping)
-    assert "C_columns: u4[N, K] @memory layout [0/64, 1/8, 0%64, 1%4, 1/4%2] constant" in str(program.mapping)  # fmt: skip
+    assert "C_columns: u4[N, K] @memory packed layout [0/64, 1/8, 0%64, 1%4, 1/4%2] constant" in str(program.mapping)  # fmt: skip
     sizes = {"M": 3, "N": 70, "K": 30}
     given = inputs(c, sizes, rng)
     assert_matches(c, run(program, c, given, sizes, times=2), given, sizes)

@@ -10,29 +10,30 @@ from tcc.backends.c._dots_text import HALF, PANEL, STEP
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
 from tcc.ir.cascade import Einsum
-from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DTYPES, DType
+from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import Access, Call, Cast, Const, Var, variables
 from tcc.ir.index import poly
-from tcc.ir.layout import Layout
 from tcc.ir.mapping import Do
 
 
-def per_byte(t: DType, layout: Layout | None) -> int:
-    """How many values of a buffer share a byte: 0 where it is not packed."""
-    if layout is None or t.kind != "u" or t.bits not in (1, 2, 4, 8) or not layout.digits:
+def per_byte(s: Scope, tensor: str) -> int:
+    """How many values of a tensor share a byte, where it lies in such panels; else 0."""
+    t, place = s.tensor(tensor).dtype, s.storage[tensor]
+    if place.layout is None or t.kind != "u" or t.bits not in (1, 2, 4, 8):
+        return 0
+    if t.bits < 8 and place.packed != t.bits:
         return 0
     p = 8 // t.bits
-    tail = [(d.dimension, d.divisor, d.modulus) for d in layout.digits[-3 if p > 1 else -2 :]]
-    j = tail[-1][0]
+    tail = [(d.dimension, d.divisor, d.modulus) for d in place.layout.digits[-3 if p > 1 else -2 :]]
+    j = tail[-1][0] if tail else 0
     wanted = [(j - 1, 1, PANEL), (j, 1, STEP), *([(j, STEP, p)] if p > 1 else [])]
     return p if tail == wanted else 0
 
 
-def emit_pack(s: Scope, d: Einsum) -> bool:
+def emit_panels(s: Scope, d: Einsum) -> bool:
     """Prints a leaf that fills panels of a packed buffer, byte by byte; False for any other target."""
     t, place = s.tensor(d.target).dtype, s.storage[d.target]
-    p = per_byte(t, place.layout)
+    p = per_byte(s, d.target)
     if not p or d.reduced or d.where:
         return False
     *others, column, deep = (i.name for i in d.indices if isinstance(i, Var))
@@ -47,7 +48,7 @@ def emit_pack(s: Scope, d: Einsum) -> bool:
     s.intervals[deep] = Interval(Const(0), old[deep].high, 1)
     start = integer_text(s, s.address(Access(d.target, d.indices)))
     s.lines.open("{")
-    s.lines.add(f"uint8_t *{bytes_} = {place.pointer} + {_divided(start, p)};")
+    s.lines.add(f"uint8_t *{bytes_} = (uint8_t *){place.pointer} + {_divided(start, p)};")
     s.lines.open(f"for (int64_t {block} = 0; {block} < {old[deep].high}; {block} += {step}) {{")
     s.lines.open(f"for (int64_t {c} = 0; {c} < {PANEL}; {c}++) {{")
     s.lines.open(f"for (int64_t {lane} = 0; {lane} < {STEP}; {lane}++) {{")
@@ -88,7 +89,7 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
         or s.storage[d.target].dtype.name != "i32"
     ):
         return False
-    p = per_byte(s.tensor(b.tensor).dtype, s.storage[b.tensor].layout)
+    p = per_byte(s, b.tensor)
     if not p or s.tensor(a.tensor).dtype != DTYPES["i8"] or s.unsafe(a) or s.unsafe(b):
         return False
     count = s.intervals[row].step if row else 1
@@ -133,14 +134,6 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
         s.lines.add(called(1))
     s.lines.close()
     return True
-
-
-def check_packed(s: Scope, d: Einsum) -> None:
-    """Refuses leaves that read or write single elements of packed bytes."""
-    for name in (d.target, *(a.tensor for a in d.reads)):
-        if per_byte(s.tensor(name).dtype, s.storage[name].layout) > 1:
-            raise CompileError("T0302", f"the C backend reads `{name}` in whole steps of an integer product alone", d.span,
-                               helps="give the buffer another layout")  # fmt: skip
 
 
 def _linear(s: Scope, x: Access, lane: str, row: str | None, deep: str) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ def narrow(s: Scope, tensor: str) -> str | None:
     """What a tensor of such integers is stored as (`i8 u8 i16 u16`), where an element is its stored value."""
     place = s.storage[tensor]
     t = place.code or place.dtype
-    if not t.is_integer or t.bits > 16:
+    if not t.is_integer or t.bits > 16 or place.packed:
         return None
     return _STORED.get(place.element)
 

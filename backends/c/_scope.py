@@ -12,6 +12,7 @@ from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transf
 from tcc.ir.index import bounds, nonnegative, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
+from tcc.ir.mapping import Buffer
 
 C_TYPES = {
     "f32": "float", "f64": "double", "i8": "int8_t", "i16": "int16_t", "i32": "int32_t", "i64": "int64_t",
@@ -42,11 +43,20 @@ class Storage:
     shape: tuple[Expr, ...] = ()  # capacities of the window
     base: tuple[Expr, ...] = ()  # first coordinate of the window per dimension
     code: DType | None = None  # what is stored, where that is not `dtype`
+    packed: int = 0  # bits of an element, where elements lie without gaps
 
     @property
     def element(self) -> str:
-        """The C type of a stored element."""
+        """The C type of a stored element; of the words, where elements are packed."""
+        if self.packed:
+            return "uint32_t"
         return stored_type(self.code or self.dtype)
+
+
+def storage_of(b: Buffer, pointer: str, shape: tuple[Expr, ...], base: tuple[Expr, ...]) -> Storage:
+    """Where a buffer's window lies: decoded values, or codes without gaps."""
+    code, bits = (b.dtype, b.bits) if b.packed else (None, 0)
+    return Storage(pointer, computed(b.dtype), None, b.layout, shape, base, code, bits)
 
 
 class Lines:

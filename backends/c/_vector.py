@@ -285,7 +285,9 @@ class Vector:
         moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
         indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
         code = s.storage[a.tensor].code
+        stored = s.storage[a.tensor]
         looked_up = code is not None and code.name not in HALVES and not narrow(s, a.tensor)
+        looked_up = looked_up or bool(stored.packed)
         if step is None or step.constant != 1 or indirect or looked_up:
             return self._gather(a, t)
         if moving:
