@@ -226,6 +226,11 @@ class _Dots:
             product_ = Loop(dot.deep, DEPTH, (product_,))
         late = next((n for n, d in enumerate(after) if not d.reduced), len(after))
         near: tuple[Node, ...] = (product_, *self._vectors(after[:late]))
+        sums = self.locals.pop(leaf.target, None)
+        if sums is not None and late:  # one group at a time
+            near = (Alloc(sums, near),)
+        elif sums is not None:
+            self.locals[leaf.target] = sums
         for v in reversed(self.inner):
             near = (Loop(v, 1, near),)
         body: tuple[Node, ...] = (*near, *self._vectors(after[late:]))
