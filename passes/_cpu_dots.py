@@ -71,6 +71,8 @@ class _Dots:
         value: Expr = Access(target, at)
         if sums is not None:
             value = call("sub", value, call("mul", sums, Const(dot.offset)))
+        if dot.shift:
+            value = call("add", value, call("mul", self._column_sums(), Const(dot.shift)))
         after = [self._reading(d, value) for d in self.after]
         if target != dot.d.target:
             after.insert(0, Einsum(dot.d.target, dot.d.indices, value, (), (), dot.d.span))
@@ -153,10 +155,32 @@ class _Dots:
         keep = self._kept(e)
         access = Access(name, tuple(Var(v) for v in order))
         self._in_memory(name, self._row_layout(access), keep)
-        body: Node = Do(Einsum(name, access.indices, Cast(DTYPES["i8"], e)), ((dot.deep, "lane"),))
+        value = Cast(DTYPES["i8"], self._stored_rows())
+        body: Node = Do(Einsum(name, access.indices, value), ((dot.deep, "lane"),))
         for v in reversed(others):
             body = Loop(v, 1, (body,), "core")
         m.kernels.append(Kernel(m.fresh(f"pack_{name}"), m.extents(order), (body,), keep))
+        return access
+
+    def _stored_rows(self) -> Expr:
+        e, shift = self.dot.rows.value, self.dot.shift
+        return call("sub", e, Const(shift)) if shift else e
+
+    def _column_sums(self) -> Expr:
+        """The sums of the second operand, where the first is stored with a shift."""
+        m, dot = self.m, self.dot
+        e = dot.columns.value
+        order = [*(v for v in variables(e) if v not in (dot.column, dot.deep)), dot.column]
+        name, keep = self._tensor(f"{dot.d.target}_column_sums", I32, order), self._kept(e)
+        self._in_memory(name, _panels(len(order)), keep)
+        access = Access(name, tuple(Var(v) for v in order))
+        made = Einsum(name, access.indices, e, (Reduction(dot.deep, "sum"),), (), dot.d.span)
+        nodes: tuple[Node, ...] = (Do(made, ((dot.deep, "lane"),)),)
+        for v in (dot.column, *reversed(order[:-1])):
+            nodes = (Loop(v, 1, nodes),)
+        nodes = (Loop(dot.column, PANEL, nodes, "core"),)
+        names = [*order, dot.deep]
+        m.kernels.append(Kernel(m.fresh(f"sum_{name}"), m.extents(names), nodes, keep))
         return access
 
     def _row_sums(self) -> Expr | None:
@@ -164,14 +188,15 @@ class _Dots:
         dot = self.dot
         if not dot.offset:
             return None
+        e = self._stored_rows()
         for d in self.before:
-            if text(d.body) == text(dot.rows.value) and d.reduced == [dot.deep] and not d.where:
+            if text(d.body) == text(e) and d.reduced == [dot.deep] and not d.where:
                 if d.monoid(dot.deep) == "sum" and len(plain_variables(d)) == len(d.indices):
                     return Access(d.target, d.indices)
-        order = [v for v in variables(dot.rows.value) if v != dot.deep]
+        order = [v for v in variables(e) if v != dot.deep]
         name = self._tensor(f"{dot.d.target}_sums", I32, order)
         at = tuple(Var(v) for v in order)
-        made = Einsum(name, at, dot.rows.value, (Reduction(dot.deep, "sum"),), (), dot.d.span)
+        made = Einsum(name, at, e, (Reduction(dot.deep, "sum"),), (), dot.d.span)
         self.before.append(made)
         return Access(name, at)
 
@@ -194,11 +219,9 @@ class _Dots:
         if not strided(a, column, m.memory.get(a.tensor)):
             return a
         order = [*(v for v in names if v != column), column]
-        n = len(order) - 1
         name = self._tensor(f"{a.tensor}_along", expression_dtype(m.c, a), order)
-        layout = Layout((Digit(n, PANEL), *map(Digit, range(n)), Digit(n, 1, PANEL)))
         keep = self._kept(a)
-        self._in_memory(name, layout, keep)
+        self._in_memory(name, _panels(len(order)), keep)
         access = Access(name, tuple(Var(v) for v in order))
         nodes: tuple[Node, ...] = (Do(Einsum(name, access.indices, a), ((column, "lane"),)),)
         for v in reversed(order[:-1]):
@@ -305,6 +328,12 @@ def row_layout(c: Cascade, dot: Dot, a: Access) -> Layout:
         outer, inner = [Digit(m, ROWS), *outer], [Digit(m, 1, ROWS)]
     parts = [Digit(j, unit), *inner] if unit == DEPTH else [*inner, Digit(j, unit)]
     return Layout((*outer, *parts, Digit(j, 1, unit)))
+
+
+def _panels(rank: int) -> Layout:
+    """Panels of 64 along the last dimension."""
+    n = rank - 1
+    return Layout((Digit(n, PANEL), *map(Digit, range(n)), Digit(n, 1, PANEL)))
 
 
 def packed_layout(rank: int, bits: int) -> Layout:

@@ -17,7 +17,8 @@ from tcc.passes._whole import Whole, whole
 class Dot:
     """`target[…] = Σ rows · columns` over one variable, both whole numbers of at most 8 bits.
 
-    What is stored of the columns is the value plus `offset`, so that it is unsigned.
+    What is stored of the columns is the value plus `offset`, so that it is unsigned; of the rows the value minus `shift`,
+    so that it fits a signed byte. (q - s)·(w + o) = q·w + o·(q - s) - s·w.
     """
 
     d: Einsum
@@ -30,6 +31,10 @@ class Dot:
     @property
     def offset(self) -> int:
         return max(0, -self.columns.low)
+
+    @property
+    def shift(self) -> int:
+        return 128 if self.rows.high > 127 else 0
 
     @property
     def bits(self) -> int:
@@ -62,7 +67,11 @@ def dot_of(c: Cascade, d: Definition) -> Dot | None:
         (rows,), (columns,) = first, second
         if not all(deep in variables(w.value) and accesses(w.value) for w in (rows, columns)):
             continue
-        if rows.low < -128 or rows.high > 127 or columns.high - min(0, columns.low) > 255:
+        if (
+            rows.low < (0 if rows.high > 127 else -128)
+            or rows.high > 255
+            or columns.high - min(0, columns.low) > 255
+        ):
             continue
         mine = [v for v in plain if v in variables(rows.value)]
         row = next((v for v in reversed(mine) if v not in variables(columns.value)), None)

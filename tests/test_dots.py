@@ -23,7 +23,7 @@ from tcc.ir.interpret import bind, interpret
 from tcc.ir.mapping_interpret import interpret_mapping
 
 CPU = targets.find("cpu")
-COLUMNS = ("u1", "u2", "u3", "u4", "u5", "u8", "i2", "i4", "i6", "i8")
+COLUMNS = ("u1", "u2", "u3", "u4", "u8", "i4", "i6", "i8")
 
 # One row of a quantised layer, as somebody writes it: activations are rounded by groups, weights have a scale and a zero
 # per group.
@@ -67,10 +67,10 @@ def both(c: Cascade, sizes: dict[str, int], rng: np.random.Generator, times: int
 # ---- all widths, all processors
 
 
-def pairs(row: str) -> Cascade:
-    lines = [f"in A: {row}[M, K]", *(f"in B_{t}: {t}[N, K]" for t in COLUMNS)]
-    lines += [f"out C_{t}: i32[M, N]" for t in COLUMNS]
-    lines += [f"C_{t}[m, n] = i32(A[m, k]) * i32(B_{t}[n, k])" for t in COLUMNS]
+def pairs(row: str, columns: tuple[str, ...] = COLUMNS) -> Cascade:
+    lines = [f"in A: {row}[M, K]", *(f"in B_{t}: {t}[N, K]" for t in columns)]
+    lines += [f"out C_{t}: i32[M, N]" for t in columns]
+    lines += [f"C_{t}[m, n] = i32(A[m, k]) * i32(B_{t}[n, k])" for t in columns]
     return parse_cascade("\n".join(lines))
 
 
@@ -96,7 +96,7 @@ def test_products_of_all_widths_are_exact(
     if flags:
         other = replace(found, target_flags=flags, simd="avx2" if needed else "sse")
         monkeypatch.setattr(toolchain, "find_toolchain", lambda: other)
-    c = pairs("i8")
+    c = pairs("i8", ("u1", "u2", "i4", "i8") if flags else COLUMNS)
     source = both(c, {"M": 13, "N": 67, "K": 37}, rng)
     assert len(set(re.findall(r"void dots8x64_(u\d)\(", source))) == 4
     program = built(c)
@@ -105,7 +105,7 @@ def test_products_of_all_widths_are_exact(
         assert_matches(c, run(program, c, given, sizes), given, sizes)
 
 
-@pytest.mark.parametrize("row", ["i3", "u7", "u8"])
+@pytest.mark.parametrize("row", ["i3", "u8"])
 def test_first_operands_of_other_widths_are_exact(row: str, rng: np.random.Generator) -> None:
     both(pairs(row), {"M": 9, "N": 70, "K": 21}, rng)
 
@@ -212,7 +212,7 @@ def layers(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
     }
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_layers_mean_what_they_did(seed: int) -> None:
     rng = np.random.default_rng(seed)
     text, sizes = layers(rng)
@@ -233,7 +233,7 @@ def test_random_layers_mean_what_they_did(seed: int) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1, 5])
+@pytest.mark.parametrize("seed", [0, 5])
 def test_layers_in_c(seed: int) -> None:
     """Rounded by groups in C: two neighbours of a tie may differ by one step of the activations."""
     rng = np.random.default_rng(seed)

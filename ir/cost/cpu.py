@@ -17,13 +17,14 @@ from tcc.ir.cost.cache import Moved, bodies, moved
 from tcc.ir.cost.reuse import affine, extremes
 from tcc.ir.cost.tiles import Guard, Site, Tiles, count, cut_all, total
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Var, variables
+from tcc.ir.expr import Access, Call, Cast, Var, variables
 from tcc.ir.index import evaluate_size
 from tcc.ir.mapping import Buffer, Do, Loop
 from tcc.ir.ops import OPS
 from tcc.ir.target import Level, Target
 
 VECTOR_BYTES = 4  # `lane` counts elements of f32
+PRODUCTS = 4  # of bytes, in the time of one multiply-add of f32
 PARALLEL_POINTS = 1 << 15  # below this the C backend does not fork
 
 
@@ -110,6 +111,9 @@ def _compute(
     lanes = do.on("lane")
     if tile := _register_tile(s, tensors):
         return _tile(s, target, t, *tile)
+    if _multiplies_bytes(s, tensors):
+        rate = PRODUCTS * (target.rate("mul_add", "f32") or 48)
+        return LeafTime(e.target, "tile", s.runs(), s.swept(s.facts.names) / rate * 1e-9)
     lane = lanes[0] if lanes else None
     if lane is None or not t.is_float or t.itemsize not in (4, 8):
         return _points(s, target, t)
@@ -133,6 +137,18 @@ def _register_tile(s: Site, tensors: MappingABC[str, Tensor]) -> tuple[int, int]
     if lanes[0] not in s.steps:
         return None
     return s.steps[rows[0]][-1], s.steps[lanes[0]][-1]
+
+
+def _multiplies_bytes(s: Site, tensors: MappingABC[str, Tensor]) -> bool:
+    """Whether a leaf adds up products of integers of at most 8 bits, as the C backend does four at a time."""
+    do, e = s.do, s.do.einsum
+    if not do.on("lane") or not s.facts.reduced or e.where or not isinstance(e.body, Call):
+        return False
+    parts = [a.arg if isinstance(a, Cast) else a for a in e.body.args]
+    return e.body.op == "mul" and all(
+        isinstance(a, Access) and tensors[a.tensor].dtype.is_integer
+        and tensors[a.tensor].dtype.bits <= 8 for a in parts
+    )  # fmt: skip
 
 
 def _tile(s: Site, target: Target, t: DType, rows: int, columns: int) -> LeafTime:
