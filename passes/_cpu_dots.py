@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tcc.ir.cascade import Cascade, Definition, Einsum, Reduction
 from tcc.ir.dtype import DTYPES, I32, DType
 from tcc.ir.dtype_text import dtype as parse_dtype
-from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, call, text, transform, variables
+from tcc.ir.expr import Access, Cast, Const, Expr, Var, call, text, transform, variables
 from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
@@ -17,7 +17,7 @@ from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.passes._algebra import plain_variables
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_vectors import strided
-from tcc.passes._dots import Dot, DotGroup, dot_group, dot_of
+from tcc.passes._dots import Dot, DotGroup, constant, dot_group, dot_of
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
@@ -111,11 +111,6 @@ class _Dots:
     def _row_layout(self, a: Access) -> Layout:
         return row_layout(self.m.c, self.dot, a)
 
-    def _kept(self, e: Expr) -> bool:
-        constant = {t.name for t in self.m.c.inputs if t.constant}
-        read = accesses(e)
-        return bool(read) and all(a.tensor in constant for a in read)
-
     def _columns(self) -> Expr:
         """The second operand, packed: 64 columns side by side, of each four values along the reduction; what else a byte
         has room for follows at a distance of four."""
@@ -125,7 +120,7 @@ class _Dots:
         order = [*others, dot.column, dot.deep]
         t = DTYPES["u8"] if dot.bits == 8 else parse_dtype(f"u{dot.bits}")
         name = self._tensor(f"{dot.d.target}_columns", t, order)
-        keep = self._kept(e)
+        keep = constant(self.m.c, e)
         self._in_memory(name, packed_layout(len(order), dot.bits), keep, dot.bits < 8)
         if dot.offset:
             e = call("add", e, Const(dot.offset))
@@ -152,7 +147,7 @@ class _Dots:
         others = [v for v in variables(e) if v != dot.deep]
         order = [*others, dot.deep]
         name = self._tensor(f"{dot.d.target}_rows", DTYPES["i8"], order)
-        keep = self._kept(e)
+        keep = constant(self.m.c, e)
         access = Access(name, tuple(Var(v) for v in order))
         self._in_memory(name, self._row_layout(access), keep)
         value = Cast(DTYPES["i8"], self._stored_rows())
@@ -171,7 +166,7 @@ class _Dots:
         m, dot = self.m, self.dot
         e = dot.columns.value
         order = [*(v for v in variables(e) if v not in (dot.column, dot.deep)), dot.column]
-        name, keep = self._tensor(f"{dot.d.target}_column_sums", I32, order), self._kept(e)
+        name, keep = self._tensor(f"{dot.d.target}_column_sums", I32, order), constant(self.m.c, e)
         self._in_memory(name, _panels(len(order)), keep)
         access = Access(name, tuple(Var(v) for v in order))
         made = Einsum(name, access.indices, e, (Reduction(dot.deep, "sum"),), (), dot.d.span)
@@ -220,7 +215,7 @@ class _Dots:
             return a
         order = [*(v for v in names if v != column), column]
         name = self._tensor(f"{a.tensor}_along", expression_dtype(m.c, a), order)
-        keep = self._kept(a)
+        keep = constant(self.m.c, a)
         self._in_memory(name, _panels(len(order)), keep)
         access = Access(name, tuple(Var(v) for v in order))
         nodes: tuple[Node, ...] = (Do(Einsum(name, access.indices, a), ((column, "lane"),)),)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, targets
 from tcc.ir.dtype import I32
-from tcc.ir.expr import Var, accesses, variables
+from tcc.ir.expr import Expr, Var, accesses, variables
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import factors, plain_variables, row_variables
 from tcc.passes._whole import Whole, whole
@@ -59,24 +59,34 @@ def dot_of(c: Cascade, d: Definition) -> Dot | None:
     plain = plain_variables(d)
     if len(known) != len(parts) or len(set(plain)) != len(d.indices):
         return None
-    for column in reversed(plain):
-        second = [w for w in known if column in variables(w.value)]
-        first = [w for w in known if column not in variables(w.value)]
-        if len(first) != 1 or len(second) != 1:
-            continue
-        (rows,), (columns,) = first, second
-        if not all(deep in variables(w.value) and accesses(w.value) for w in (rows, columns)):
-            continue
-        if (
-            rows.low < (0 if rows.high > 127 else -128)
-            or rows.high > 255
-            or columns.high - min(0, columns.low) > 255
-        ):
-            continue
-        mine = [v for v in plain if v in variables(rows.value)]
-        row = next((v for v in reversed(mine) if v not in variables(columns.value)), None)
-        return Dot(d, rows, columns, row, column, deep)
-    return None
+    found = [dot for v in reversed(plain) if (dot := _split(d, known, plain, v)) is not None]
+    ahead = [dot for dot in found if constant(c, dot.columns.value)]
+    return next(iter([*ahead, *found]), None)
+
+
+def _split(d: Einsum, parts: list[Whole], plain: list[str], column: str) -> Dot | None:
+    """The product with these columns, if its operands fit in bytes."""
+    second = [w for w in parts if column in variables(w.value)]
+    first = [w for w in parts if column not in variables(w.value)]
+    if len(first) != 1 or len(second) != 1:
+        return None
+    (rows,), (columns,), (deep,) = first, second, d.reduced
+    if not all(deep in variables(w.value) and accesses(w.value) for w in (rows, columns)):
+        return None
+    if rows.low < (0 if rows.high > 127 else -128) or rows.high > 255:
+        return None
+    if columns.high - min(0, columns.low) > 255:
+        return None
+    mine = [v for v in plain if v in variables(rows.value)]
+    row = next((v for v in reversed(mine) if v not in variables(columns.value)), None)
+    return Dot(d, rows, columns, row, column, deep)
+
+
+def constant(c: Cascade, e: Expr) -> bool:
+    """Whether a value is known ahead: it is made of constant inputs alone."""
+    ahead = {t.name for t in c.inputs if t.constant}
+    read = accesses(e)
+    return bool(read) and all(a.tensor in ahead for a in read)
 
 
 @dataclass(frozen=True)

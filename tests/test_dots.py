@@ -18,7 +18,6 @@ from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.dtype_codes import integer_range
 from tcc.ir.index import evaluate_size
-from tcc.ir.infer import build
 from tcc.ir.interpret import bind, interpret
 from tcc.ir.mapping_interpret import interpret_mapping
 
@@ -54,14 +53,13 @@ def inputs(c: Cascade, sizes: dict[str, int], rng: np.random.Generator) -> dict[
     return out
 
 
-def both(c: Cascade, sizes: dict[str, int], rng: np.random.Generator, times: int = 1) -> str:
-    """Compares mapping and C with the interpreter; the C text."""
+def both(c: Cascade, sizes: dict[str, int], rng: np.random.Generator, shown: bool = False) -> str:
+    """Compares mapping and C with the interpreter; the C text, or that of the mapping."""
     given = inputs(c, sizes, rng)
     program = built(c)
     assert_matches(c, interpret_mapping(program.mapping, given, sizes)[0], given, sizes)
-    for _ in range(times):
-        assert_matches(c, run(program, c, given, sizes), given, sizes)
-    return program.source
+    assert_matches(c, run(program, c, given, sizes), given, sizes)
+    return str(program.mapping) if shown else program.source
 
 
 # ---- all widths, all processors
@@ -120,15 +118,30 @@ def test_vectors_and_batches(rng: np.random.Generator) -> None:
 
 def test_constant_weights_are_packed_ahead(rng: np.random.Generator) -> None:
     c = parse_cascade(
-        "in A: i8[M, K], B: i4[N, K]\nout C: i32[M, N]\nC[m, n] = i32(A[m, k]) * B[n, k]"
+        "in A: i8[M, K], B: i4[N, K] constant\nout C: i32[M, N]\nC[m, n] = i32(A[m, k]) * B[n, k]"
     )
-    c = build(replace(c, inputs=(c.inputs[0], replace(c.inputs[1], constant=True))))
     program = built(c)
     assert "prepare kernel pack_C_columns" in str(program.mapping)
     assert "C_columns: u4[N, K] @memory packed layout [0/64, 1/8, 0%64, 1%4, 1/4%2] constant" in str(program.mapping)  # fmt: skip
     sizes = {"M": 3, "N": 70, "K": 30}
     given = inputs(c, sizes, rng)
     assert_matches(c, run(program, c, given, sizes, times=2), given, sizes)
+
+
+def test_constant_operands_are_the_columns_wherever_they_stand(rng: np.random.Generator) -> None:
+    c = parse_cascade(
+        "in W: u4[N, K] constant, A: i8[M, K]\nout C: i32[N, M]\nC[n, m] = W[n, k] * i32(A[m, k])"
+    )
+    assert "C_columns: u4[N, K]" in both(c, {"M": 2, "N": 70, "K": 30}, rng, shown=True)
+
+
+def test_bits_and_powers_of_two_are_right(rng: np.random.Generator) -> None:
+    """Products by `^` of single bits, and weights that are shifts."""
+    c = parse_cascade(
+        "in A: u1[M, K], B: u1[N, K], X: i8[M, K], P: i4[N, K]\nout C: i32[M, N], Y: f32[M, N]\n"
+        "C[m, n] = A[m, k] ^ B[n, k]\nY[m, n] = f32(X[m, k]) * exp2(P[n, k])"
+    )
+    both(c, {"M": 3, "N": 20, "K": 37}, rng)
 
 
 # ---- the algebra
