@@ -77,10 +77,11 @@ def emit_unpacked(s: Scope, leaf: Do) -> bool:
 
 
 def _rows(s: Scope, v: str) -> int:
-    """How many coordinates a variable runs over, where these are all of its known extent; else 0."""
-    n = poly(s.signature.resolved(s.extents[v])).constant or 0
-    interval = s.intervals[v]
-    return n if interval.step in (n, None) and poly(interval.low).constant == 0 else 0
+    """How many coordinates a variable runs over, where that is the same in every tile; else 0."""
+    n, interval = poly(s.signature.resolved(s.extents[v])).constant or 0, s.intervals[v]
+    if interval.step is None:
+        return n if poly(interval.low).constant == 0 else 0
+    return interval.step if n % interval.step == 0 else 0
 
 
 def _depth(s: Scope, d: Einsum, reads: list[Access], lane: str) -> str | None:
@@ -184,9 +185,8 @@ class _Printer:
         for v in rows:
             self.points = [{**p, v: i} for p in self.points for i in range(_rows(s, v))]
         many = len(self.points) * len(reads)
-        self.vectors = max(
-            1, (4 if many <= 4 else 2) if self.lanes == 16 else (4 if many == 1 else 2)
-        )
+        sums = 16 if self.lanes == 16 else 8  # that stay in registers, with what they are made of
+        self.vectors = 2 ** min(2, max(0, (sums // many).bit_length() - 1))
         self.low: Expr = Const(0)
         self.count: str | None = None
         self.uses: dict[str, int] = {}
