@@ -144,7 +144,8 @@ def _sum(k: GroupKernel, d: Einsum, column: str, outer: list[str]) -> list[Node]
     scale = [f for f in parts if n.depth not in variables(f)]
     groups = [v for v in d.reduced if v != n.depth]
     lanes = ((column, "lane"), *((v, "unroll") for v in rows))
-    at = [*groups, *rows, column]
+    points = [v for v in outer if v in d.free]
+    at = [*points, *groups, *rows, column]
 
     part = _buffer(k, f"{d.target}_part", product(inner), at, column)
     value = Access(part.name, tuple(map(Var, at)))
@@ -158,8 +159,8 @@ def _sum(k: GroupKernel, d: Einsum, column: str, outer: list[str]) -> list[Node]
     if not groups:
         done = _lanes(replace(d, body=total, reductions=()), column, outer)
         return [Alloc(part, (leaf, done))]
-    sums = _buffer(k, f"{d.target}_sum", total, [*rows, column], column)
-    whole = Access(sums.name, tuple(map(Var, [*rows, column])))
+    sums = _buffer(k, f"{d.target}_sum", total, [*points, *rows, column], column)
+    whole = Access(sums.name, tuple(map(Var, [*points, *rows, column])))
     added = Einsum(sums.name, whole.indices, total, tuple(Reduction(v, "sum") for v in groups))
     nodes: tuple[Node, ...] = (Alloc(part, (leaf, _lanes(added, column, outer))),)
     for v in reversed(groups):
