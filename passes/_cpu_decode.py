@@ -16,13 +16,23 @@ from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.passes._algebra import Contraction, factors, plain_variables, product
-from tcc.passes._cpu_packed import PANEL, beside, narrow_operand, packed, panels
+from tcc.passes._cpu_packed import (
+    PANEL,
+    Narrow,
+    beside,
+    narrow_operand,
+    packed,
+    panels,
+    planes,
+    stored,
+)
 from tcc.passes._cpu_tiles import LINE, busy
 
 if TYPE_CHECKING:
     from tcc.passes._cpu_group import GroupKernel
 
-FEW = 4  # rows for which codes are decoded again where they are used
+FEW = 8  # rows of sums that stay in registers while codes are decoded
+SOME = 32  # rows for which it is cheaper to decode again than to store what is decoded, if one table is enough
 CHAIN = 256  # terms that are added up one after another
 BLOCK = 256  # columns of a task that decodes panels
 ROWS = 128  # rows of such a task: the more, the less often the same codes are decoded
@@ -80,9 +90,23 @@ def _few(k: GroupKernel, d: Einsum, column: str) -> bool:
     n = narrow_operand(k.m, d, column)
     assert n is not None
     rows = [v for v in d.free if v not in variables(*n.access.indices)]
-    sizes = [k.size(v) for v in rows]
     others = [v for v in d.free if v not in rows and v != column]
-    return None not in sizes and math.prod(s or 1 for s in sizes) <= FEW and set(others) <= set(k.rows)  # fmt: skip
+    return set(others) <= set(k.rows) and _rows_at_once(k, n, rows) is not None
+
+
+def _rows_at_once(k: GroupKernel, n: Narrow, rows: list[str]) -> dict[str, int] | None:
+    """How many coordinates of each row variable are summed side by side; None where codes are better decoded once."""
+    sizes = [k.size(v) for v in rows]
+    if None in sizes:
+        return None
+    known = {v: size or 1 for v, size in zip(rows, sizes, strict=True)}
+    if math.prod(known.values()) <= FEW:
+        return known
+    t = stored(k.c.tensors[n.access.tensor].dtype)
+    if len(rows) > 1 or known[rows[0]] > SOME or t.packed_bits > 4 or len(planes(t)) > 1:
+        return None
+    tile = max(r for r in range(1, FEW + 1) if known[rows[0]] % r == 0)
+    return {rows[0]: tile} if tile > FEW // 2 else None
 
 
 def _lanes(d: Einsum, column: str, outer: list[str]) -> Node:
@@ -120,19 +144,23 @@ def _sum(k: GroupKernel, d: Einsum, column: str, outer: list[str]) -> list[Node]
     scale = [f for f in parts if n.depth not in variables(f)]
     groups = [v for v in d.reduced if v != n.depth]
     lanes = ((column, "lane"), *((v, "unroll") for v in rows))
-    at = [*groups, *rows, column]
+    points = [v for v in outer if v in d.free]
+    at = [*points, *groups, *rows, column]
 
     part = _buffer(k, f"{d.target}_part", product(inner), at, column)
     value = Access(part.name, tuple(map(Var, at)))
     leaf: Node = Do(Einsum(part.name, value.indices, product(inner), (Reduction(n.depth, "sum"),)), lanes)  # fmt: skip
     if (k.size(n.depth) or CHAIN + 1) > CHAIN:
         leaf = Loop(n.depth, CHAIN, (leaf,))
+    for v, tile in (_rows_at_once(k, n, rows) or {}).items():
+        if tile < (k.size(v) or tile):
+            leaf = Loop(v, tile, (leaf,))
     total: Expr = call("mul", value, product(scale)) if scale else value
     if not groups:
         done = _lanes(replace(d, body=total, reductions=()), column, outer)
         return [Alloc(part, (leaf, done))]
-    sums = _buffer(k, f"{d.target}_sum", total, [*rows, column], column)
-    whole = Access(sums.name, tuple(map(Var, [*rows, column])))
+    sums = _buffer(k, f"{d.target}_sum", total, [*points, *rows, column], column)
+    whole = Access(sums.name, tuple(map(Var, [*points, *rows, column])))
     added = Einsum(sums.name, whole.indices, total, tuple(Reduction(v, "sum") for v in groups))
     nodes: tuple[Node, ...] = (Alloc(part, (leaf, _lanes(added, column, outer))),)
     for v in reversed(groups):

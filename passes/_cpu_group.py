@@ -90,7 +90,7 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.choice.block_rows if one else self.choice.block_rows // 2
-        block = ROWS if self.decodes else block
+        block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
@@ -328,7 +328,7 @@ class GroupKernel(Operands):
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
         unit = self.columns(d)
         space = unit
-        if any(a.tensor == d.target for x in self.members for a in x.reads):
+        if not self.decodes and any(a.tensor == d.target for x in self.members for a in x.reads):
             space = spaced(self, column or "", unit) or unit
         return Layout((*others, Digit(r, self.shape[0]), Digit(r, 1, self.shape[0]),
                        Digit(n, space), Digit(n, 1, space)))  # fmt: skip

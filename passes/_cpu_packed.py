@@ -31,7 +31,7 @@ from tcc.ir.expr import (
 from tcc.ir.index import poly, within
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Node
-from tcc.passes._algebra import elements
+from tcc.passes._algebra import TYPICAL, elements
 
 if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
@@ -73,7 +73,11 @@ def _narrow(m: Mapper, d: Einsum, a: Access, column: str) -> Narrow | None:
     columns = [n for n, i in enumerate(a.indices) if column in variables(i)]
     if len(columns) != 1 or not isinstance(a.indices[columns[0]], Var):
         return None
-    for v in reversed(d.reduced):
+    sizes = {v: poly(m.c.resolved(m.c.extent(v))).constant for v in d.reduced}
+    whole = max(WORD // w for w, _ in planes(stored(t.dtype)))
+    for v in sorted(reversed(d.reduced), key=lambda v: -(sizes[v] or TYPICAL)):
+        if (sizes[v] or TYPICAL) < whole // 2:
+            break  # most of a word would be empty
         at = [n for n, i in enumerate(a.indices) if v in variables(i)]
         if len(at) != 1 or at == columns:
             continue
@@ -81,7 +85,6 @@ def _narrow(m: Mapper, d: Einsum, a: Access, column: str) -> Narrow | None:
         step, rest = along.coefficient(v), along.without(v)
         if step is None or step.constant != 1 or rest.mentions([v]):
             continue
-        whole = max(WORD // w for w, _ in planes(stored(t.dtype)))
         if not any(factor % whole for factor in rest.terms.values()):
             return Narrow(a, columns[0], at[0], v)
     return None

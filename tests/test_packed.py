@@ -18,7 +18,7 @@ from tcc.ir.dtype_codes import integer_range
 from tcc.ir.interpret import interpret, interpret_with_bounds
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.mapping_text import parse_mapping
-from tcc.samples import agreement
+from tcc.samples import agreement, random_inputs
 
 INTEGERS = ["u1", "i1", "u2", "i2", "u3", "i3", "u4", "i4", "u5", "i5", "u6", "i6", "u7", "i7", "u8", "i8", "bool"]  # fmt: skip
 FLOATS = [
@@ -151,6 +151,27 @@ def test_what_follows_the_products_runs_in_their_kernel(rng: np.random.Generator
     for name, shape in [("C", (100, 64)), ("S", (100, 2)), ("D", (100, 64))]:
         inputs[name] = codes(next(t.dtype for t in c.inputs if t.name == name), shape, rng)
     agrees(c, inputs)
+
+
+@pytest.mark.parametrize("text, sizes", [
+    ("in X: f32[B, M, K], C: u4[B, N, K] constant\nout Y: f32[B, M, N]\nY[b, m, n] = X[b, m, k] * f32(C[b, n, k])", {}),
+    ("in X: f32[B, K], C: i3[B, K, N] constant\nout Y: f32[B, N]\nY[b, n] = X[b, k] * f32(C[b, k, n])", {}),
+    ("in X: f32[P, M, K], C: f4e2m1[N, K] constant\nout Y: f32[P, M, N]\nY[p, m, n] = X[p, m, k] * C[n, k]", {"P": 3}),
+    ("in X: f32[M + 2, K], C: u4[N, K, R] constant\nout Y: f32[N, M]\nY[n, m] = X[m + r, k] * f32(C[n, k, r])", {"R": 3}),
+    ("in X: f32[M, K], C: u2[N, K] constant\nout Y: f32[M, N]\nY[m, n] = exp(X[m, k]) * f32(C[n, k]) where k <= m", {}),
+    ("in X: f32[M, K], C: u4[N, K] constant\nout Y: f32[M, N]\nY[m, n] = X[m, k] * f32(C[n, k]) * f32(C[0, k])", {}),
+    ("in X: f32[M, K], C: u4[N, K] constant\nout Y: f64[M, N]\nY[m, n] = f64(X[m, k]) * f64(C[n, k])", {}),
+    ("in X: f32[M, K], C: u1[N, K] constant\nout Y: f32[M, N]\nY[m, n] = X[m, k] - f32(C[n, k]) :: max(k)", {}),
+    ("in X: i32[M, K], C: i4[N, K] constant\nout Y: i32[M, N]\nY[m, n] = X[m, k] * C[n, k]", {}),
+], ids=lambda x: x.split(" = ")[-1] if isinstance(x, str) else "")  # fmt: skip
+@pytest.mark.parametrize("rows", [1, 12])
+def test_whatever_reads_few_bits_is_right(
+    text: str, sizes: dict[str, int], rows: int, rng: np.random.Generator
+) -> None:
+    known = {"B": 2, "M": rows, "N": 37, "K": 45, **sizes}
+    names = {r.name for r in parse_cascade(text).ranks}
+    c = sized(parse_cascade(text), **{k: v for k, v in known.items() if k in names})
+    agrees(c, random_inputs(c, {}, rng))
 
 
 # ---- the mapping

@@ -6,7 +6,7 @@ A vector of 32-bit words holds the code of each lane in its lowest bits; what li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,32 +33,39 @@ class Decoder:
     values: list[tuple[Expr, tuple[float, ...]]] = field(
         default_factory=list
     )  # functions of the code, by tables
-    names: list[str] = field(default_factory=list)  # of those tables
+    names: list[tuple[str, ...]] = field(default_factory=list)  # of their tables
 
-    def declare(self, s: Scope, lanes: int) -> None:
-        """The tables, before the leaf's loops."""
+    def together(self, lanes: int) -> int:
+        """Codes that tables of 16 entries tell apart without a shift between them."""
+        return REGISTER // self.bits if self.values and lanes == 16 and self.bits < REGISTER else 1
+
+    def declare(self, s: Scope, lanes: int, together: int) -> None:
+        """The tables, before the leaf's loops; one for each of the codes that are decoded together."""
         self.names = []
         for _, values in self.values:
             name = s.names.fresh(f"{self.access.tensor}_values")
-            stored = name if len(values) > 2**REGISTER else f"{name}_"
-            s.lines.add(f"static const float {stored}[{len(values)}] = {{{', '.join(map(_number, values))}}};")  # fmt: skip
-            self.names.append(name)
             if len(values) > 2**REGISTER:
+                self.names.append((name,))
+                s.lines.add(_static(name, values))
                 continue
+            names = [name, *(s.names.fresh(name) for _ in range(1, together))]
+            self.names.append(tuple(names))
             ld = s.use(f"ld_f32x{lanes}")
-            if lanes == 8 and self.bits == REGISTER:
-                s.lines.add(f"const f32x8 {name} = {ld}({stored}), {name}2 = {ld}({stored} + 8);")
-            else:
-                s.lines.add(f"const f32x{lanes} {name} = {ld}({stored});")
+            for part, name in enumerate(names):
+                moved = [values[(i >> part * self.bits) % len(values)] for i in range(len(values))]
+                s.lines.add(_static(f"{name}_", moved))
+                high = f", {name}h = {ld}({name}_ + 8)" * (lanes == 8 and self.bits == REGISTER)
+                s.lines.add(f"const f32x{lanes} {name} = {ld}({name}_){high};")
 
-    def lanes(self, s: Scope, lanes: int, words: str, memo: dict[str, str]) -> None:
-        """Prints the values of the codes in `words`, and puts their names into `memo`, by the text of what they are."""
-        for (e, values), name in zip(self.values, self.names, strict=True):
-            t = f"f32x{lanes}"
+    def lanes(self, s: Scope, lanes: int, words: str, memo: dict[str, str], part: int = 0) -> None:
+        """Prints the values of the codes in `words`, and puts their names into `memo`, by the text of what they are;
+        `part` is the number of the code, where several are decoded together."""
+        for (e, values), names in zip(self.values, self.names, strict=True):
+            t, name = f"f32x{lanes}", names[part]
             if len(values) > 2**REGISTER:
                 shown = f"{s.use(f'gather_{t}')}({name}, {words} & {len(values) - 1})"
             elif lanes == 8 and self.bits == REGISTER:
-                shown = f"{s.use('look16_f32x8')}({name}, {name}2, {words})"
+                shown = f"{s.use('look16_f32x8')}({name}, {name}h, {words})"
             else:
                 shown = f"{s.use(f'look_{t}')}({name}, {words})"
             memo[text(e)] = self._named(s, t, shown)
@@ -169,6 +176,10 @@ def all_values(t: DType) -> Any:
         signed = t.kind == "i"
         return (codes - (codes >= 2 ** (t.bits - 1)) * signed * 2**t.bits).astype(t.compute.numpy)
     return np.asarray(table(t)).astype(np.float32)
+
+
+def _static(name: str, values: Sequence[float]) -> str:
+    return f"static const float {name}[{len(values)}] = {{{', '.join(map(_number, values))}}};"
 
 
 def _number(v: float) -> str:

@@ -77,10 +77,11 @@ def emit_unpacked(s: Scope, leaf: Do) -> bool:
 
 
 def _rows(s: Scope, v: str) -> int:
-    """How many coordinates a variable runs over, where these are all of its known extent; else 0."""
-    n = poly(s.signature.resolved(s.extents[v])).constant or 0
-    interval = s.intervals[v]
-    return n if interval.step in (n, None) and poly(interval.low).constant == 0 else 0
+    """How many coordinates a variable runs over, where that is the same in every tile; else 0."""
+    n, interval = poly(s.signature.resolved(s.extents[v])).constant or 0, s.intervals[v]
+    if interval.step is None:
+        return n if poly(interval.low).constant == 0 else 0
+    return interval.step if n % interval.step == 0 else 0
 
 
 def _depth(s: Scope, d: Einsum, reads: list[Access], lane: str) -> str | None:
@@ -184,9 +185,9 @@ class _Printer:
         for v in rows:
             self.points = [{**p, v: i} for p in self.points for i in range(_rows(s, v))]
         many = len(self.points) * len(reads)
-        self.vectors = max(
-            1, (4 if many <= 4 else 2) if self.lanes == 16 else (4 if many == 1 else 2)
-        )
+        sums = 16 if self.lanes == 16 else 8  # that stay in registers, with what they are made of
+        self.vectors = 2 ** min(2, max(0, (sums // many).bit_length() - 1))
+        self.together = 1  # codes between two shifts
         self.low: Expr = Const(0)
         self.count: str | None = None
         self.uses: dict[str, int] = {}
@@ -196,8 +197,12 @@ class _Printer:
     def emit(self) -> None:
         s, old = self.s, self.s.intervals[self.lane]
         s.lines.open("{")
+        single = len(self.reads) == 1 and self._length().isdigit()
+        self.together = self.reads[0].decoder.together(self.lanes) if single else 1
+        if self.together > 1 and int(self._length()) % self.together:
+            self.together = 1
         for r in self.reads:
-            r.decoder.declare(s, self.lanes)
+            r.decoder.declare(s, self.lanes, self.together)
         unit, length = self.vectors * self.lanes, s.names.fresh(f"{self.lane}_n")
         s.counters[LANE] = Const(self.lanes)
         s.lines.add(f"const int64_t {length} = {span_text(s, old)};")
@@ -304,10 +309,14 @@ class _Printer:
 
     # ---- along the depth
 
+    def _length(self) -> str:
+        """C text of how far the depth runs."""
+        return span_text(self.s, self.s.intervals[self.depth])
+
     def _walk(self, vectors: int, sums: list[list[str]]) -> None:
         """A loop per size of word: the words with most codes are loaded outermost."""
         s, old = self.s, self.s.intervals[self.depth]
-        length, done = span_text(s, old), ""
+        length, done = self._length(), ""
         low = old.low
         for per, group in groupby(self.reads, key=lambda r: r.per):
             k = s.names.fresh(self.depth)
@@ -334,23 +343,27 @@ class _Printer:
                 length = end
         j = s.names.fresh(self.depth)
         if length.isdigit():
-            s.lines.add(f"#pragma GCC unroll {min(8, int(length))}")
-        s.lines.open(f"for (int64_t {j} = 0; {j} < {length}; {j}++) {{")
+            s.lines.add(f"#pragma GCC unroll {min(8, int(length) // self.together)}")
+        step = f"{j}++" if self.together == 1 else f"{j} += {self.together}"
+        s.lines.open(f"for (int64_t {j} = 0; {j} < {length}; {step}) {{")
         s.counters[j] = Const(self.reads[-1].per)
-        s.intervals[self.depth] = Interval(plus(low, Var(j)), old.high, 1, False)
-        hoisted = [Hoisted(len(s.lines.out), s.lines.depth) for _ in self.points]  # one per row
-        for v in range(vectors):
-            self._point(v, sums, hoisted)
+        for part in range(self.together):
+            here = plus(low, Var(j))
+            here = plus(here, Const(part)) if part else here
+            s.intervals[self.depth] = Interval(here, old.high, 1, False)
+            hoisted = [Hoisted(len(s.lines.out), s.lines.depth) for _ in self.points]  # per row
+            for v in range(vectors):
+                self._point(v, part, sums, hoisted)
         s.lines.close()
         for _ in groupby(self.reads, key=lambda r: r.per):
             s.lines.close()
 
-    def _point(self, v: int, sums: list[list[str]], hoisted: list[Hoisted]) -> None:
+    def _point(self, v: int, part: int, sums: list[list[str]], hoisted: list[Hoisted]) -> None:
         """One coordinate of the depth for one vector of columns: decode, use, move on to the next code."""
         s, d = self.s, self.d
         memo: dict[str, str] = {}
         for r in self.reads:
-            r.decoder.lanes(s, self.lanes, r.words[v], memo)
+            r.decoder.lanes(s, self.lanes, r.words[v], memo, part)
         for row, point in enumerate(self.points):
             before = self._at(point)
             e = self._vector(v, dict(memo), hoisted[row])
@@ -360,5 +373,6 @@ class _Printer:
             else:
                 e.store(Access(d.target, d.indices), value, self._whole())
             s.intervals.update(before)
-        shifts = [f"{r.words[v]} >>= {WORD // r.per};" for r in self.reads]
-        s.lines.add(" ".join(shifts))
+        if part == self.together - 1:
+            shifts = [f"{r.words[v]} >>= {self.together * WORD // r.per};" for r in self.reads]
+            s.lines.add(" ".join(shifts))

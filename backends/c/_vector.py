@@ -82,9 +82,17 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
     if isinstance(e, Access):
         return
     if isinstance(e, Call) and t.is_integer and e.op in ("floordiv", "mod", "pow"):
-        seen.add("other")
+        seen.add("other" if _shift(e) is None else t.name)
     for child in e.args if isinstance(e, Call) else (e.arg,) if isinstance(e, Cast) else ():
         _collect(s, child, lane, seen)
+
+
+def _shift(e: Call) -> int | None:
+    """n where an integer is divided by 2^n: rounding down, quotient and remainder are a shift and a mask."""
+    by = e.args[-1].value if isinstance(e.args[-1], Const) else None
+    if e.op not in ("floordiv", "mod") or type(by) is not int or by < 1 or by & (by - 1):
+        return None
+    return by.bit_length() - 1
 
 
 @dataclass
@@ -249,6 +257,8 @@ class Vector:
             left, right = self.value(e.args[0], common), self.value(e.args[1], common)
             return f"{self.fn(e.op, common)}({left}, {right})"
         args = [self.value(a, t) for a in e.args]
+        if t.is_integer and (n := _shift(e)) is not None:
+            return f"{args[0]} >> {n}" if e.op == "floordiv" else f"{args[0]} & {2**n - 1}"
         if e.op in _SYMBOLS:
             return f"{args[0]} {_SYMBOLS[e.op]} {args[1]}"
         if e.op == "neg":
