@@ -128,6 +128,9 @@ def dot_group(c: Cascade, members: Sequence[Einsum]) -> DotGroup | None:
         return None
     if not all(_follows(c, d, dot, inner, rows) for d in after):
         return None
+    if any(a.tensor in late - {dot.d.target} for d in after if d.reduced for a in d.reads):
+        return None  # it would need a sum that is complete
+    after.sort(key=lambda d: not d.reduced)
     return DotGroup(dot, tuple(before), tuple(after), tuple(inner), tuple(rows))
 
 

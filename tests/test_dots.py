@@ -116,6 +116,25 @@ def test_vectors_and_batches(rng: np.random.Generator) -> None:
     assert "dots1x64_u4" in both(c, {"K": 45, "N": 66, "L": 2, "M": 5}, rng)
 
 
+def test_what_follows_a_product_runs_next_to_it(rng: np.random.Generator) -> None:
+    """Two sums over groups and what is made of them, in one kernel, also where a line says so."""
+    text = """
+    ranks G = (K + 7) // 8, J = 8
+    in A: i8[M, K], B: u4[N, K], S: f32[M, G], R: f32[N, G], Bias: f32[N]
+    out Y: f32[M, N], Z: f32[M, N]
+    Q[m, g, j] = A[m, 8 * g + j]
+    D[m, n, g] = i32(Q[m, g, j]) * B[n, 8 * g + j]
+    Y[m, n] = D[m, n, g] * S[m, g] * R[n, g]
+    E[m, n] = Y[m, n] + Bias[n]
+    T[m, n] = D[m, n, g] * R[n, g]
+    Z[m, n] = E[m, n] * T[m, n]
+    """
+    sizes = {"M": 3, "N": 70, "K": 30}
+    assert both(parse_cascade(text), sizes, rng, shown=True).count("over m: M, n: N, g") == 1
+    whole = parse_cascade(text + "kernel all: Q, D, Y, E, T, Z\n")
+    assert both(whole, sizes, rng, shown=True).count("over m: M, n: N, g") == 1
+
+
 def test_constant_weights_are_packed_ahead(rng: np.random.Generator) -> None:
     c = parse_cascade(
         "in A: i8[M, K], B: i4[N, K] constant\nout C: i32[M, N]\nC[m, n] = i32(A[m, k]) * B[n, k]"

@@ -10,8 +10,10 @@ TYPES = """\
 /* Products of bytes. dot_sums holds 32-bit sums, one per column; dot_bytes four bytes for each of these columns. */
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(__clang__)
 #define DOT_LANES 16
-#else
+#elif defined(__AVX2__)
 #define DOT_LANES 8
+#else
+#define DOT_LANES 4
 #endif
 typedef int32_t dot_sums __attribute__((vector_size(4 * DOT_LANES)));
 typedef int32_t dot_sums_u __attribute__((vector_size(4 * DOT_LANES), aligned(4), may_alias));
@@ -43,16 +45,25 @@ static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
 #define dot_total(s) (s)
 #define dot_part(w, n, mask) ((w) & (uint32_t)(mask) << (n))
 #define dot_whole(s, n) ((s) >> (n))
-#elif defined(__AVX2__)
+#else
 #define DOT_DEPTH(most) (32767 / (2 * 128 * (most)))
-typedef char dot_chars __attribute__((vector_size(32)));
-typedef short dot_shorts __attribute__((vector_size(32)));
+typedef int16_t dot_shorts __attribute__((vector_size(4 * DOT_LANES)));
 static inline dot_shorts dot_twos(dot_bytes w, dot_sums x) {  /* sums of two products each */
+#if defined(__AVX2__)
+  typedef char dot_chars __attribute__((vector_size(32)));
   return (dot_shorts)__builtin_ia32_pmaddubsw256((dot_chars)w, (dot_chars)x);
+#else
+  const dot_shorts even = (dot_shorts)(w & 0x00ff00ff), odd = (dot_shorts)(w >> 8 & 0x00ff00ff);
+  return even * ((dot_shorts)x << 8 >> 8) + odd * ((dot_shorts)x >> 8);
+#endif
 }
 static inline dot_sums dot_total(dot_sums s) {  /* sums of two 16-bit sums each */
+#if defined(__AVX2__)
   const dot_shorts one = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   return (dot_sums)__builtin_ia32_pmaddwd256((dot_shorts)s, one);
+#else
+  return (s << 16 >> 16) + (s >> 16);
+#endif
 }
 static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
   return (dot_sums)((dot_shorts)s + dot_twos(w, x));
@@ -60,19 +71,6 @@ static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
 static inline dot_sums dot_add8(dot_sums s, dot_bytes w, dot_sums x) {  /* two products of 255 * 128 need 17 bits */
   return s + dot_total((dot_sums)dot_twos(w & 0x7f7f7f7f, x)) + dot_total((dot_sums)dot_twos(w & 0x80808080, x));
 }
-#define dot_part(w, n, mask) ((w) >> (n) & (uint32_t)(mask))
-#define dot_whole(s, n) (s)
-#else
-#define DOT_DEPTH(most) INT64_MAX
-static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
-  const dot_bytes u = (dot_bytes)x;
-  return s + (dot_sums)(w & 255) * ((dot_sums)(u << 24) >> 24)
-         + (dot_sums)(w >> 8 & 255) * ((dot_sums)(u << 16) >> 24)
-         + (dot_sums)(w >> 16 & 255) * ((dot_sums)(u << 8) >> 24)
-         + (dot_sums)(w >> 24) * ((dot_sums)u >> 24);
-}
-#define dot_add8 dot_add
-#define dot_total(s) (s)
 #define dot_part(w, n, mask) ((w) >> (n) & (uint32_t)(mask))
 #define dot_whole(s, n) (s)
 #endif"""
