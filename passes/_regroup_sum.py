@@ -41,7 +41,7 @@ def regrouped(c: Cascade, d: Definition) -> tuple[Cascade, list[Definition]] | N
     if any(d.monoid(v) != "sum" for v in d.reduced) or set(variables(*d.where)) & set(d.reduced):
         return None
     t = c.tensors[d.target].dtype
-    if t.name not in ("f32", "f64"):
+    if t.name not in ("f32", "f64") or any(d.target in j.tensors for j in c.joints):
         return None
     plan = _Plan(c, d, t)
     return plan.result() if plan.possible() else None
@@ -72,7 +72,9 @@ class _Plan:
         self.inner = [v for v, g in groups.items() if g != 1]
         self.groups = {v: g for v, g in groups.items() if g > 1}
         crossed = [set(variables(w.value)) & set(self.d.free) for w in self.wholes]
-        return bool(self.inner) and any(a - b for a in crossed for b in crossed)
+        if not self.inner or len(self.groups) > 1:
+            return False
+        return any(a - b for a in crossed for b in crossed)
 
     def _group(self, v: str) -> int:
         """The length of the groups of a reduced variable: 0 for all of it, 1 where every coordinate is one."""

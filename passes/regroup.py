@@ -23,7 +23,7 @@ def regroup(c: Cascade, target: Target) -> Cascade:
     which products with equal first operands share. A group's sum has to fit in 32 bits, whatever the values are; a
     summand leaves a factor only where it is a whole number itself, so that nothing cancels that did not before.
     """
-    if target.kind != "cpu":
+    if target.kind != "cpu" or c.groups:
         return c
     out: list[Definition] = []
     program = c

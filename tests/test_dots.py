@@ -213,6 +213,11 @@ KEPT = {
         "A: i8[M, K], B: u8[N, K]", "f32(A[m, k]) * f32(B[n, k]) * S[m, k // 131072]"),
     "a scale per element": (
         "A: i8[M, K], B: u8[N, K], T: f32[K]", "f32(A[m, k]) * f32(B[n, k]) * T[k] * S[m, k // 32]"),
+    "groups of two variables": (
+        "A: i8[M, K, L], B: u8[N, K, L], T: f32[G]",
+        "f32(A[m, k, l]) * f32(B[n, k, l]) * S[m, k // 32] * T[l // 32]"),
+    "a kernel chosen by hand": (
+        "A: i8[M, K], B: u8[N, K]", "f32(A[m, k]) * f32(B[n, k]) * S[m, k // 32]\nkernel one: Y"),
     "a mask": ("A: i8[M, K], B: u8[N, K]", "f32(A[m, k]) * f32(B[n, k]) * S[m, k // 32] where k <= m"),
 }  # fmt: skip
 
