@@ -32,6 +32,9 @@ SUM = MONOIDS["sum"]
 MOST = 2**31 - 1  # the largest integer sum
 BYTE = 255
 LONG, SHORT = 2**16, 32  # terms of a sum that is cut because it might not fit: at most, at least
+USUAL = (
+    128  # the same, where nobody knows how many there are: the last piece is computed as a whole
+)
 
 
 def regrouped(c: Cascade, d: Definition) -> tuple[Cascade, list[Definition]] | None:
@@ -95,7 +98,8 @@ class _Plan:
         for v in self.inner:
             n = self.groups.get(v) or poly(self.c.resolved(self.c.extent(v))).constant
             if (n is None or n * bound > MOST) and v not in self.groups and len(self.inner) == 1:
-                n = self.groups[v] = min(LONG, 2 ** int(math.log2(max(1, MOST // bound))))
+                most = 2 ** int(math.log2(max(1, MOST // bound)))
+                n = self.groups[v] = min(USUAL if n is None else LONG, most)
                 if n < SHORT:
                     return None
             bound *= n or MOST

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition
+from tcc.ir.cascade import Cascade, Definition, Einsum, targets
 from tcc.ir.infer import build
 from tcc.ir.target import Target
 from tcc.passes._prune import drop, drop_ranks, share
 from tcc.passes._regroup_sum import regrouped
+from tcc.passes.derive import derive
 
 
 def regroup(c: Cascade, target: Target) -> Cascade:
@@ -21,15 +22,19 @@ def regroup(c: Cascade, target: Target) -> Cascade:
 
     What a group has in common leaves its sum, also as a summand of a factor: sums of the other factor alone come of it,
     which products with equal first operands share. A group's sum has to fit in 32 bits, whatever the values are; a
-    summand leaves a factor only where it is a whole number itself, so that nothing cancels that did not before.
+    summand leaves a factor only where it is a whole number itself, so that nothing cancels that did not before. Products
+    that `derive` computes tile by tile in a walk, such as scores, stay as they are.
     """
     if target.kind != "cpu" or c.groups:
         return c
     out: list[Definition] = []
     program = c
+    walked: set[str] | None = None
     for d in c.definitions:
         found = regrouped(program, d)
-        if found is None:
+        if found is not None:
+            walked = _walked(derive(c, target)) if walked is None else walked
+        if found is None or (walked and walked & set(targets(d))):
             out.append(d)
             continue
         program, made = found
@@ -37,3 +42,16 @@ def regroup(c: Cascade, target: Target) -> Cascade:
     if program is c:
         return c
     return drop_ranks(drop(share(build(replace(program, definitions=tuple(out))))))
+
+
+def _walked(c: Cascade) -> set[str]:
+    """What the joint reductions of a program read, through element-wise definitions."""
+    found: set[str] = set()
+    stack = [f.tensor for j in c.joints for f in j.fields]
+    while stack:
+        for d in c.defining(stack.pop()):
+            for name in {a.tensor for a in d.reads} - found:
+                found.add(name)
+                if not any(isinstance(x, Einsum) and x.reduced for x in c.defining(name)):
+                    stack.append(name)
+    return found

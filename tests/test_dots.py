@@ -230,6 +230,21 @@ def test_other_sums_stay(name: str) -> None:
     assert result.after("regroup") is result.after("simplify")
 
 
+def test_scores_stay_in_their_walk() -> None:
+    text = """
+    ranks M = 4096, E = 64, P = 64, F = 64
+    in Q: i8[P, E], K: i8[M, E], V: f32[M, F]
+    out O: f32[P, F]
+    S[p, m] = f32(Q[p, e]) * f32(K[m, e]) * 0.001
+    G[p] = S[p, m] :: max(m)
+    X[p, m] = exp(S[p, m] - G[p])
+    D[p] = X[p, m]
+    O[p, f] = X[p, m] / D[p] * V[m, f]
+    """
+    result = pipeline.run(parse_cascade(text), CPU)
+    assert result.after("regroup") is result.after("simplify")
+
+
 def layers(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
     """A random layer, and sizes."""
     length = int(rng.choice([4, 8, 12, 32]))
