@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tcc.ir.cascade import Cascade, Einsum, Extern, targets
 from tcc.ir.diagnostics import Span
 from tcc.ir.expr import Var, text
-from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, Node, leaves
+from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, Node, leaves, signature
 from tcc.pass_counts import Derived, RankReport, passes_json, passes_text, place, rank_reports
 from tcc.pipeline import Result
 
@@ -170,7 +170,9 @@ class Explanation:
         if constant:
             names = ", ".join(b.name for b in constant[:3])
             more = ", …" if len(constant) > 3 else ""
-            lines.append(f"prepared ahead: {_count(len(constant), 'tensor')} ({names}{more})")
+            known = [int(b.bytes) for b in constant if b.bytes.isdigit()]
+            size = f", {sum(known)} bytes" if len(known) == len(constant) else ""
+            lines.append(f"prepared ahead: {_count(len(constant), 'tensor')} ({names}{more}){size}")
         if self.externs:
             lines.append(f"left to PyTorch: {_count(len(self.externs), 'call')}")
             lines += [
@@ -220,7 +222,13 @@ def explain(result: Result, sizes: MappingABC[str, int] | None = None) -> Explan
     if isinstance(program, Mapping):
         kernels = tuple(_kernel(k) for k in program.kernels if isinstance(k, Kernel))
         externs = (k for k in program.kernels if isinstance(k, Extern))
-        memory = tuple(_report(b, {}) for b in program.memory)
+        face = signature(program)
+        memory = tuple(
+            replace(
+                _report(replace(b, dims=tuple(map(face.resolved, b.dims))), {}), shape=_shape(b)
+            )
+            for b in program.memory
+        )
     else:
         kernels = tuple(_grouped(program))
         externs = (d for d in program.definitions if isinstance(d, Extern))
@@ -359,14 +367,23 @@ def _kernel(k: Kernel) -> KernelReport:
 
 def _report(b: Buffer, steps: dict[str, str]) -> BufferReport:
     extents = [steps.get(d.name, d.name) if isinstance(d, Var) else text(d) for d in b.dims]
-    factor, rest = b.dtype.itemsize, []
+    factor, rest = b.bits, []
     for e in extents:
         if e.isdigit():
             factor *= int(e)
         else:
             rest.append(e if e.isidentifier() else f"({e})")
-    shape = f"{b.dtype}[{', '.join(text(d) for d in b.dims)}]"
-    return BufferReport(b.name, b.level, shape, " * ".join([str(factor), *rest]), b.constant)
+    size = (
+        [str(-(-factor // 8)), *rest]
+        if factor % 8 == 0 or not rest
+        else [str(factor), *rest, "/ 8"]
+    )
+    amount = " * ".join(size).replace("* / 8", "/ 8")
+    return BufferReport(b.name, b.level, _shape(b), amount, b.constant)
+
+
+def _shape(b: Buffer) -> str:
+    return f"{b.dtype}[{', '.join(text(d) for d in b.dims)}]"
 
 
 def _buffer_json(b: BufferReport) -> dict[str, Any]:

@@ -21,6 +21,7 @@ PASSES = (
     "unscale",  # cascade -> cascade: scaled inputs become codes, scales and arithmetic
     "restrict",  # cascade -> cascade: which points exist becomes explicit
     "simplify",  # cascade -> cascade: fold, share, inline, drop
+    "regroup",  # cascade -> cascade: sums of products of whole numbers, as integers, by groups
     "derive",  # cascade -> cascade: reductions that depend on each other become one walk
     "split",  # cascade -> cascade: long walks of few rows in parts that run side by side
     "fuse",  # cascade -> cascade: which definitions make one kernel

@@ -131,6 +131,11 @@ class DType:
         return self.numpy.itemsize if self.bits else 1
 
     @property
+    def packed_bits(self) -> int:
+        """Bits of one element where elements lie without gaps: the least power of two that holds a code."""
+        return 1 << max(0, self.bits - 1).bit_length()
+
+    @property
     def numpy(self) -> np.dtype[Any]:
         """The NumPy type of stored elements: the values of integers, the codes of coded types (unsigned)."""
         if self.native:

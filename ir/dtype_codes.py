@@ -355,3 +355,22 @@ def same_bits(array: Array, t: DType) -> Array:
 def _no_codes(array: Array, t: DType) -> CompileError:
     return CompileError("T0148", f"{array.dtype} numbers are no codes of {t}",
                         helps=f"encode them: `tcc.dtypes.encode(x, \"{t}\")`, or pass {t.numpy} codes")  # fmt: skip
+
+
+def shifts_to_f32(t: DType) -> bool:
+    """Whether values of a float type are found by moving exponent and mantissa to where f32 has them, and a product that
+    puts the bias right."""
+    if t.name in ("f16", "bf16"):
+        return True
+    f = t.form
+    return (
+        isinstance(f, Float) and f.signed and f.subnormal and f.exponent <= 7 and 0 <= f.bias <= 127
+    )
+
+
+@lru_cache(maxsize=64)
+def fits_bf16(t: DType) -> bool:
+    """Whether bf16 has all values of a coded type."""
+    values = table(t).astype(np.float32)
+    rest = values.view(np.uint32) & 0xFFFF
+    return bool(np.all((rest == 0) | np.isnan(values)))

@@ -30,7 +30,10 @@ from tcc.ir.layout import Layout, row_major
 @dataclass(frozen=True, slots=True, eq=False)
 class Buffer:
     """Storage for a tensor at a memory level. A dimension is a size, or a variable: then the buffer holds only the window
-    of that variable's interval at the place of allocation. Indices into it stay those of the whole tensor."""
+    of that variable's interval at the place of allocation. Indices into it stay those of the whole tensor.
+
+    A buffer holds decoded values, each with bytes of its own. A `packed` one holds codes without gaps: the element at
+    position p of its layout has the bits p·W … p·W + W - 1, the lowest first, where W is the `packed_bits` of its type."""
 
     name: str
     dtype: DType
@@ -40,11 +43,18 @@ class Buffer:
     fill: float = 0
     constant: bool = False  # filled by `prepare` kernels, kept between runs while the inputs they read are unchanged
     span: Span | None = field(default=None, repr=False)
+    packed: bool = field(default=False, kw_only=True)
+
+    @property
+    def bits(self) -> int:
+        """Of one element in memory."""
+        return self.dtype.packed_bits if self.packed else 8 * self.dtype.itemsize
 
     def __str__(self) -> str:
         dims = f"[{', '.join(text(d) for d in self.dims)}]"
         layout = "" if self.layout == row_major(len(self.dims)) else f" layout {self.layout}"
-        return f"{self.name}: {self.dtype}{dims} @{self.level}{layout}{' constant' if self.constant else ''}"
+        packed, constant = " packed" * self.packed, " constant" * self.constant
+        return f"{self.name}: {self.dtype}{dims} @{self.level}{packed}{layout}{constant}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

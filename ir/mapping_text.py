@@ -38,7 +38,8 @@ when: "when" expr
 ON: /on(?=\s)/
 until: "until" expr "hold" body
 alloc: "buffer" buffer body
-buffer: NAME ":" (NAME | DTYPE) "[" [expr ("," expr)*] "]" "@" NAME [layout] [CONSTANT]
+buffer: NAME ":" (NAME | DTYPE) "[" [expr ("," expr)*] "]" "@" NAME [PACKED] [layout] [CONSTANT]
+PACKED: /packed(?=\s)/
 layout: "layout" groups
 do: DO definition ["with" binding ("," binding)*]
 DO: /(do|update)(?=\s)/
@@ -186,8 +187,9 @@ class _Builder:
         if getattr(rest[-1], "data", "") == "layout":
             layout = LayoutBuilder(self.b.expr).layout(rest[-1].children[0])
             rest = rest[:-1]
-        *dims, level = rest
+        packed = getattr(rest[-1], "type", "") == "PACKED"
+        *dims, level = rest[:-1] if packed else rest
         element = dtype(str(spelling), self.b.span(spelling))
         shape = tuple(self.b.expr.build(d) for d in dims)
         return Buffer(str(name), element, shape, str(level), layout or row_major(len(shape)),
-                      0, constant, self.b.span(name))  # fmt: skip
+                      0, constant, self.b.span(name), packed=packed)  # fmt: skip

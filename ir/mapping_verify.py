@@ -7,7 +7,20 @@ from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.expr import Access, Expr, Size, Var, text, variables, walk
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout_storage import check_storage
-from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Mapping, Node, leaves, signature, walk_nodes
+from tcc.ir.mapping import (
+    Alloc,
+    Do,
+    Kernel,
+    Loop,
+    Mapping,
+    Node,
+    buffers,
+    leaves,
+    signature,
+    walk_nodes,
+)
+
+WORD = 32  # bits
 
 
 def verify(m: Mapping) -> Mapping:
@@ -36,6 +49,7 @@ class _Kernel:
         self.m, self.k, self.known, self.visible = m, k, known, set(visible)
         self.signature = signature(m)
         self.extents = dict(k.variables)
+        self.packed = {n: b for n, b in buffers(m).items() if b.packed}
 
     def check(self) -> None:
         names = [v for v, _ in self.k.variables]
@@ -128,10 +142,32 @@ class _Kernel:
             if loop.var not in used | set(variables(*e.indices)) and not local(depth):
                 raise CompileError("T0207", f"every tile of `{loop.var}` on `{loop.on}` writes the same `{e.target}`",
                                    n.span, helps=f"move the `do` out of the loop over `{loop.var}`")  # fmt: skip
+        self.words(e, loops)
         for p in e.where:
             if expression_dtype(self.signature, p).kind != "b":
                 raise CompileError("T0117", f"`where {text(p)}` is no predicate", p.span or n.span,
                                    helps="compare it with something")  # fmt: skip
+
+    def words(self, e: Einsum, loops: tuple[Loop, ...]) -> None:
+        """No two tiles that run in parallel write codes into the same word of a packed buffer."""
+        b = self.packed.get(e.target)
+        if b is None:
+            return
+        places = WORD // b.bits
+        for digit in reversed(b.layout.digits):
+            if places <= 1:
+                return
+            here = e.indices[digit.dimension]
+            size = digit.modulus if isinstance(digit.modulus, int) else None
+            for loop in loops:
+                if loop.on is None or loop.var not in variables(here):
+                    continue
+                whole = digit.divisor * (size or 0) if isinstance(digit.divisor, int) else 0
+                if not (isinstance(here, Var) and whole and loop.step % whole == 0):
+                    raise CompileError("T0207", f"tiles of `{loop.var}` on `{loop.on}` write codes into the same word of "
+                                       f"`{e.target}`", e.span,
+                                       helps=f"cut `{loop.var}` at multiples of the {places} codes of a word")  # fmt: skip
+            places = places // size if size else 0
 
     def _allocated_inside(self, target: str, loops: tuple[Loop, ...]):  # type: ignore[no-untyped-def]
         """Whether the target's buffer lives inside the loop of the given depth, so that each tile has its own."""

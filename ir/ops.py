@@ -24,7 +24,8 @@ class Op:
     (x op z = z for finite x). `ulp` is the error of one evaluation in units of the result's roundoff. `partials` are the
     derivatives by each operand, in the language of cascades over the operands `x`, `y`, `z` and the value `out`.
     `inverse` undoes the operator: (x op y) inverse y = x. `carries` = (a, b) says f(x a y) = f(x) b f(y), `power` = k
-    says f(x) = x^k; both hold for positive operands at least.
+    says f(x) = x^k; both hold for positive operands at least. `affine`: affine in each operand when the others stay, and
+    whole numbers give whole numbers, so that extremes over a box lie at its corners.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Op:
     inverse: str | None = None
     carries: tuple[str, str] | None = None
     power: float | None = None
+    affine: bool = False
 
 
 def _erf(x: Array) -> Array:
@@ -90,13 +92,13 @@ _ROWS = [
     Op("bit_or", 2, np.bitwise_or, "int", "|", 6, True, True, identity=0),
     Op("bit_xor", 2, np.bitwise_xor, "int", "^", 7, True, True, identity=0),
     Op("bit_and", 2, np.bitwise_and, "int", "&", 8, True, True),
-    Op("add", 2, np.add, "same", "+", 10, True, True, identity=0, inverse="sub", partials=("1", "1")),
-    Op("sub", 2, np.subtract, "same", "-", 10, identity=0, partials=("1", "-1")),
-    Op("mul", 2, np.multiply, "same", "*", 11, True, True, identity=1, zero=0, inverse="div", partials=("y", "x")),
+    Op("add", 2, np.add, "same", "+", 10, True, True, identity=0, inverse="sub", partials=("1", "1"), affine=True),
+    Op("sub", 2, np.subtract, "same", "-", 10, identity=0, partials=("1", "-1"), affine=True),
+    Op("mul", 2, np.multiply, "same", "*", 11, True, True, identity=1, zero=0, inverse="div", partials=("y", "x"), affine=True),
     Op("div", 2, np.divide, "float", "/", 11, identity=1, partials=("1 / y", "-(out / y)")),
     Op("floordiv", 2, _floordiv, "same", "//", 11, discontinuous=True, partials=("0", "0")),
     Op("mod", 2, _mod, "same", "%", 11, discontinuous=True, partials=("1", "-(x // y)")),
-    Op("neg", 1, np.negative, "same", "-", 12, monotone=-1, partials=("-1",)),
+    Op("neg", 1, np.negative, "same", "-", 12, monotone=-1, partials=("-1",), affine=True),
     Op("pow", 2, _int_pow, "same", "**", 13, identity=1, ulp=4,
        partials=("select(y == 0, 0, y * x ** (y - 1))", "select(x == 0, 0, out * log(x))")),
     # functions

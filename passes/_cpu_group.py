@@ -33,8 +33,17 @@ from tcc.passes._algebra import (
     size_estimate,
 )
 from tcc.passes._cpu_columns import column_kernel
+from tcc.passes._cpu_decode import (
+    BLOCK,
+    ROWS,
+    decoded,
+    decodes,
+    decoding_kernel,
+    decoding_tile,
+)
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
+from tcc.passes._cpu_packed import PANEL
 from tcc.passes._cpu_place import (
     NEAR_ROWS,
     WIDE,
@@ -64,6 +73,9 @@ class GroupKernel(Operands):
     """One group: outer loops over the rows that its members share, inside them its definitions in order."""
 
     def build(self) -> Kernel:
+        if (few := decoding_kernel(self)) is not None:
+            self.tile = None  # of no product
+            return few
         if self.tile is None:
             return self._vector_kernel()
         splits = [s for d in self.members if (s := contraction(d, self.tile)) is not None]
@@ -75,7 +87,10 @@ class GroupKernel(Operands):
             self.wide = self.way == Columns.NEAR and wide(
                 self, splits[0].column_factor, self.column or ""
             )
+            self.decodes = decodes(self, d, splits[0])
         self.shape = self._register_tile([self.size(s.columns[-1]) for s in splits])
+        if self.decodes:
+            self.shape = decoding_tile(self, self.size(self.tile))
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
         again = self.column is not None and self._again(before)
@@ -92,6 +107,7 @@ class GroupKernel(Operands):
         near = self.way == Columns.NEAR and self._column_tasks() >= TASKS
         if near or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
+        block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
@@ -136,6 +152,10 @@ class GroupKernel(Operands):
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
+        if self.decodes:
+            return (
+                BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
+            )
         most = WIDE if self.wide else self.choice.block_columns
         most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
         return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))
@@ -340,7 +360,7 @@ class GroupKernel(Operands):
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
         unit = self.columns(d)
         space = unit
-        if any(a.tensor == d.target for x in self.members for a in x.reads):
+        if not self.decodes and any(a.tensor == d.target for x in self.members for a in x.reads):
             space = spaced(self, column or "", unit) or unit
         return Layout((*others, Digit(r, self.shape[0]), Digit(r, 1, self.shape[0]),
                        Digit(n, space), Digit(n, 1, space)))  # fmt: skip
@@ -368,6 +388,8 @@ class GroupKernel(Operands):
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
+        if self.decodes:
+            return decoded(self, d, s)
         column, tile = s.columns[-1], self.tile or ""
         if self.way in (Columns.NEAR, Columns.BLOCKS):
             return [], blocks(self, d, s, self._column_block())

@@ -11,6 +11,7 @@ from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import F32, F64, DType
 from tcc.ir.expr import Access, Cast, Const, call, variables
 from tcc.ir.mapping import Do, Loop, Node, leaves
+from tcc.passes._algebra import plain_variables
 
 if TYPE_CHECKING:
     from tcc.passes._cpu_operands import Operands
@@ -77,6 +78,8 @@ def _long(k: Operands, d: Einsum, rows: list[str]) -> bool:
     if not d.reduced or any(d.monoid(v) != "sum" for v in d.reduced):
         return False
     if k.m.types[d.target].dtype != F32 or set(d.free) - set(rows):
+        return False
+    if len(plain_variables(d)) != len(d.indices):
         return False
     if any(not set(variables(p)) & set(d.reduced) for p in d.where):
         return False

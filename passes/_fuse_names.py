@@ -8,7 +8,7 @@ from dataclasses import replace
 from tcc.ir.cascade import Cascade, Einsum, Rank
 from tcc.ir.expr import Const, Expr, Size, Var, variables
 from tcc.ir.index import same
-from tcc.passes._algebra import contraction, plain_variables, renamed
+from tcc.passes._algebra import Contraction, contraction, plain_variables, renamed
 
 
 class Names:
@@ -49,6 +49,15 @@ class Names:
                 taken.add(new[v])
         new = {k: v for k, v in new.items() if k != v}
         return renamed(d, new) if new else d
+
+    def beside(self, d: Einsum, own: Contraction, others: list[Contraction]) -> Einsum:
+        """d with the columns of the products that are there already."""
+        mine = own.columns[-1]
+        theirs = next((s.columns[-1] for s in others), mine)
+        taken = {*d.free, *d.reduced}
+        if theirs in taken or not self.program().same_size(self.extent(mine), self.extent(theirs)):
+            return d
+        return renamed(d, {mine: theirs})
 
     def _fresh(self, v: str, used: set[str]) -> str:
         size = self.extent(v)

@@ -19,6 +19,7 @@ from tcc.passes._algebra import (
     product,
     renamed,
 )
+from tcc.passes._dots import dot_of
 from tcc.passes._empty_rows import defers
 
 RATIO = 4  # how many times larger than its neighbours a tensor has to be
@@ -82,6 +83,7 @@ def _large(c: Cascade) -> list[Einsum]:
             or len(c.defining(d.target)) != 1
             or len(set(plain_variables(d))) != len(d.indices)
             or len(d.indices) < 2
+            or dot_of(c, d) is not None  # stays next to what follows it, tile by tile
         ):
             continue
         size = elements(c, d.target)

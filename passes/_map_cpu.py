@@ -23,6 +23,7 @@ from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
 from tcc.passes._algebra import fills
+from tcc.passes._cpu_dots import dots_kernels, row_operands
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_stream import StreamKernel
@@ -47,12 +48,14 @@ class Mapper:
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
+        self.copies: dict[tuple[str, int, int | None, int], str] = {}  # of constant operands
         self.search = Search(self, target if search else replace(target, tiles=(), tuned={}))
         self.making: set[str] = set()  # what the kernel that is being made computes
 
     def run(self) -> Mapping:
         groups = self._groups()
         self._memory(groups)
+        row_operands(self, [members for _, members in groups])
         for name, members in groups:
             first = members[0]
             if isinstance(first, Extern):
@@ -80,6 +83,8 @@ class Mapper:
         """The kernel of a group, with the tiles that the search prefers."""
         made = {d.target for d in members}
         joint = next((j for j in self.c.joints if set(j.tensors) <= made), None)
+        if joint is None and dots_kernels(self, name, members):
+            return
 
         def build(untiled: bool = False, why: str = "") -> Kernel | None:
             k = (
@@ -103,13 +108,17 @@ class Mapper:
     @contextmanager
     def trial(self, tiles: Tiles) -> Iterator[Callable[[], list[Kernel | Extern]]]:
         """Kernels that are made in here, with these tiles, are forgotten afterwards."""
-        kept = self.c, self.memory, self.kernels, self.names, self.types, self.tiles
-        self.memory, self.kernels = dict(self.memory), []
+        kept = (
+            self.c, self.memory, self.kernels, self.names, self.types, self.tiles, self.copies,
+        )  # fmt: skip
+        self.memory, self.kernels, self.copies = dict(self.memory), [], dict(self.copies)
         self.names, self.types, self.tiles = set(self.names), dict(self.types), tiles
         try:
             yield lambda: self.kernels
         finally:
-            self.c, self.memory, self.kernels, self.names, self.types, self.tiles = kept
+            (self.c, self.memory, self.kernels, self.names, self.types, self.tiles, self.copies) = (
+                kept
+            )
 
     def _recurrences(self) -> list[Recurrence]:
         return [s for s in steps(self.c) if isinstance(s, Recurrence)]

@@ -68,7 +68,7 @@ def _split(
     """The cascade with definition n split, and the positions of the definitions that this changed."""
     d = c.definitions[n]
     assert isinstance(d, Einsum)
-    ranks, a, b = _two_ranks(c, d, v, count, by)
+    ranks, a, b = two_ranks(c, d, v, count, by)
     definitions: list[Definition] = list(c.definitions)
     definitions[n] = _split_variable(d, v, a, b, by, place is not None)
     new = replace(c, ranks=ranks, definitions=tuple(definitions))
@@ -91,7 +91,7 @@ def _divided(d: Einsum) -> list[tuple[str, Expr]]:
     return out
 
 
-def _two_ranks(
+def two_ranks(
     c: Cascade, d: Einsum, v: str, count: Expr, by: Expr
 ) -> tuple[tuple[Rank, ...], str, str]:
     """Variables for quotient and remainder: of ranks of these sizes where the definition does not use them yet."""

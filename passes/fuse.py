@@ -19,11 +19,11 @@ from tcc.ir.target import Target
 from tcc.passes._algebra import (
     Contraction,
     contraction,
-    renamed,
     row_variables,
     side_by_side,
     tile_variable,
 )
+from tcc.passes._dots import dot_group, products_late
 from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
 from tcc.passes._fuse_joints import gathered, renamed_joint, walks
 from tcc.passes._fuse_names import Names, from_product, ties
@@ -41,7 +41,8 @@ def fuse(c: Cascade, target: Target, *, max_members: int = 16) -> Cascade:
     """
     if c.groups:
         return c
-    return _Fusion(c if target.kind == "array" else streams(c), target, max_members).run()
+    c = c if target.kind == "array" else streams(c)
+    return _Fusion(products_late(c) if target.kind == "cpu" else c, target, max_members).run()
 
 
 @dataclass
@@ -49,6 +50,7 @@ class _Group:
     members: list[Definition]
     closed: bool
     walk: str | None = None  # the variable of a joint reduction
+    dot: bool = False  # an integer product, and what follows it tile by tile
 
     @property
     def einsums(self) -> list[Einsum]:
@@ -58,7 +60,7 @@ class _Group:
 class _Fusion:
     def __init__(self, c: Cascade, target: Target, max_members: int) -> None:
         self.c, self.max_members = c, max_members
-        self.on_blocks = target.kind == "gpu"
+        self.kind = target.kind
         self.groups: list[_Group] = []
         self.where: dict[str, int] = {}  # tensor -> index of the group that makes it
         self.names = Names(c)
@@ -88,19 +90,13 @@ class _Fusion:
             definitions += g.members
             made = tuple(dict.fromkeys(t for d in g.members for t in targets(d)))
             names.append((f"k{n}_{made[-1]}", made))
-        fused = replace(
-            self.c,
-            ranks=tuple(self.names.ranks.values()),
-            groups=tuple(names),
-            joints=tuple(joints),
-        )
+        ranks = tuple(self.names.ranks.values())
+        fused = replace(self.c, ranks=ranks, groups=tuple(names), joints=tuple(joints))
         return fused.with_definitions(tuple(definitions))
 
     def _open(self, members: list[Definition], closed: bool = False) -> None:
         self.groups.append(_Group(members, closed))
-        for d in members:
-            for t in targets(d):
-                self.where[t] = len(self.groups) - 1
+        self.where |= {t: len(self.groups) - 1 for d in members for t in targets(d)}
 
     def _walk(self, j: Joint, unit: list[Einsum]) -> Joint:
         """The kernel of a joint reduction; element-wise definitions over its rows may still join."""
@@ -115,15 +111,15 @@ class _Fusion:
     def _place(self, d: Einsum) -> None:
         """Into the kernel that gains most from it, of its latest producer and of those that read what it reads."""
         best: tuple[float, int, Einsum] | None = None
+        if self.kind == "cpu" and self._next_to_product(d):
+            return
         if len(self.c.defining(d.target)) == 1:
             producers = [self.where[a.tensor] for a in d.reads if a.tensor in self.where]
             last = max(producers, default=-1)
             reads = {a.tensor for a in d.reads}
             for at in range(max(last, 0), len(self.groups)):
                 group = self.groups[at]
-                if at != last and not any(
-                    a.tensor in reads for x in group.einsums for a in x.reads
-                ):
+                if at != last and not reads & {a.tensor for x in group.einsums for a in x.reads}:
                     continue
                 found = self._join(group, d, at == last)
                 if found is not None and (best is None or found[0] > best[0]):
@@ -131,18 +127,35 @@ class _Fusion:
         if best is None:
             self._open([d], closed=len(self.c.defining(d.target)) > 1)
         else:
-            self.groups[best[1]].members.append(best[2])
-            self.where[d.target] = best[1]
+            self._add(best[2], best[1])
+
+    def _add(self, d: Einsum, at: int) -> None:
+        self.groups[at].members.append(d)
+        self.where[d.target] = at
+
+    def _next_to_product(self, d: Einsum) -> bool:
+        """Places an integer product in a kernel of its own, and what can follow one next to it."""
+        last = max((self.where[a.tensor] for a in d.reads if a.tensor in self.where), default=-1)
+        if last >= 0 and self.groups[last].dot:
+            joined = self.names.unify(self.groups[last].einsums, d)
+            if dot_group(self.names.program(), [*self.groups[last].einsums, joined]) is not None:
+                self._add(joined, last)
+                return True
+        if dot_group(self.names.program(), [d]) is None:
+            return False
+        self._open([d])
+        self.groups[-1].dot = True
+        return True
 
     def _join(self, group: _Group, d: Einsum, produced: bool) -> tuple[float, Einsum] | None:
         """The seconds that are saved when d joins a kernel, and d in the kernel's names; None where it cannot."""
-        if group.closed or len(group.members) >= self.max_members:
+        if group.closed or group.dot or len(group.members) >= self.max_members:
             return None
         if any(len(self.c.defining(x.target)) > 1 for x in group.einsums):
             return None
         members = group.einsums
         d = self.names.unify(members, d, {} if produced else ties(members, d))
-        if self.on_blocks and not one_kernel([*members, d]):
+        if self.kind == "gpu" and not one_kernel([*members, d]):
             return None
         c = self.names.program()
         before, rows = row_variables(members, c), row_variables([*members, d], c)
@@ -180,19 +193,8 @@ class _Fusion:
             rows = row_variables([*members, d], self.names.program())
             return (LAUNCH, d) if self.estimate.fits([*members, d], rows) else None
         if not chained and (inside or others):
-            d = self._beside(d, own, others)
+            d = self.names.beside(d, own, others)
             if side_by_side([*members, d]) is None:
                 return None
         gain = self.estimate.gain(members, d, own, others if chained else ())
         return (gain, d) if gain > 0 else None
-
-    def _beside(self, d: Einsum, own: Contraction, others: list[Contraction]) -> Einsum:
-        """d with the columns of the products that are there already."""
-        mine = own.columns[-1]
-        theirs = next((s.columns[-1] for s in others), mine)
-        taken = {*d.free, *d.reduced}
-        if theirs in taken or not self.c.same_size(
-            self.names.extent(mine), self.names.extent(theirs)
-        ):
-            return d
-        return renamed(d, {mine: theirs})

@@ -49,12 +49,24 @@ def first_visit(s: Scope, d: Einsum) -> str | None:
 
 def emit_do(s: Scope, leaf: Do) -> None:
     """One `do` outside any shared vector loop."""
+    from tcc.backends.c._dots import emit_dots, emit_panels
     from tcc.backends.c._micro import emit_micro
+    from tcc.backends.c._packed import emit_pack
+    from tcc.backends.c._unpack import emit_unpacked
 
     d = leaf.einsum
+    if emit_panels(s, d):
+        return
+    if s.storage[d.target].packed:
+        emit_pack(s, leaf)
+        return
     if leaf.update:
         s.updates.add(id(d))
     lanes = leaf.on("lane")
+    if emit_dots(s, leaf):
+        return
+    if lanes and emit_unpacked(s, leaf):
+        return
     if lanes and leaf.on("unroll") and emit_micro(s, leaf):
         return
     lane = lanes[0] if lanes else None

@@ -27,7 +27,7 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     if lane in variables(a) or row in variables(b) or lane not in variables(b):
         return False
     stored = [s.storage[x].code for x in (b.tensor, d.target)]
-    if any(code is not None for code in stored):
+    if any(code is not None for code in stored) or s.storage[a.tensor].packed:
         return False
     if any(s.storage[x.tensor].dtype != t for x in (a, b)) or s.unsafe(a) or s.unsafe(b):
         return False

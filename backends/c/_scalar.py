@@ -140,7 +140,13 @@ def convert(s: Scope, value: str, have: DType, want: DType) -> str:
 
 def _access(s: Scope, a: Access) -> str:
     place = s.storage[a.tensor]
-    element = s.get(a.tensor, f"{place.pointer}[{integer_text(s, s.address(a))}]")
+    at = integer_text(s, s.address(a))
+    if place.packed:
+        from tcc.backends.c._packed import read_packed
+
+        element = read_packed(s, a.tensor, at)
+    else:
+        element = s.get(a.tensor, f"{place.pointer}[{at}]")
     guards = s.unsafe(a)
     if not guards:
         return element

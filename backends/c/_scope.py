@@ -8,10 +8,11 @@ from tcc.backends.c._codes import computed, is_coded, stored_type, word
 from tcc.backends.c._names import Names
 from tcc.ir.cascade import Cascade, Einsum, Tensor
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transform, walk
+from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transform, variables, walk
 from tcc.ir.index import bounds, nonnegative, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Layout
+from tcc.ir.mapping import Buffer
 
 C_TYPES = {
     "f32": "float", "f64": "double", "i8": "int8_t", "i16": "int16_t", "i32": "int32_t", "i64": "int64_t",
@@ -42,11 +43,20 @@ class Storage:
     shape: tuple[Expr, ...] = ()  # capacities of the window
     base: tuple[Expr, ...] = ()  # first coordinate of the window per dimension
     code: DType | None = None  # what is stored, where that is not `dtype`
+    packed: int = 0  # bits of an element, where elements lie without gaps
 
     @property
     def element(self) -> str:
-        """The C type of a stored element."""
+        """The C type of a stored element; of the words, where elements are packed."""
+        if self.packed:
+            return "uint32_t"
         return stored_type(self.code or self.dtype)
+
+
+def storage_of(b: Buffer, pointer: str, shape: tuple[Expr, ...], base: tuple[Expr, ...]) -> Storage:
+    """Where a buffer's window lies: decoded values, or codes without gaps."""
+    code, bits = (b.dtype, b.bits) if b.packed else (None, 0)
+    return Storage(pointer, computed(b.dtype), None, b.layout, shape, base, code, bits)
 
 
 class Lines:
@@ -157,9 +167,14 @@ class Scope:
             inside = isinstance(i, Var) and self.signature.same_size(
                 self.extents.get(i.name, Const(-1)), s
             )
-            if not inside and not within(i, s, self.extents):
+            if not inside and not within(i, s, self.extents) and not self._within(i, s):
                 out.append((i, s))
         return out
+
+    def _within(self, i: Expr, size: Expr) -> bool:
+        """`within`, for ranks whose sizes are known."""
+        known = {v: self.signature.resolved(self.extents[v]) for v in variables(i) if v in self.extents}  # fmt: skip
+        return within(i, self.signature.resolved(size), known)
 
 
 def plus(a: Expr, b: Expr) -> Expr:

@@ -31,6 +31,8 @@ def _unit(s: Scope, a: Access, v: str, lane: str) -> bool:
     """Whether an access has consecutive elements along `v`, and others along `lane`, always inside the tensor."""
     if lane not in variables(a) or v not in variables(a) or s.unsafe(a):
         return False
+    if s.storage[a.tensor].packed:
+        return False
     if any(accesses(i) for i in a.indices):
         return False
     old = {x: s.intervals[x] for x in (v, lane)}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tcc.backends.c._codes import computed, stored_type
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import (
     LINE,
     Interval,
     Scope,
-    Storage,
     integer_text,
     plus,
     span_text,
+    storage_of,
 )
 from tcc.backends.c._streams import read_by_row
 from tcc.ir.expr import Access, Const, Expr, Var, call, transform
@@ -65,14 +64,12 @@ class Tree:
                 shape.append(d)
                 base.append(Const(0))
         pointer = self.emitter.names.fresh(b.name)
-        c = stored_type(computed(b.dtype))
         size = f"({self.emitter.bytes_of(b, tuple(shape))} + {LINE - 1}) / {LINE} * {LINE}"
+        s.storage[b.name] = place = storage_of(b, pointer, tuple(shape), tuple(base))
+        c = place.element
         s.lines.add(f"{c} *restrict {pointer} = ({c} *)local;  /* {b.name} @{b.level} */")
         s.lines.add(f"local += {size};")
         self.sizes.append(size)
-        s.storage[b.name] = Storage(
-            pointer, computed(b.dtype), None, b.layout, tuple(shape), tuple(base)
-        )
         self.nodes(n.body, loops)
         s.lines.add(f"local -= {size};")
         del s.storage[b.name]

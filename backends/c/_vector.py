@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcc.backends.c._codes import HALVES, is_coded
+from tcc.backends.c._narrow import cut, narrow, widened
 from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus
 from tcc.ir.cascade import Einsum
@@ -43,11 +44,12 @@ def vector_class(s: Scope, definitions: list[Einsum], lane: str) -> str | None:
     """`f32` or `f64` when every value along `lane` is of that class, its integers or bool; else None."""
     seen: set[str] = set()
     for d in definitions:
-        seen.add(s.storage[d.target].dtype.name)
+        stored = cut(s, d)
+        seen.add("i32" if stored is not None else s.storage[d.target].dtype.name)
         code = s.storage[d.target].code
         if code is not None and code.name not in HALVES:
             seen.add("other")  # rounded one by one
-        for e in (d.body, *d.where):
+        for e in (d.body if stored is None else stored, *d.where):
             _collect(s, e, lane, seen)
     for name, (integer, _) in CLASSES.items():
         if seen <= {name, integer, "bool", "index"}:
@@ -61,6 +63,9 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         return
     if isinstance(e, Var):
         seen.add("index")
+        return
+    if widened(s, e):
+        seen.add(s.dtype(e).name if isinstance(e, Cast) else "i32")
         return
     t = s.dtype(e)
     if isinstance(e, Call) and t.name == "i64" and not accesses(e):
@@ -77,9 +82,17 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
     if isinstance(e, Access):
         return
     if isinstance(e, Call) and t.is_integer and e.op in ("floordiv", "mod", "pow"):
-        seen.add("other")
+        seen.add("other" if _shift(e) is None else t.name)
     for child in e.args if isinstance(e, Call) else (e.arg,) if isinstance(e, Cast) else ():
         _collect(s, child, lane, seen)
+
+
+def _shift(e: Call) -> int | None:
+    """n where an integer is divided by 2^n: rounding down, quotient and remainder are a shift and a mask."""
+    by = e.args[-1].value if isinstance(e.args[-1], Const) else None
+    if e.op not in ("floordiv", "mod") or type(by) is not int or by < 1 or by & (by - 1):
+        return None
+    return by.bit_length() - 1
 
 
 @dataclass
@@ -244,6 +257,8 @@ class Vector:
             left, right = self.value(e.args[0], common), self.value(e.args[1], common)
             return f"{self.fn(e.op, common)}({left}, {right})"
         args = [self.value(a, t) for a in e.args]
+        if t.is_integer and (n := _shift(e)) is not None:
+            return f"{args[0]} >> {n}" if e.op == "floordiv" else f"{args[0]} & {2**n - 1}"
         if e.op in _SYMBOLS:
             return f"{args[0]} {_SYMBOLS[e.op]} {args[1]}"
         if e.op == "neg":
@@ -280,7 +295,9 @@ class Vector:
         moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
         indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
         code = s.storage[a.tensor].code
-        looked_up = code is not None and code.name not in HALVES
+        stored = s.storage[a.tensor]
+        looked_up = code is not None and code.name not in HALVES and not narrow(s, a.tensor)
+        looked_up = looked_up or bool(stored.packed)
         near = step is not None and (
             step.constant == 1 or (step.constant == 2 and code is None and t.is_float)
         )
@@ -332,6 +349,8 @@ class Vector:
     def _memory(self, name: str, tensor: str, t: DType) -> str:
         """The function `ld`, `ldn`, `st` or `stn` for what is stored."""
         code = self.s.storage[tensor].code
+        if stored := narrow(self.s, tensor):
+            return self.fn(f"{name}_{stored}", self.integer)
         if code is not None:
             return self._half(f"{name}_{code.name}")
         if t.kind == "b":

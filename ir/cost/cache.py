@@ -20,7 +20,7 @@ from tcc.ir.cost.reuse import Affine, affine
 from tcc.ir.cost.tiles import Site, Tiles, count, cut, total
 from tcc.ir.expr import Access, variables
 from tcc.ir.index import evaluate_size
-from tcc.ir.layout import Layout, row_major
+from tcc.ir.layout import row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
 
 
@@ -33,7 +33,7 @@ class Use:
     names: tuple[tuple[str, ...], ...]  # variables of each index
     every: tuple[str, ...]  # all of them, each once
     shape: tuple[int, ...]
-    itemsize: int
+    itemsize: float
     fast: tuple[tuple[int, int], ...]  # dimension and extent of each digit, the fastest first
     home: int  # how many loops enclose the tensor's storage
     writes: bool
@@ -63,11 +63,10 @@ class Use:
             run *= min(spans[d], extent)
             if spans[d] < extent:
                 break
-        size = math.prod(spans) * self.itemsize
-        piece = run * self.itemsize
+        every, piece = math.prod(spans) * self.itemsize, run * self.itemsize
         if not piece:
             return 0.0, 0.0
-        return (size if piece >= line else size * line / piece), size / piece
+        return (every if piece >= line else every * line / piece), every / piece
 
     def usual(self, b: Body) -> tuple[float, float]:
         """The same for tiles of mean length."""
@@ -122,7 +121,7 @@ class Moved:
 def bodies(
     found: Sequence[Site],
     tensors: MappingABC[str, Tensor],
-    layouts: MappingABC[str, Layout],
+    stored: MappingABC[str, Buffer],
     sizes: MappingABC[str, int],
     density: Sequence[float],
     line: int,
@@ -142,7 +141,7 @@ def bodies(
             return
         if isinstance(n, Do):
             leaf = Body(None, body, body.depth, body.lengths, body.mean, body.times)
-            for use in _uses(found[leaves], tensors, layouts, sizes, homes):
+            for use in _uses(found[leaves], tensors, stored, sizes, homes):
                 leaf.uses.append((leaves, use))
             leaves += 1
             body.children.append(leaf)
@@ -190,7 +189,7 @@ def _gather(b: Body, line: int) -> None:
 def _uses(
     s: Site,
     tensors: MappingABC[str, Tensor],
-    layouts: MappingABC[str, Layout],
+    stored: MappingABC[str, Buffer],
     sizes: MappingABC[str, int],
     homes: MappingABC[str, int],
 ) -> list[Use]:
@@ -206,14 +205,16 @@ def _uses(
             tuple(f[1]) if f is not None else tuple(variables(i))
             for f, i in zip(forms, a.indices, strict=True)
         )
-        layout = layouts.get(a.tensor) or row_major(len(shape))
+        b = stored.get(a.tensor)
+        layout = b.layout if b is not None else row_major(len(shape))
+        width = t.dtype.itemsize if b is None else b.bits / 8
         fast = tuple(
             (d.dimension, evaluated(extent, sizes))
             for d, extent in reversed(list(zip(layout.digits, layout.extents(shape))))
         )
         home = homes.get(a.tensor, -1)
         every = tuple(dict.fromkeys(v for own in names for v in own))
-        out.append(Use(a.tensor, forms, names, every, shape, t.dtype.itemsize, fast, home, writes))
+        out.append(Use(a.tensor, forms, names, every, shape, width, fast, home, writes))
     return out
 
 
@@ -255,8 +256,3 @@ def _entering(b: Body, use: Use, size: float) -> float:
                 return min(whole, size * b.times / b.parent.times) * b.parent.times
         b = b.parent
     return size if use.home < 0 else 0.0
-
-
-def layouts_of(buffers: MappingABC[str, Buffer]) -> dict[str, Layout]:
-    """The layout of every buffer; inputs and outputs count as row-major."""
-    return {name: b.layout for name, b in buffers.items()}

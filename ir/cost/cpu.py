@@ -17,14 +17,14 @@ from tcc.ir.cost.cache import Moved, bodies, moved
 from tcc.ir.cost.reuse import affine, extremes
 from tcc.ir.cost.tiles import Guard, Site, Tiles, count, cut_all, total
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Var, variables
+from tcc.ir.expr import Access, Call, Cast, Var, variables
 from tcc.ir.index import evaluate_size
-from tcc.ir.layout import Layout
-from tcc.ir.mapping import Do, Loop
+from tcc.ir.mapping import Buffer, Do, Loop
 from tcc.ir.ops import OPS
 from tcc.ir.target import Level, Target
 
 VECTOR_BYTES = 4  # `lane` counts elements of f32
+PRODUCTS = 4  # of bytes, in the time of one multiply-add of f32
 PARALLEL_POINTS = 1 << 15  # below this the C backend does not fork
 
 
@@ -54,12 +54,12 @@ def leaf_times(
     found: Sequence[Site],
     target: Target,
     tensors: MappingABC[str, Tensor],
-    layouts: MappingABC[str, Layout],
+    stored: MappingABC[str, Buffer],
     sizes: MappingABC[str, int],
     cores: int,
 ) -> list[LeafTime]:
     """The times of the leaves of one kernel, in order, where `cores` share the levels."""
-    out = [_compute(s, target, tensors, layouts, sizes) for s in found]
+    out = [_compute(s, target, tensors, stored, sizes) for s in found]
     density = []
     for s in found:
         every = 1
@@ -67,7 +67,7 @@ def leaf_times(
             every *= count(s.tiles[v])
         density.append(s.runs() / every if s.guard is not None and every else 1.0)
     levels = [x for x in target.levels if x.name == "memory" or (x.bytes and x.name != "reg")]
-    root = bodies(found, tensors, layouts, sizes, density, levels[0].line_bytes)
+    root = bodies(found, tensors, stored, sizes, density, levels[0].line_bytes)
     room = target.parameter("cache_share", 0.5)
     inward = [moved(root, _capacity(level, cores) * room, len(found)) for level in levels[1:]]
     for n, leaf in enumerate(out):
@@ -103,7 +103,7 @@ def _compute(
     s: Site,
     target: Target,
     tensors: MappingABC[str, Tensor],
-    layouts: MappingABC[str, Layout],
+    stored: MappingABC[str, Buffer],
     sizes: MappingABC[str, int],
 ) -> LeafTime:
     do, e = s.do, s.do.einsum
@@ -111,10 +111,13 @@ def _compute(
     lanes = do.on("lane")
     if tile := _register_tile(s, tensors):
         return _tile(s, target, t, *tile)
+    if _multiplies_bytes(s, tensors):
+        rate = PRODUCTS * (target.rate("mul_add", "f32") or 48)
+        return LeafTime(e.target, "tile", s.runs(), s.swept(s.facts.names) / rate * 1e-9)
     lane = lanes[0] if lanes else None
     if lane is None or not t.is_float or t.itemsize not in (4, 8):
         return _points(s, target, t)
-    return _vector(s, target, t, lane, tensors, layouts, sizes)
+    return _vector(s, target, t, lane, tensors, stored, sizes)
 
 
 # ---- register tiles
@@ -134,6 +137,18 @@ def _register_tile(s: Site, tensors: MappingABC[str, Tensor]) -> tuple[int, int]
     if lanes[0] not in s.steps:
         return None
     return s.steps[rows[0]][-1], s.steps[lanes[0]][-1]
+
+
+def _multiplies_bytes(s: Site, tensors: MappingABC[str, Tensor]) -> bool:
+    """Whether a leaf adds up products of integers of at most 8 bits, as the C backend does four at a time."""
+    do, e = s.do, s.do.einsum
+    if not do.on("lane") or not s.facts.reduced or e.where or not isinstance(e.body, Call):
+        return False
+    parts = [a.arg if isinstance(a, Cast) else a for a in e.body.args]
+    return e.body.op == "mul" and all(
+        isinstance(a, Access) and tensors[a.tensor].dtype.is_integer
+        and tensors[a.tensor].dtype.bits <= 8 for a in parts
+    )  # fmt: skip
 
 
 def _tile(s: Site, target: Target, t: DType, rows: int, columns: int) -> LeafTime:
@@ -217,7 +232,7 @@ def _vector(
     t: DType,
     lane: str,
     tensors: MappingABC[str, Tensor],
-    layouts: MappingABC[str, Layout],
+    stored: MappingABC[str, Buffer],
     sizes: MappingABC[str, int],
 ) -> LeafTime:
     e, free, reduced = s.do.einsum, s.facts.free, s.facts.reduced
@@ -252,13 +267,13 @@ def _vector(
         seen.add(a.tensor)
         if not _stays_inside(a, lane, s, tensors, sizes):
             guarded += 1  # lanes are checked and read one by one
-        elif contiguous(a, lane, layouts):
+        elif contiguous(a, lane, stored):
             load += width * tensors[a.tensor].dtype.itemsize / (level.gbps() * 1e9)
         else:
             scattered += 1
     if lane in free:
         target_access = Access(e.target, e.indices)
-        if contiguous(target_access, lane, layouts):
+        if contiguous(target_access, lane, stored):
             store = width * t.itemsize / (level.gbps(1, "write") * 1e9)
             if reduced and not inner:  # every step combines into memory
                 load += width * t.itemsize / (level.gbps() * 1e9)
@@ -306,9 +321,12 @@ def _stays_inside(
     return True
 
 
-def contiguous(a: Access, lane: str, layouts: MappingABC[str, Layout]) -> bool:
+def contiguous(a: Access, lane: str, stored: MappingABC[str, Buffer]) -> bool:
     """Whether an access reads neighbours along a variable."""
-    layout = layouts.get(a.tensor)
+    b = stored.get(a.tensor)
+    if b is not None and b.packed:
+        return True  # words of codes are laid out for the lanes that decode them
+    layout = b.layout if b is not None else None
     if layout is not None and layout.digits:
         last = layout.digits[-1]
         if last.xor or last.stride not in (None, 1):

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from tcc.ir.cascade import Extern, Rank, Tensor
 from tcc.ir.cost.array import LeafCost, leaf_cost
 from tcc.ir.cost.bound import lower_bound
-from tcc.ir.cost.cache import layouts_of
 from tcc.ir.cost.cpu import PARALLEL_POINTS, LeafTime, leaf_times
 from tcc.ir.cost.gpu import blocks_of, kernel_time
 from tcc.ir.cost.reuse import traffic
 from tcc.ir.cost.tiles import Site, footprint, sites
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.index import evaluate_size
-from tcc.ir.mapping import Alloc, Kernel, Loop, Mapping, buffers, tensors
+from tcc.ir.mapping import Alloc, Buffer, Kernel, Loop, Mapping, buffers, tensors
 from tcc.ir.sizes import known_sizes
 from tcc.ir.target import Target
 
@@ -83,7 +82,6 @@ def cost(
     sizes = bind_sizes(m, given or {})
     types = tensors(m)
     found = buffers(m)
-    layouts = layouts_of(found)
     levels = {t.name: "memory" for t in (*m.inputs, *m.outputs)} | {
         n: b.level for n, b in found.items()
     }
@@ -104,7 +102,7 @@ def cost(
             _count(c, at, types, levels, sizes)
         c.scratch = _scratch(at, types, sizes)
         if target.kind == "cpu":
-            _on_cpu(c, k, at, target, types, layouts, sizes, cores)
+            _on_cpu(c, k, at, target, types, found, sizes, cores)
         elif target.kind == "gpu":
             _on_gpu(c, at, target, types, sizes)
         else:
@@ -174,7 +172,7 @@ def _scratch(
                 b = node.buffer
                 if b.name not in known:
                     extents = footprint(b, s.path[:n], s.extents, sizes)
-                    known[b.name] = math.prod(extents) * b.dtype.itemsize
+                    known[b.name] = math.prod(extents) * b.bits / 8
                 live[b.level] = live.get(b.level, 0) + known[b.name]
         for level, size in live.items():
             out[level] = max(out.get(level, 0), size)
@@ -187,7 +185,7 @@ def _on_cpu(
     found: list[Site],
     target: Target,
     types: MappingABC[str, Tensor],
-    layouts: MappingABC[str, object],
+    held: MappingABC[str, Buffer],
     sizes: MappingABC[str, int],
     cores: int,
 ) -> None:
@@ -197,7 +195,7 @@ def _on_cpu(
     c.cores = min(cores, c.tasks) if forks else 1
     if not found:
         return
-    c.leaves = list(leaf_times(found, target, types, layouts, sizes, c.cores))  # type: ignore[arg-type]
+    c.leaves = list(leaf_times(found, target, types, held, sizes, c.cores))
     rounds = -(-c.tasks // c.cores)  # tiles that the busiest core takes
     for leaf in c.leaves:
         assert isinstance(leaf, LeafTime)
@@ -287,8 +285,10 @@ def _peak(
 
     def size(name: str) -> int:
         t = types[name]
-        return math.prod(evaluate_size(n, sizes) for n in t.shape) * t.dtype.itemsize
+        bits = packed.get(name, 8 * t.dtype.itemsize)
+        return (math.prod(evaluate_size(n, sizes) for n in t.shape) * bits + 7) // 8
 
+    packed = {b.name: b.bits for b in m.memory if b.packed}
     always = sum(size(n) for n in dict.fromkeys(t.name for t in (*m.inputs, *m.outputs)))
     always += sum(size(b.name) for b in m.memory if b.constant)
     used = [{x for s in at for x in (s.do.einsum.target, *(a.tensor for a in s.facts.reads))} for at in found]  # fmt: skip

@@ -1,0 +1,175 @@
+"""The C text of integer products: bytes times bytes, four at a time, into sums of 32 bits that stay in registers."""
+
+from __future__ import annotations
+
+PANEL, STEP = 64, 4  # columns of a panel, products that one instruction adds up
+HALF = 4  # rows whose sums fit in 16 registers
+AHEAD = 2048  # bytes of columns that are fetched early, where there is arithmetic to hide that
+
+TYPES = """\
+/* Products of bytes. dot_sums holds 32-bit sums, one per column; dot_bytes four bytes for each of these columns. */
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(__clang__)
+#define DOT_LANES 16
+#elif defined(__AVX2__)
+#define DOT_LANES 8
+#else
+#define DOT_LANES 4
+#endif
+typedef int32_t dot_sums __attribute__((vector_size(4 * DOT_LANES)));
+typedef int32_t dot_sums_u __attribute__((vector_size(4 * DOT_LANES), aligned(4), may_alias));
+typedef uint32_t dot_bytes __attribute__((vector_size(4 * DOT_LANES)));
+typedef uint32_t dot_bytes_u __attribute__((vector_size(4 * DOT_LANES), aligned(1), may_alias));
+static inline dot_sums dot_four(const int8_t *x) {  /* the same four bytes for every column */
+  int32_t v;
+  memcpy(&v, x, 4);
+  return v - (dot_sums){0};
+}
+static inline void dot_store(int32_t *out, dot_sums c, int first) {
+  *(dot_sums_u *)out = first ? c : c + *(dot_sums_u *)out;
+}
+/* dot_add(s, w, x): s plus the products of the unsigned bytes w and the signed bytes x, added up in fours
+   dot_total(s): what such sums are in 32 bits; dot_add keeps them in 16 where DOT_DEPTH says how many fit
+   dot_add8: dot_add for w of all 8 bits, always in 32 bits
+   dot_part(w, n, mask): bits n and up of every byte, perhaps times 2^n, which dot_whole takes back */
+#if DOT_LANES == 16 || ((defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))) && !defined(__clang__))
+#define DOT_DEPTH(most) INT64_MAX
+typedef int dot_ints __attribute__((vector_size(4 * DOT_LANES)));
+static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
+#if DOT_LANES == 16
+  return (dot_sums)__builtin_ia32_vpdpbusd_v16si((dot_ints)s, (dot_ints)w, (dot_ints)x);
+#else
+  return (dot_sums)__builtin_ia32_vpdpbusd_v8si((dot_ints)s, (dot_ints)w, (dot_ints)x);
+#endif
+}
+#define dot_add8 dot_add
+#define dot_total(s) (s)
+#define dot_part(w, n, mask) ((w) & (uint32_t)(mask) << (n))
+#define dot_whole(s, n) ((s) >> (n))
+#else
+#define DOT_DEPTH(most) (32767 / (2 * 128 * (most)))
+typedef int16_t dot_shorts __attribute__((vector_size(4 * DOT_LANES)));
+static inline dot_shorts dot_twos(dot_bytes w, dot_sums x) {  /* sums of two products each */
+#if defined(__AVX2__)
+  typedef char dot_chars __attribute__((vector_size(32)));
+  return (dot_shorts)__builtin_ia32_pmaddubsw256((dot_chars)w, (dot_chars)x);
+#else
+  const dot_shorts even = (dot_shorts)(w & 0x00ff00ff), odd = (dot_shorts)(w >> 8 & 0x00ff00ff);
+  return even * ((dot_shorts)x << 8 >> 8) + odd * ((dot_shorts)x >> 8);
+#endif
+}
+static inline dot_sums dot_total(dot_sums s) {  /* sums of two 16-bit sums each */
+#if defined(__AVX2__)
+  const dot_shorts one = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  return (dot_sums)__builtin_ia32_pmaddwd256((dot_shorts)s, one);
+#else
+  return (s << 16 >> 16) + (s >> 16);
+#endif
+}
+static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
+  return (dot_sums)((dot_shorts)s + dot_twos(w, x));
+}
+static inline dot_sums dot_add8(dot_sums s, dot_bytes w, dot_sums x) {  /* two products of 255 * 128 need 17 bits */
+  return s + dot_total((dot_sums)dot_twos(w & 0x7f7f7f7f, x)) + dot_total((dot_sums)dot_twos(w & 0x80808080, x));
+}
+#define dot_part(w, n, mask) ((w) >> (n) & (uint32_t)(mask))
+#define dot_whole(s, n) (s)
+#endif"""
+
+
+def dot_functions(used: set[str]) -> list[str]:
+    """The C text of the kernels in use, and of what they are made of."""
+    wanted = {
+        (int(r), int(b)) for f in used if f.startswith("dots:") for r, b in [f.split(":")[1:]]
+    }
+    wanted |= {(HALF, bits) for rows, bits in wanted if rows > HALF}
+    return [TYPES, *(_kernel(*key) for key in sorted(wanted))] if wanted else []
+
+
+def _kernel(rows: int, bits: int) -> str:
+    """`rows` x 64 sums over `length` products, of columns that have `bits` bits each.
+
+    The columns are taken a few vectors at a time, so that their sums stay in registers. Where there is one row, what a
+    byte holds is not shifted into place: each part of the bytes has sums of its own, which are.
+    """
+    p = 8 // bits
+    vectors = 4 if rows == 1 and p <= 2 else 2
+    narrow, apart = bits < 8, rows == 1 and bits < 8
+    sums = [f"{i}_{v}" for i in range(rows) for v in range(vectors)]
+    parts = list(range(p)) if apart else [0]
+    add = "dot_add" if narrow else "dot_add8"
+    mask = f"0x{int(f'{2**bits - 1:02x}' * 4, 16):08x}"
+    x = [f"const int8_t *x{i}" for i in range(rows)]
+    name = f"void dots{rows}x{PANEL}_u{bits}"
+    operands = "const uint8_t *columns, int64_t length"
+    out = "int32_t *restrict out, int64_t pitch, int first"
+
+    def zeros(prefix: str) -> str:
+        return f"dot_sums {', '.join(f'{prefix}{n} = {{0}}' for n in sums)};"
+
+    lines = [
+        f"/* out[{rows}][{PANEL}] (+)= sum over j of x[row][j] * columns[j][column], columns of {bits} bits */",
+        "static __attribute__((noinline))",
+        f"{name}({', '.join(x)},",
+        f"    {operands}, {out}) {{",
+    ]
+    if rows > HALF:
+        half = name.removeprefix("void ").replace(f"dots{rows}", f"dots{HALF}")
+        lines.append("#if DOT_LANES < 16  /* with 16 registers */")
+        for i in range(0, rows, HALF):
+            mine = ", ".join(f"x{n}" for n in range(i, i + HALF))
+            lines.append(f"  {half}({mine}, columns, length, out + {i} * pitch, pitch, first);")
+        lines.append("#else")
+    lines += [
+        f"  const int64_t steps = (length + {STEP * p - 1}) / {STEP * p};",
+        f"  for (int at = 0; at < {PANEL}; at += {vectors} * DOT_LANES, columns += {4 * vectors} * DOT_LANES) {{",
+        f"    {zeros('c')}",
+    ]
+    pad = "    "
+    if narrow:
+        lines += [
+            f"{pad}for (int64_t block = 0, end; block < steps; block = end) {{",
+            f"{pad}  end = steps - block > DOT_DEPTH({2**bits - 1}) / {p} ? block + DOT_DEPTH({2**bits - 1}) / {p} : steps;",
+            *(f"{pad}  {zeros(f's{q}_')}" for q in parts),
+            f"{pad}  for (int64_t k = block; k < end; k++) {{",
+        ]
+        pad += "    "
+    else:
+        lines.append(f"{pad}for (int64_t k = 0; k < steps; k++) {{")
+        pad += "  "
+    lines.append(f"{pad}const uint8_t *w = columns + k * {4 * PANEL};")
+    for v in range(vectors):
+        lines.append(
+            f"{pad}dot_bytes w{v} = *(const dot_bytes_u *)(w + {4 * v} * DOT_LANES); PIN(w{v});"
+        )
+    if rows > 1:
+        lines += [
+            f"{pad}__builtin_prefetch(w + {AHEAD} + {4 * v} * DOT_LANES);" for v in range(vectors)
+        ]
+    for q in range(p):
+        lines.append(f"{pad}{{")
+        for v in range(vectors):
+            part = f"w{v} >> {bits * q} & {mask}" if q else f"w{v} & {mask}"
+            part = f"dot_part(w{v}, {bits * q}, {mask})" if apart else part if narrow else f"w{v}"
+            lines.append(f"{pad}  const dot_bytes u{v} = {part};")
+        into = f"s{q if apart else 0}_" if narrow else "c"
+        for i in range(rows):
+            lines.append(
+                f"{pad}  const dot_sums f{i} = dot_four(x{i} + k * {STEP * p} + {STEP * q});"
+            )
+            adds = (f"{into}{i}_{v} = {add}({into}{i}_{v}, u{v}, f{i});" for v in range(vectors))
+            lines.append(f"{pad}  {' '.join(adds)}")
+        lines.append(f"{pad}}}")
+    if narrow:
+        lines.append("      }")
+        for q in parts:
+            total = [f"dot_total(s{q}_{n})" for n in sums]
+            total = [f"dot_whole({t}, {bits * q})" if apart and q else t for t in total]
+            lines += [f"      c{n} += {t};" for n, t in zip(sums, total, strict=True)]
+    lines.append("    }")
+    for i in range(rows):
+        for v in range(vectors):
+            lines.append(
+                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v}, first);"
+            )
+    lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
+    return "\n".join(lines)
