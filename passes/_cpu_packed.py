@@ -75,9 +75,9 @@ def _narrow(m: Mapper, d: Einsum, a: Access, column: str) -> Narrow | None:
     columns = [n for n, i in enumerate(a.indices) if column in variables(i)]
     if len(columns) != 1 or not isinstance(a.indices[columns[0]], Var):
         return None
-    sizes = {v: poly(m.c.resolved(m.c.extent(v))).constant for v in d.reduced}
+    sizes = {v: poly(m.c.resolved(m.c.extent(v))).constant for v in reversed(d.reduced)}
     whole = max(WORD // w for w, _ in planes(stored(t.dtype)))
-    for v in sorted(reversed(d.reduced), key=lambda v: -(sizes[v] or TYPICAL)):
+    for v in sorted(sizes, key=lambda v: -(sizes[v] or TYPICAL)):
         if (sizes[v] or TYPICAL) < whole // 2:
             break  # most of a word would be empty
         at = [n for n, i in enumerate(a.indices) if v in variables(i)]
