@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,12 @@ from tcc.ir.expr import (
     transform,
     variables,
 )
-from tcc.ir.index import poly
+from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
 from tcc.passes._algebra import (
+    TYPICAL,
     Contraction,
     contraction,
     elements,
@@ -33,28 +34,37 @@ from tcc.passes._algebra import (
 )
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_decode import (
-    BLOCK,
     ROWS,
     decoded,
     decodes,
+    decoding_columns,
     decoding_kernel,
     decoding_tile,
 )
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
-from tcc.passes._cpu_packed import PANEL
-from tcc.passes._cpu_place import WIDTH, Columns, columns_of, streamed, streams_rows
+from tcc.passes._cpu_place import (
+    NEAR_ROWS,
+    WIDE,
+    WIDTH,
+    Columns,
+    columns_of,
+    near,
+    streams_rows,
+    wide,
+)
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
-from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
+from tcc.passes._cpu_vectors import across, column_of, lane_variable, lies_across, strided
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
     pass
 
 TURNED = 64  # rows and columns of a tile that is transposed
-REUSE = 4  # an operand that is read more often than this may be copied first
+REUSE = 2  # an operand that is read more often than this may be copied first
+LONG = 1 << 14  # elements of a task that is a part of one row
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -74,6 +84,9 @@ class GroupKernel(Operands):
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
             self.decodes = decodes(self, d, splits[0])
+            self.wide = self.way == Columns.NEAR and wide(
+                self, splits[0].column_factor, self.column or ""
+            )
         self.shape = self._register_tile([self.size(s.columns[-1]) for s in splits])
         if self.decodes:
             self.shape = decoding_tile(self, self.size(self.tile))
@@ -85,11 +98,14 @@ class GroupKernel(Operands):
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
             unit = self.shape[1] * self.m.lanes
-            block = self._column_block() if again else self.choice.block_columns // unit * unit
+            cut = again or self.decodes
+            block = self._column_block() if cut else self.choice.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.choice.block_rows if one else self.choice.block_rows // 2
+        if self.way == Columns.NEAR and self._column_tasks() >= TASKS:
+            block = max(block, NEAR_ROWS)
         block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
@@ -136,16 +152,18 @@ class GroupKernel(Operands):
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
         if self.decodes:
-            return (
-                BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
-            )
-        if self.way == Columns.PLACE:
-            return WIDTH
-        if size is None:
-            return self.choice.block_columns // unit * unit
-        return max(
-            unit, min(self.choice.block_columns // unit * unit, -(-size // (4 * unit)) * unit)
-        )
+            return decoding_columns(size)
+        most = WIDE if self.wide else self.choice.block_columns
+        most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
+        return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))
+
+    def _column_tasks(self) -> int:
+        """How many blocks of columns there are, for all rows that are not part of a tile."""
+        sizes = [self.size(v) for v in (*self.outer(), self.column or "")]
+        if None in sizes:
+            return TASKS
+        *outer, columns = (n or 1 for n in sizes)
+        return math.prod(outer) * -(-columns // self._column_block())
 
     # ---- groups without contractions
 
@@ -174,6 +192,9 @@ class GroupKernel(Operands):
         body: tuple[Node, ...] = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
+        cut = [v for v in self.rows if v not in rows and v not in tiles]
+        if not tiles and math.prod(self.size(v) or TYPICAL for v in rows) < TASKS:
+            tiles = dict.fromkeys(cut, LONG)  # few rows, which would leave cores idle
         for v in reversed(tiles):
             body = (Loop(v, tiles[v], body, "core"),)
         for v in reversed(rows):
@@ -192,18 +213,26 @@ class GroupKernel(Operands):
         extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
         points = math.prod(size_estimate(self.c, e) for e in extents.values())
         stored = ChainMap(self.locals, self.m.memory)
-        lane = lane_variable(d, [v for v in extents if v not in rows], stored)
+        inner = [v for v in extents if v not in rows]
+        lane = lane_variable(d, inner, stored, self._narrow([d]))
 
         def rule(n: Expr) -> Expr:
             if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
                 return n
-            n = self.m.padded(n, extents)
+            if lane is None or self._leaves(n, lane, extents):
+                n = self.m.padded(n, extents)
             if lane is not None and strided(n, lane, self.m.memory.get(n.tensor)):
                 n = self.m.laid_along(n, lane, extents)
             self.c = self.m.c
             return n
 
         return replace(d, body=transform(d.body, rule))
+
+    def _leaves(self, a: Access, v: str, extents: Mapping[str, Expr]) -> bool:
+        """Whether a read leaves its tensor along a variable."""
+        shape = self.c.tensors[a.tensor].shape
+        indices = zip(a.indices, shape, strict=True)
+        return any(v in variables(i) and not within(i, n, extents) for i, n in indices)
 
     def _reuse(self, members: list[Einsum], rows: list[str]) -> list[Einsum]:
         """An element-wise definition overwrites the buffer of an operand that nothing reads later."""
@@ -334,18 +363,33 @@ class GroupKernel(Operands):
                        Digit(n, space), Digit(n, 1, space)))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
-        """Row by row over the tile."""
+        """Row by row over the tile, or all of it at once where results lie along the rows."""
         if not pending:
             return []
         assert self.tile is not None
+        if len(pending) == 1 and self._lies_across(pending[0]):
+            return self._vector_nodes(pending, self.outer())
         inner = self._vector_nodes(pending, [*self.outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
+
+    def _lies_across(self, d: Einsum) -> bool:
+        """Whether a definition that reduces nothing writes what is contiguous along the rows of the tile, from sums that are
+        contiguous along the columns."""
+        target = Access(d.target, d.indices)
+        stored = self.m.memory.get(d.target)
+        return any(
+            not d.reduced and lies_across(target, v, self.tile or "", stored)
+            for a in d.reads if a.tensor in self.locals
+            for v in variables(a) if lies_across(a, self.tile or "", v, self.locals[a.tensor])
+        )  # fmt: skip
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
         if self.decodes:
             return decoded(self, d, s)
         column, tile = s.columns[-1], self.tile or ""
+        if self.way == Columns.NEAR:
+            return [], near(self, d, s, self._column_block())
         packed, before = s.column_factor, list[Node]()
         if self.way != Columns.PLACE:
             packed, before = self._column_operand(f"{d.target}_columns", d, s, packed)
@@ -359,8 +403,6 @@ class GroupKernel(Operands):
             return (Do(e, ((column, "lane"), (tile, "unroll")), update=update),)
 
         nodes: tuple[Node, ...] = (Loop(tile, height, leaf(mask, False)),)
-        if self.way == Columns.PLACE:
-            return fill, list(streamed(self, d, s, nodes))
         tiles = ends(self.c, mask) if len(order) == 1 else None
         zero: tuple[Node, ...] = ()
         if tiles is not None:  # no tile has to come first: the sum starts as 0

@@ -57,6 +57,26 @@ def test_products_of_few_rows_are_right(rows: int, target: str) -> None:
             torch.testing.assert_close(found, f(a, b), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_of_the_second_operand_are_packed_by_the_task_that_uses_them(
+    dtype: torch.dtype, dynamic: bool | None
+) -> None:
+    torch.manual_seed(0)
+    cases = [
+        (lambda a, b: a @ b, (130, 300), (300, 53)),
+        (lambda a, b: a @ b.mT, (16, 515), (70, 515)),
+        (lambda a, b: torch.tanh(a @ b + 1), (3, 7, 270), (3, 270, 300)),
+        (lambda a, b: a @ b.mT, (2, 33, 1024), (2, 50, 1024)),  # rows that collide in a cache
+    ]
+    for f, left, right in cases:
+        a, b = torch.randn(left, dtype=dtype), torch.randn(right, dtype=dtype)
+        compiled = tcc.compile(f, dynamic=dynamic)
+        found, exact = compiled(a, b), f(a.double(), b.double())
+        assert float((found.double() - exact).abs().max()) <= 1e4 * torch.finfo(dtype).eps
+        assert "@L2 layout" in compiled.records.graphs[0].programs[0].ir("mapping")
+
+
 def test_torchs_own_modules_stay_compiled_after_the_first_call() -> None:
     layer = tcc.compile(nn.Linear(8, 8).requires_grad_(False))
     x = torch.randn(3, 8)
@@ -90,3 +110,35 @@ def _close(layer: nn.Module, x: torch.Tensor, target: str = "cpu") -> None:
     found = tcc.compile(layer, target=target)(x)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert found.stride() == wanted.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [7, 45])
+def test_windows_with_a_stride_of_two_are_read_along_the_lanes(
+    width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, k = torch.randn(2, 5, 9, width, dtype=dtype), torch.randn(5, 1, 3, 3, dtype=dtype)
+    every = slice(0, width // 2 * 2, 2)
+
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = torch.conv2d(x, k, stride=2, padding=1, groups=5)
+        return (
+            found,
+            nn.functional.avg_pool2d(x, 2),
+            x[..., every] * x[..., 1::2][..., : width // 2],
+        )
+
+    for memory in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=memory)
+        for found, exact in zip(tcc.compile(f)(given), f(given), strict=True):
+            torch.testing.assert_close(found, exact)
+
+
+def test_convolutions_of_one_pixel_are_right_with_results_along_the_rows() -> None:
+    torch.manual_seed(0)
+    inner, outer = 96, 40
+    layer = nn.Conv2d(inner, outer, 1).requires_grad_(False)
+    x = torch.randn(2, inner, 32, 32)  # a stride of 4096 bytes between channels
+    compiled = tcc.compile(lambda x: torch.relu(layer(x)) + 1)
+    torch.testing.assert_close(compiled(x), torch.relu(layer(x)) + 1, rtol=1e-4, atol=1e-4)
