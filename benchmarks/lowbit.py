@@ -50,7 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--keys", type=int, default=0, help="attention of one query over so many keys instead")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.keys:
+        return attention(args.keys, args.threads, args.rounds)
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import torch
     from harness import measure
@@ -94,6 +97,63 @@ def main(argv: list[str] | None = None) -> int:
         bits = _stored_bits(dtypes.dtype(n))
         shown = " | ".join([f"{size * size * bits // 8:,}", *found[n], f"{worst[n]:.1e}"])
         print(f"| {n} | {shown} |")
+    return 0
+
+
+ATTENTION = """
+    ranks H=12, M={keys}, E=32, B=2
+    in  Q: f32[H, B, E], K: {store}, KS: f32[H, B, E], V: {store}, VS: f32[H, M]
+    out Z: f32[H, B, E]
+    QK[h, m]   = ({first}) / 8.0
+    GM[h]      = QK[h, m] :: max(m)
+    SN[h, m]   = exp(QK[h, m] - GM[h])
+    SD[h]      = SN[h, m]
+    L[h, e]    = SN[h, m] / SD[h] * ({low})
+    R[h, e]    = SN[h, m] / SD[h] * ({high})
+    Z[h, b, e] = select(b == 0, L[h, e], R[h, e])
+"""
+
+
+def attention(keys: int, threads: int, rounds: int) -> int:
+    """One query of 12 heads of 64 over keys with a scale per channel and values with one per token: f32 by torch and by
+    tcc, codes of 8 bits, of 4 bits in bytes of their own, and two to a byte."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import torch
+    from harness import measure
+
+    import tcc
+
+    def program(store: str, half: str) -> Any:
+        k = [half.format(x="K", b=b, by="% 16" if not b else "// 16") for b in (0, 1)]
+        v = [half.format(x="V", b=b, by="% 16" if not b else "// 16") for b in (0, 1)]
+        first = " + ".join(f"Q[h, {b}, e] * (({k[b]}) * KS[h, {b}, e])" for b in (0, 1))
+        low, high = (f"({x}) * VS[h, m]" for x in v)
+        return tcc.compile(
+            ATTENTION.format(keys=keys, store=store, first=first, low=low, high=high)
+        )
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    q, ks, vs = torch.randn(12, 2, 32), torch.rand(12, 2, 32) / 8, torch.rand(12, keys)
+    k, v = (torch.randint(0, 16, (12, keys, 2, 32), dtype=torch.uint8) for _ in "kv")
+    pair = [x[:, :, 0] | x[:, :, 1] << 4 for x in (k, v)]
+    kf, vf = (k.float() - 8) * ks[:, None], (v.float() - 8) * vs[..., None, None]
+    ones = torch.ones_like(ks), torch.ones_like(vs)
+    calls: dict[str, Any] = {}
+    flat = [x.reshape(1, 12, -1, 64) for x in (q, kf, vf)]
+    calls["torch f32"] = lambda: torch.nn.functional.scaled_dot_product_attention(*flat)
+    for name, store, half, given in [
+        ("tcc f32", "f32[H, M, B, E]", "{x}[h, m, {b}, e]", (q, kf, ones[0], vf, ones[1])),
+        ("8 bits", "u8[H, M, B, E]", "f32({x}[h, m, {b}, e]) - 8.0", (q, k, ks, v, vs)),
+        ("4 bits, a byte each", "u4[H, M, B, E]", "f32({x}[h, m, {b}, e]) - 8.0", (q, k, ks, v, vs)),
+        ("4 bits, two a byte", "u8[H, M, E]", "f32(i32({x}[h, m, e]) {by}) - 8.0", (q, pair[0], ks, pair[1], vs)),
+    ]:  # fmt: skip
+        f = program(store, half)
+        calls[name] = lambda f=f, given=given: f(*given)
+        torch.testing.assert_close(f(*given).reshape(-1), calls["torch f32"]().reshape(-1))
+    times = measure(calls, threads=threads, rounds=rounds, budget_s=60.0)
+    for name, t in times.items():
+        print(f"{name:20s} {t.ms:7.3f} ms   {times['tcc f32'].ms / t.ms:.2f} of tcc's f32")
     return 0
 
 

@@ -200,6 +200,11 @@ def decoding_tile(k: GroupKernel, size: int | None) -> tuple[int, int]:
     return max([usual, *tiles], key=lambda t: (round(busy(size, [PANEL], lanes, t), 3), t == usual))
 
 
+def decoding_columns(size: int | None) -> int:
+    """Columns per task: whole panels, few enough that small problems still have several tasks."""
+    return BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
+
+
 def decoded(k: GroupKernel, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
     """What fills the first operand, and the product: blocks of the second operand come decoded into a buffer."""
     column, tile = s.columns[-1], k.tile or ""

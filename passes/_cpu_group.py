@@ -34,16 +34,15 @@ from tcc.passes._algebra import (
 )
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_decode import (
-    BLOCK,
     ROWS,
     decoded,
     decodes,
+    decoding_columns,
     decoding_kernel,
     decoding_tile,
 )
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
-from tcc.passes._cpu_packed import PANEL
 from tcc.passes._cpu_place import (
     NEAR_ROWS,
     WIDE,
@@ -84,10 +83,10 @@ class GroupKernel(Operands):
         if len(splits) == 1:
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
+            self.decodes = decodes(self, d, splits[0])
             self.wide = self.way == Columns.NEAR and wide(
                 self, splits[0].column_factor, self.column or ""
             )
-            self.decodes = decodes(self, d, splits[0])
         self.shape = self._register_tile([self.size(s.columns[-1]) for s in splits])
         if self.decodes:
             self.shape = decoding_tile(self, self.size(self.tile))
@@ -99,7 +98,8 @@ class GroupKernel(Operands):
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
             unit = self.shape[1] * self.m.lanes
-            block = self._column_block() if again else self.choice.block_columns // unit * unit
+            cut = again or self.decodes
+            block = self._column_block() if cut else self.choice.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
@@ -153,9 +153,7 @@ class GroupKernel(Operands):
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
         if self.decodes:
-            return (
-                BLOCK if size is None else max(PANEL, min(BLOCK, -(-size // (8 * PANEL)) * PANEL))
-            )
+            return decoding_columns(size)
         most = WIDE if self.wide else self.choice.block_columns
         most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
         return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))

@@ -56,8 +56,8 @@ class Operands:
         self.used: list[str] = []
         self.column: str | None = None
         self.way = Columns.PACKED
-        self.wide = False  # blocks of columns are
         self.decodes = False  # the second operand, block by block
+        self.wide = False  # blocks of columns are
         self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 
     def size(self, v: str) -> int | None:

@@ -18,6 +18,7 @@ from tcc.ir.dtype_codes import fits_bf16, shifts_to_f32
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import (
     Access,
+    Call,
     Cast,
     Const,
     Expr,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 PANEL = 64  # columns that are decoded side by side
 WORD = 32  # bits
+EXACT = 2**16  # whole numbers below this are far from where f32 rounds them
 NARROW = 8  # bits of an element that is stored in fewer than it is computed in
 
 
@@ -73,9 +75,9 @@ def _narrow(m: Mapper, d: Einsum, a: Access, column: str) -> Narrow | None:
     columns = [n for n, i in enumerate(a.indices) if column in variables(i)]
     if len(columns) != 1 or not isinstance(a.indices[columns[0]], Var):
         return None
-    sizes = {v: poly(m.c.resolved(m.c.extent(v))).constant for v in d.reduced}
+    sizes = {v: poly(m.c.resolved(m.c.extent(v))).constant for v in reversed(d.reduced)}
     whole = max(WORD // w for w, _ in planes(stored(t.dtype)))
-    for v in sorted(d.reduced, key=lambda v: -(sizes[v] or TYPICAL)):
+    for v in sorted(sizes, key=lambda v: -(sizes[v] or TYPICAL)):
         if (sizes[v] or TYPICAL) < whole // 2:
             break  # most of a word would be empty
         at = [n for n, i in enumerate(a.indices) if v in variables(i)]
@@ -131,19 +133,28 @@ def packed(m: Mapper, x: Narrow, e: Expr) -> Expr:
     for bits, low in planes(kept):
         parts.append((Access(_plane(m, x, t, kept, bits, low), x.access.indices), low))
 
+    values: list[Expr] = [Cast(F32, a) for a, _ in parts]
+    whole, real = _joined([a for a, _ in parts], parts, int), _joined(values, parts, float)
+
     def rule(n: Expr) -> Expr:
-        if isinstance(n, Cast) and n.dtype == F32 and _sum_of(n.arg, parts):
-            return _joined([Cast(F32, a) for a, _ in parts], parts, float)
         if isinstance(n, Access) and text(n) == text(x.access):
-            return parts[0][0] if len(parts) == 1 else _joined([a for a, _ in parts], parts, int)
+            return whole
+        if isinstance(n, Cast) and n.dtype == F32 and text(n.arg) == text(whole):
+            return real
+        if isinstance(n, Call) and _shifts(n) and text(n.args[0]) == text(real):
+            # whole numbers, exact in any order: what is subtracted goes into the table of one part
+            return _joined([call(n.op, values[0], n.args[1]), *values[1:]], parts, float)
         return n
 
     return transform(e, rule)
 
 
-def _sum_of(e: Expr, parts: list[tuple[Access, int]]) -> bool:
-    """Whether an expression is what integer parts are joined to."""
-    return len(parts) > 1 and text(e) == text(_joined([a for a, _ in parts], parts, int))
+def _shifts(e: Call) -> bool:
+    """Whether a small whole number is added or subtracted."""
+    by = e.args[-1].value if isinstance(e.args[-1], Const) else 0.5
+    return (
+        e.op in ("add", "sub") and len(e.args) == 2 and float(by).is_integer() and abs(by) < EXACT
+    )
 
 
 def _joined(values: list[Expr], parts: list[tuple[Access, int]], number: type) -> Expr:

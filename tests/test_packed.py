@@ -174,6 +174,38 @@ def test_whatever_reads_few_bits_is_right(
     agrees(c, random_inputs(c, {}, rng))
 
 
+def test_attention_over_keys_and_values_of_four_bits(rng: np.random.Generator) -> None:
+    """Two codes in a byte, keys with a scale per channel and values with one per token: one walk, decoded in it."""
+    c = parse_cascade("""
+        ranks H=2, M=70, E=9, B=2
+        in  Q: f32[H, B, E], K: u8[H, M, E], KS: f32[H, B, E], V: u4[H, M, E], VS: f32[H, M]
+        out Z: f32[H, E]
+        QK[h, m] = Q[h, 0, e] * ((f32(i32(K[h, m, e]) % 16) - 8.0) * KS[h, 0, e])
+                 + Q[h, 1, e] * ((f32(i32(K[h, m, e]) // 16) - 8.0) * KS[h, 1, e])
+        GM[h]    = QK[h, m] :: max(m)
+        SN[h, m] = exp(QK[h, m] - GM[h])
+        SD[h]    = SN[h, m]
+        Z[h, e]  = SN[h, m] / SD[h] * ((f32(V[h, m, e]) - 8.0) * VS[h, m])""")
+    assert len(lowered(c).kernels) == 1
+    inputs = random_inputs(c, {}, rng)
+    inputs["K"] = rng.integers(0, 256, (2, 70, 9)).astype(np.uint8)
+    agrees(c, inputs)
+
+
+def test_lanes_are_divided_by_powers_of_two_rounding_down(rng: np.random.Generator) -> None:
+    c = parse_cascade("""
+        in  A: i32[N]
+        out Y: i32[N], Z: f32[N]
+        Y[n] = (A[n] // 16) % 8 + A[n] % 4 * 3
+        Z[n] = f32(A[n] % 16 - 8) * f32(A[n] // 4096 + 1)""")
+    inputs = {"A": rng.integers(-(2**31), 2**31, 100).astype(np.int32)}
+    program = built(c)
+    assert ">> 4" in program.source
+    got, want = run(program, c, inputs), interpret(c, inputs)
+    np.testing.assert_array_equal(got["Y"], want["Y"])
+    np.testing.assert_allclose(got["Z"], want["Z"], rtol=1e-6)
+
+
 # ---- the mapping
 
 

@@ -133,7 +133,8 @@ def functions(s: Scope, e: Expr, a: Access) -> Iterator[Expr]:
             found[text(n)] = n
             return True
         if isinstance(n, Call):
-            return len([x for x in n.args if visit(x)]) == len(n.args)
+            found_all = [visit(x) for x in n.args]  # every one, to find all parts
+            return all(found_all)
         return isinstance(n, Cast) and visit(n.arg)
 
     return iter(found.values() if visit(e) else ())
