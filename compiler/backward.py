@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tcc.dynamo import Backend, Execute, Graph, plain, reader, result_of, with_constants
+from tcc.dynamo import Backend, Execute, Graph, plain, with_constants
 from tcc.frontends.pytorch import Captured, Output, Unsupported, capture
 from tcc.gradient import gradient_of, with_outputs
+from tcc.graph_arguments import reader, result_of
 from tcc.ir.cascade import Cascade, Einsum
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.infer import build
@@ -49,12 +50,26 @@ class Plan:
     read: Callable[[Sequence[Any]], tuple[dict[str, Any], dict[str, int]]]
     backward: Execute | None = None
 
+    def as_captured(self) -> Captured:
+        """The gradient, whose cotangents and gradients lie as the outputs and inputs that they belong to."""
+        of, g = self.captured, self.gradient
+        orders = dict(of.orders)
+        belongs = {
+            t.name: of.outputs[k].tensor
+            for k, t in zip(self.smooth, g.inputs[-len(self.smooth) :], strict=True)
+        }
+        belongs |= {t.name: of.inputs[n].tensor for n, t in zip(self.wrt, g.outputs, strict=True)}
+        for name, original in belongs.items():
+            if original is not None and original in of.orders:
+                orders[name] = of.orders[original]
+        return replace(of, cascade=g, orders=orders)
+
     def pulled_back(
         self, tensors: Sequence[Any], cotangents: Sequence[Any], sizes: dict[str, int]
     ) -> dict[str, Any]:
         """The gradients by name; the program is compiled when the first are asked for."""
         if self.backward is None:
-            self.backward = self.factory(replace(self.captured, cascade=self.gradient))
+            self.backward = self.factory(self.as_captured())
             self.record.programs = getattr(self.backward, "programs", [])
         values = [*tensors, *(cotangents[k] for k in self.smooth)]
         names = (t.name for t in self.gradient.inputs)

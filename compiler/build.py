@@ -20,6 +20,7 @@ from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.interpret import ExternCall
 from tcc.ir.mapping import Mapping
 from tcc.ir.target import Target
+from tcc.tuned import tuned
 
 Observer = Callable[[pipeline.Stage, tuple[str, ...]], None]
 
@@ -59,7 +60,7 @@ def lower(
             f"unknown option `{name}`",
             helps=did_you_mean(name, known) or f"known: {', '.join(known)}",
         )
-    chosen = machine(program, target, header)
+    chosen = tuned(machine(program, target, header))
     names = _remaining(program, chosen, header)
     if verify_each is None:
         verify_each = options.flag("TCC_VERIFY_EACH")

@@ -388,15 +388,17 @@ class _Bench:
         lanes = measure.lanes("f32")
         per_vector = max(1, lanes * 32 // (self.toolchain.simd_bits or 128))
         rows, vectors = best_tile(found)
+        registers = measure.registers(self.toolchain) // per_vector
         disturbed = self.fork is not None and self.fork.best_s > _DISTURBED_S
         return Target(
             name="cpu", kind="cpu", backend="c",
             levels=(
                 *(x.level(disturbed) for x in self.levels),
-                Level("reg", measure.registers(self.toolchain) * lanes * 4 // per_vector),
+                Level("reg", registers * lanes * 4),
             ),
             resources=(Resource("core", machine.cores()), Resource("lane", lanes), Resource("unroll")),
-            parameters={"tile_rows": float(rows), "tile_vectors": float(vectors)},
+            parameters={"tile_rows": float(rows), "tile_vectors": float(vectors),
+                        "registers": float(registers)},
             units=(Unit("core", ("lane",), rates=rates),),
             tiles=found,
             overheads=Overheads(

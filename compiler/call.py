@@ -30,6 +30,7 @@ from tcc.samples import Shaped
 from tcc.stored import is_scaled, to_numpy, to_torch, torch_dtype
 
 Array = Any
+Order = tuple[int, ...]  # a permutation of dimensions
 _MOST_PLANS = 256  # each may hold scratch memory
 _LARGE = 1 << 22  # bytes of a result from which on its pages are asked to be huge
 _DATA_OFFSET = (
@@ -108,6 +109,32 @@ class Caller:
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
+        self._in: list[Order | None] = [None] * self._count
+        self._out: list[Order | None] = [None] * len(cascade.outputs)
+        self._permuted = False
+
+    def permute(self, orders: MappingABC[str, Order]) -> None:
+        """From now on callers hold tensor `name` with dimensions of their own order: its dimension n is their dimension
+        `orders[name][n]`. It costs calls nothing."""
+        self._in = [orders.get(t.name) for t in self._cascade.inputs]
+        self._out = [orders.get(t.name) for t in self._cascade.outputs]
+        self._permuted = any(o is not None for o in self._out)
+
+    def _turned(self, values: list[Any]) -> list[Any]:
+        """Views of a caller's arrays with the declared order of dimensions."""
+        return [
+            v if o is None else v.transpose(o) if isinstance(v, np.ndarray) else v.permute(o)
+            for v, o in zip(values, self._in, strict=True)
+        ]
+
+    def _turned_back(self, outs: list[Any]) -> list[Any]:
+        """Views of results with the caller's order of dimensions."""
+        found = []
+        for v, o in zip(outs, self._out, strict=True):
+            inverse = inverted(o) if o is not None else None
+            found.append(v if inverse is None else v.transpose(inverse) if isinstance(v, np.ndarray)
+                         else v.permute(inverse))  # fmt: skip
+        return found
 
     def __call__(
         self,
@@ -143,7 +170,7 @@ class Caller:
             return self._run_on_gpu(values, sizes)
         if self._scaled:
             values = [plain(v, t) for v, t in zip(values, self._cascade.inputs, strict=True)]
-            return self._interpreted(Plan(self._bound(values, sizes)), values, None)
+            return self._interpreted(Plan(self._bound(self._turned(values), sizes)), values, None)
         pointers: list[int] = []
         key: list[Any] = []
         if sizes:
@@ -212,7 +239,8 @@ class Caller:
                     if plan.large and out.nbytes >= _LARGE:
                         ask_for_huge_pages(out.data_ptr(), out.nbytes)
                 else:
-                    out = np.empty(shape, dtype)
+                    apart = None if not self._permuted else [n * dtype.itemsize for n in strides]
+                    out = np.ndarray(shape, dtype, strides=apart)
                     pointers.append(address_of(out))
                 outs.append(out)
         except (MemoryError, RuntimeError):
@@ -242,7 +270,7 @@ class Caller:
         arrays = dict(
             zip(
                 self._names,
-                (to_numpy(v, t) for v, t in zip(values, self._cascade.inputs)),
+                (to_numpy(v, t) for v, t in zip(self._turned(values), self._cascade.inputs)),
             )
         )
         given = self._free(plan.sizes)
@@ -253,6 +281,7 @@ class Caller:
         outs = [found[t.name] for t in self._cascade.outputs]
         if torch is not None:
             outs = [to_torch(torch, o, t) for o, t in zip(outs, self._cascade.outputs)]
+        outs = self._turned_back(outs)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _run_on_gpu(self, values: list[Any], sizes: MappingABC[str, int] | None) -> Any:
@@ -260,6 +289,7 @@ class Caller:
         of them lies."""
         c = self._cascade
         values = [plain(v, t, on_gpu=True) for v, t in zip(values, c.inputs, strict=True)]
+        values = self._turned(values)
         tensor = next((v for v in values if not isinstance(v, np.ndarray)), None)
         known = self._bound(values, sizes)
         if 0 in known.values():
@@ -276,6 +306,7 @@ class Caller:
             outs = [torch.as_tensor(o).to(tensor.device) for o in outs]
         else:
             outs = [o if isinstance(o, np.ndarray) else o.cpu().numpy() for o in outs]
+        outs = self._turned_back(outs)
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _free(self, sizes: MappingABC[str, int]) -> dict[str, int]:
@@ -307,6 +338,7 @@ class Caller:
 
     def _bind(self, values: list[Any], given: MappingABC[str, int] | None) -> Plan:
         c = self._cascade
+        values = self._turned(values)
         sizes = self._bound(values, given)
         torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
@@ -331,11 +363,13 @@ class Caller:
             return Plan(sizes, torch=torch)
         every = {t.name: tuple(v.shape) for t, v in zip(c.inputs, values, strict=True)}
         outputs = []
-        for t in c.outputs:
+        for t, order in zip(c.outputs, self._out, strict=True):
             every[t.name] = tuple(evaluate_size(s, sizes) for s in t.shape)
             strides[t.name] = contiguous(every[t.name])
             dtype = t.dtype.numpy if torch is None else torch_dtype(torch, t.dtype)
-            outputs.append((every[t.name], strides[t.name], dtype))
+            seen = inverted(order) if order is not None else range(len(t.shape))
+            shape, apart = every[t.name], strides[t.name]
+            outputs.append((tuple(shape[n] for n in seen), tuple(apart[n] for n in seen), dtype))
         return Plan(sizes, self._bound_kernel(every, strides, sizes), outputs, torch)
 
     def _bound_kernel(self, *arguments: Any) -> Callable[..., None]:
@@ -357,6 +391,11 @@ def _no_memory(c: Cascade, sizes: MappingABC[str, int]) -> CompileError:
     return CompileError(
         "T0307", f"no memory for the outputs of `{c.name}` ({given})", helps="choose smaller sizes"
     )
+
+
+def inverted(order: Order) -> Order:
+    """The permutation that undoes `order`."""
+    return tuple(order.index(n) for n in range(len(order)))
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:

@@ -322,6 +322,23 @@ def _add_map(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="the report as one JSON object")
 
 
+def _add_tune(p: argparse.ArgumentParser) -> None:
+    p.add_argument("file", help="a cascade (.tcc) or a TeAAL specification (.yaml)")
+    p.add_argument(
+        "--cascade", metavar="NAME", help="the one that is meant, where the file holds several"
+    )
+    p.add_argument(
+        "--target", metavar="NAME", help="a calibrated target or its YAML file (default: cpu)"
+    )
+    _sizes(p)
+    p.add_argument(
+        "--best", type=int, default=4, metavar="N", help="candidates per kernel (default 4)"
+    )
+    p.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="stop after that long (default 60)"
+    )
+
+
 def _add_grad(p: argparse.ArgumentParser) -> None:
     p.add_argument("file", help="a cascade (.tcc) or a TeAAL specification (.yaml)")
     p.add_argument(
@@ -378,6 +395,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]]
         _add_map,
         "tcc.commands",
     ),
+    "tune": ("measure which tiles are fastest, and keep them", _add_tune, "tcc.tune_command"),
     "grad": ("print the gradient of a program as a program", _add_grad, "tcc.commands"),
     "layout": ("show where a layout puts elements", _add_layout, "tcc.layouts"),
     "target": ("list or show targets, or measure this machine", _add_target, "tcc.target_command"),

@@ -8,24 +8,22 @@ reason is kept: `Records` lists every graph, every call that stays with PyTorch,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tcc.call import inverted
 from tcc.frames import framed
-from tcc.frontends._pytorch_sizes import is_one, product
 from tcc.frontends.pytorch import (
     Captured,
     CaptureError,
-    Output,
     capture,
     decompositions,
     run_extern,
 )
+from tcc.graph_arguments import arguments, reader, result_of, row_major
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError, Span
-from tcc.ir.expr import Const, Size
-from tcc.ir.index import evaluate_size, same
 from tcc.lookups import checked
 
 Tensor = Any  # torch.Tensor
@@ -95,7 +93,7 @@ def interpreter(captured: Captured) -> Execute:
 
     from tcc.ir.interpret import interpret
 
-    c = captured.cascade
+    c, orders = captured.cascade, captured.orders
 
     def extern(e: Extern, arrays: dict[str, Any], sizes: dict[str, int]) -> list[Any]:
         # the interpreter computes floats in float64; PyTorch gets the declared types
@@ -108,8 +106,10 @@ def interpreter(captured: Captured) -> Execute:
         import numpy as np
 
         arrays = {name: t.detach().numpy() for name, t in tensors.items()}
+        arrays |= {n: arrays[n].transpose(o) for n, o in orders.items() if n in arrays}
         found = interpret(c, arrays, sizes, extern=extern)
-        return {name: torch.from_numpy(np.array(a, order="C")) for name, a in found.items()}
+        made = {name: torch.from_numpy(np.array(a, order="C")) for name, a in found.items()}
+        return made | {n: made[n].permute(inverted(o)) for n, o in orders.items() if n in made}
 
     return execute
 
@@ -130,7 +130,9 @@ def built(target: str | None = None, **options: Any) -> Factory:
                 continue
             ins, outs = [t.name for t in part.inputs], [t.name for t in part.outputs]
             free = [r.name for r in part.ranks if r.size is None]
-            steps.append((Program(part).compile(target, **options), ins, outs, free))
+            program = Program(part).compile(target, **options)
+            program._call.permute(captured.orders)
+            steps.append((program, ins, outs, free))
         wanted = [t.name for t in captured.cascade.outputs]
         grad_enabled = torch.is_grad_enabled
 
@@ -165,10 +167,14 @@ def compile_graph(
     """
     execute = factory(captured)
     programs: list[Any] = getattr(execute, "programs", [])
-    tensors, ranks, shapes = _arguments(captured)
+    tensors, ranks, shapes = arguments(captured)
     given_by = reader(captured)
     constants = dict(captured.constants)
-    simple = [o.tensor for o in captured.outputs if o.tensor is not None and _row_major(o, offsets)]
+    simple = [
+        o.tensor
+        for o in captured.outputs
+        if o.tensor is not None and row_major(o, captured.orders, offsets)
+    ]
     direct = len(simple) == len(captured.outputs)
 
     def run_whole(*args: Any) -> list[Any]:
@@ -201,74 +207,6 @@ def compile_graph(
     where = {rank: (n, -1) for rank, n in ranks} | {rank: (n, d) for rank, n, d in shapes}
     free = [(rank, *where[rank]) for rank in needed]
     return checked(run_whole, captured, programs)
-
-
-def _arguments(
-    captured: Captured,
-) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[tuple[str, int, int]]]:
-    """Which arguments are tensors, which are ranks, and which dimensions of arguments give the other ranks."""
-    tensors = [(i.tensor, n) for n, i in enumerate(captured.inputs) if i.tensor is not None]
-    ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank is not None]
-    given = {rank for rank, _ in ranks}
-    shapes: list[tuple[str, int, int]] = []
-    types = {t.name: t for t in captured.cascade.inputs}
-    for name, n in tensors:
-        for d, size in enumerate(types[name].shape):
-            if isinstance(size, Size) and size.rank not in given:
-                given.add(size.rank)
-                shapes.append((size.rank, n, d))
-    return tensors, ranks, shapes
-
-
-def reader(
-    captured: Captured,
-) -> Callable[[Sequence[Any]], tuple[dict[str, Tensor], dict[str, int]]]:
-    """A function of a graph's arguments that gives its tensors and the sizes of its ranks."""
-    tensors, ranks, shapes = _arguments(captured)
-
-    def read(args: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, int]]:
-        sizes = {rank: args[n] for rank, n in ranks}
-        for rank, n, d in shapes:
-            sizes[rank] = args[n].shape[d]
-        return {name: args[n] for name, n in tensors}, sizes
-
-    return read
-
-
-def _row_major(o: Output, offsets: bool) -> bool:
-    """Whether the wanted strides are those of a contiguous tensor at the start of its storage, for all sizes."""
-    if offsets and not same(o.offset, Const(0)):
-        return False
-    expected = [product(o.shape[n + 1 :]) for n in range(len(o.shape))]
-    return all(is_one(n) or same(s, e) for n, s, e in zip(o.shape, o.strides, expected))
-
-
-def result_of(o: Output, found: dict[str, Tensor], args: Sequence[Any], sizes: dict[str, int],
-              offsets: bool) -> Any:  # fmt: skip
-    """What PyTorch expects as an output, from the tensors that a program gives."""
-    if o.passed is not None:
-        return args[o.passed]
-    if o.size is not None:
-        return evaluate_size(o.size, sizes)
-    if o.tensor is None:
-        return o.value
-    offset = evaluate_size(o.offset, sizes) if offsets else 0
-    return restrided(found[o.tensor], [evaluate_size(s, sizes) for s in o.strides], offset)
-
-
-def restrided(t: Tensor, strides: Sequence[int], offset: int = 0) -> Tensor:
-    """`t`, copied when its strides differ from the wanted ones in a dimension of two elements or more."""
-    import torch
-
-    shape = t.shape
-    if not offset and (
-        t.numel() == 0 or all(n == 1 or s == w for n, s, w in zip(shape, t.stride(), strides))
-    ):
-        return t
-    kept = [1 if w == 0 else n for n, w in zip(shape, strides)]
-    last = sum((n - 1) * s for n, s in zip(kept, strides)) if t.numel() else 0
-    out = torch.empty(offset + last + 1, dtype=t.dtype).as_strided(kept, strides, offset)
-    return out.copy_(t[tuple(slice(0, n) for n in kept)]).expand(shape)
 
 
 # ---- the backend of torch.compile

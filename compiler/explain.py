@@ -41,6 +41,7 @@ class KernelReport:
     parallel: tuple[str, ...]
     buffers: tuple[BufferReport, ...]
     prepare: bool = False
+    tiles: str = ""  # and who chose them
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Explanation:
                     "tree": list(k.tree),
                     "buffers": [_buffer_json(b) for b in k.buffers],
                     "prepare": k.prepare,
+                    "tiles": k.tiles,
                 }
                 for k in self.kernels
             ],
@@ -195,7 +197,8 @@ class Explanation:
         for k in self.kernels:
             if not k.tree:
                 continue
-            lines += ["", f"kernel {k.name}", *(f"  {line}" for line in k.tree)]
+            lines += ["", f"kernel {k.name}", *([f"  # {k.tiles}"] if k.tiles else [])]
+            lines += [f"  {line}" for line in k.tree]
             lines += [f"  {b.name} {b.shape} at {b.level}: {b.bytes} bytes" for b in k.buffers]
         if self.memory:
             lines += ["", "memory"]
@@ -351,7 +354,7 @@ def _kernel(k: Kernel) -> KernelReport:
 
     visit(k.body, 0, {v: text(e) for v, e in k.variables})
     shared = tuple(f"{r}({', '.join(names)})" for r, names in parallel.items())
-    return KernelReport(k.name, computes, tuple(tree), shared, tuple(found), k.prepare)
+    return KernelReport(k.name, computes, tuple(tree), shared, tuple(found), k.prepare, k.note)
 
 
 def _report(b: Buffer, steps: dict[str, str]) -> BufferReport:

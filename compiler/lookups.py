@@ -45,7 +45,8 @@ def checked(
                     and isinstance(extent, Size)
                     and c.same_size(extent, c.extent(counted or ""))
                 ):
-                    lengths.append((at[t.name], n, rows))
+                    order = captured.orders.get(t.name)
+                    lengths.append((at[t.name], order[n] if order else n, rows))
 
     def run_checked(*args: Any) -> list[Any]:
         for n, rows in bound.items():

@@ -16,11 +16,13 @@ from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
 from tcc.frontends._pytorch_decode import part_type
 from tcc.frontends._pytorch_decompositions import own_decompositions
 from tcc.frontends._pytorch_extern import extern_call, run_extern
+from tcc.frontends._pytorch_order import Order, in_memory_order, memory_order
 from tcc.frontends._pytorch_sizes import Unsupported
 from tcc.ir.cascade import Cascade, Extern, Tensor
 from tcc.ir.diagnostics import Span
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var
+from tcc.ir.index import same
 from tcc.ir.infer import build
 
 
@@ -61,6 +63,9 @@ class Captured:
     lookups: tuple[
         tuple[str, Expr], ...
     ] = ()  # index tensors that eager checks, with the rows of their tables
+    orders: Mapping[str, Order] = field(
+        default_factory=dict
+    )  # tensors whose dimensions are permuted
 
     @property
     def externs(self) -> list[Extern]:
@@ -126,6 +131,7 @@ class _Capture:
         self.inputs: list[Input] = []
         self.declared: list[Tensor] = []
         self.constants: dict[str, Any] = {}
+        self.orders: dict[str, Order] = {}
 
     def run(self) -> Captured:
         outputs: tuple[Output, ...] = ()
@@ -154,7 +160,10 @@ class _Capture:
                     tuple(self.b.definitions))
         )  # fmt: skip
         self.check_sizes(cascade)
-        return Captured(cascade, tuple(self.inputs), outputs, self.constants, tuple(self.b.lookups))
+        cascade, orders = in_memory_order(cascade, self.orders)
+        return Captured(
+            cascade, tuple(self.inputs), outputs, self.constants, tuple(self.b.lookups), orders
+        )
 
     def check_sizes(self, c: Cascade) -> None:
         """Every symbol must be an input, or the extent of some input's dimension."""
@@ -183,7 +192,14 @@ class _Capture:
             return e
         t = self.b.spec(self.b.fresh(self.names.get(position, node.name)), val, part_type(node))
         self.inputs.append(Input(tensor=t.name))
+        self.lies(t, val)
         return self.declare(t)
+
+    def lies(self, t: Tensor, fake: Any) -> None:
+        """Keeps the order in which a tensor lies in eager PyTorch."""
+        order = memory_order(fake)
+        if order is not None:
+            self.orders[t.name] = order
 
     def attribute(self, node: Any) -> Value:
         """A tensor that the graph holds becomes an input with a known value."""
@@ -233,10 +249,20 @@ class _Capture:
                 dict(self.b.ranks),
             )
             try:
-                return lower(self.b, *args, **_without_placement(kwargs))
+                found = lower(self.b, *args, **_without_placement(kwargs))
+                self.made(len(before[1]), found, val)
+                return found
             except NotLowered:
                 self.undo(*before)
         return extern_call(self.b, function, args, kwargs)
+
+    def made(self, count: int, found: Value, val: Any) -> None:
+        """The result of an operator lies as eager's does, and so do sums of its shape on the way to it."""
+        if not isinstance(found, Tensor) or not hasattr(val, "shape"):
+            return
+        for t in list(self.b.tensors.values())[count:]:
+            if len(t.shape) == len(found.shape) and all(map(same, t.shape, found.shape)):
+                self.lies(t, val)
 
     def undo(
         self, count: int, tensors: dict[str, Tensor], names: set[str], ranks: dict[str, Any]
@@ -295,6 +321,7 @@ class _Capture:
         self.b.node, self.b.node_name = node, f"{node.name}_copy"
         self.b.span = self.b.place(node)
         copy = self.b.out() if not isinstance(node.meta["val"], (list, tuple)) else t
+        self.lies(copy, node.meta["val"])
         index = self.b.scope().index(copy.shape)
         return self.b.define(copy, index, self.b.read(t, index))
 

@@ -99,13 +99,17 @@ Node = Loop | Alloc | Do
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """One launch: variables with their extents, and the tree that walks them. `prepare` kernels fill constant buffers."""
+    """One launch: variables with their extents, and the tree that walks them. `prepare` kernels fill constant buffers.
+
+    `note` says in words how the tiles were chosen, for reports; the text has none.
+    """
 
     name: str
     variables: tuple[tuple[str, Expr], ...]
     body: tuple[Node, ...]
     prepare: bool = False
     span: Span | None = field(default=None, repr=False)
+    note: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

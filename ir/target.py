@@ -146,7 +146,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A machine. Levels run from the outermost (`memory`) inwards. `machine` says where it was measured, if it was."""
+    """A machine. Levels run from the outermost (`memory`) inwards. `machine` says where it was measured, if it was.
+
+    `tuned` are tiles that were measured to be the best for kernels, by what identifies these to the mapper; it is no part
+    of a target's file.
+    """
 
     name: str
     kind: str
@@ -158,6 +162,7 @@ class Target:
     tiles: tuple[Tile, ...] = ()
     overheads: Overheads = field(default_factory=Overheads)
     machine: Machine | None = None
+    tuned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def level(self, name: str) -> Level:
         return next(level for level in self.levels if level.name == name)

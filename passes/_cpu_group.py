@@ -34,7 +34,16 @@ from tcc.passes._algebra import (
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
-from tcc.passes._cpu_place import WIDTH, Columns, columns_of, streamed, streams_rows
+from tcc.passes._cpu_place import (
+    NEAR_ROWS,
+    WIDE,
+    WIDTH,
+    Columns,
+    columns_of,
+    near,
+    streams_rows,
+    wide,
+)
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
@@ -61,10 +70,10 @@ class GroupKernel(Operands):
         if len(splits) == 1:
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
-        self.shape = register_tile(
-            self.size(self.tile), [self.size(s.columns[-1]) for s in splits],
-            self.m.lanes, self.m.registers, self.usual, self.way == Columns.PLACE,
-        )  # fmt: skip
+            self.wide = self.way == Columns.NEAR and wide(
+                self, splits[0].column_factor, self.column or ""
+            )
+        self.shape = self._register_tile([self.size(s.columns[-1]) for s in splits])
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
         again = self.column is not None and self._again(before)
@@ -73,17 +82,36 @@ class GroupKernel(Operands):
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
             unit = self.shape[1] * self.m.lanes
-            block = self._column_block() if again else self.m.block_columns // unit * unit
+            block = self._column_block() if again else self.choice.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
-        block = self.m.block_rows if one else self.m.block_rows // 2
+        block = self.choice.block_rows if one else self.choice.block_rows // 2
+        if self.way == Columns.NEAR and self._column_tasks() >= TASKS:
+            block = max(block, NEAR_ROWS)
         block = -(-block // self.shape[0]) * self.shape[0]
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
         names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
         return Kernel(self.name, self.m.extents(names), body)
+
+    def tiles(self) -> str:
+        """What it is cut into, in words."""
+        t, (rows, vectors) = self.choice, self.shape
+        return (
+            f"register tiles of {rows} rows x {vectors} vectors, about {t.block_rows} x {t.block_columns} results a task, "
+            f"{t.block_depth} terms at once"
+        )
+
+    def _register_tile(self, columns: list[int | None]) -> tuple[int, int]:
+        """Rows and vectors: what was chosen, unless only some tiles are possible and it is none of them."""
+        whole = self.way == Columns.PLACE
+        unit = self.choice.tile_vectors * self.m.lanes
+        if self.choice.fixed and not (whole and any((n or 1) % unit for n in columns)):
+            return self.usual
+        rows = self.size(self.tile or "")
+        return register_tile(rows, columns, self.m.lanes, self.m.registers, self.usual, whole)
 
     def _in_column(self, b: Buffer) -> bool:
         """Whether a buffer holds columns of a block only."""
@@ -98,18 +126,24 @@ class GroupKernel(Operands):
         sizes = [self.size(v) for v in self.rows if v != self.column]
         if any(size is None for size in sizes):
             return True
-        return math.prod(size or 1 for size in sizes) < TASKS * self.m.block_rows
+        return math.prod(size or 1 for size in sizes) < TASKS * self.choice.block_rows
 
     def _column_block(self) -> int:
         """Columns per task: few enough that small problems still have several tasks."""
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
         unit = self.shape[1] * self.m.lanes
-        if self.way == Columns.PLACE:
-            return WIDTH
-        if size is None:
-            return self.m.block_columns // unit * unit
-        return max(unit, min(self.m.block_columns // unit * unit, -(-size // (4 * unit)) * unit))
+        most = WIDE if self.wide else self.choice.block_columns
+        most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
+        return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))
+
+    def _column_tasks(self) -> int:
+        """How many blocks of columns there are, for all rows that are not part of a tile."""
+        sizes = [self.size(v) for v in (*self.outer(), self.column or "")]
+        if None in sizes:
+            return TASKS
+        *outer, columns = (n or 1 for n in sizes)
+        return math.prod(outer) * -(-columns // self._column_block())
 
     # ---- groups without contractions
 
@@ -307,7 +341,9 @@ class GroupKernel(Operands):
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""
-        m, column, tile = self.m, s.columns[-1], self.tile or ""
+        column, tile = s.columns[-1], self.tile or ""
+        if self.way == Columns.NEAR:
+            return [], near(self, d, s, self._column_block())
         packed, before = s.column_factor, list[Node]()
         if self.way != Columns.PLACE:
             packed, before = self._column_operand(f"{d.target}_columns", d, s, packed)
@@ -321,23 +357,23 @@ class GroupKernel(Operands):
             return (Do(e, ((column, "lane"), (tile, "unroll")), update=update),)
 
         nodes: tuple[Node, ...] = (Loop(tile, height, leaf(mask, False)),)
-        if self.way == Columns.PLACE:
-            return fill, list(streamed(self, d, s, nodes))
         tiles = ends(self.c, mask) if len(order) == 1 else None
         zero: tuple[Node, ...] = ()
         if tiles is not None:  # no tile has to come first: the sum starts as 0
             walk, full = order[0], leaf((), True)
             part = masked_tiles(tile, height, tiles, full, leaf(mask, True))
-            part = (Loop(walk, max(1, m.block_depth // 4), part),)
-            nodes = masked_tiles(walk, m.block_depth, tiles, (Loop(tile, height, full),), part)
+            part = (Loop(walk, max(1, self.choice.block_depth // 4), part),)
+            nodes = masked_tiles(
+                walk, self.choice.block_depth, tiles, (Loop(tile, height, full),), part
+            )
             start = Do(Einsum(d.target, d.indices, Const(0.0)), ((column, "lane"),))
             zero = (Loop(tile, 1, (start,)),)
-            far = (self.size(walk) or 8 * m.block_depth + 1) > 8 * m.block_depth
+            far = (self.size(walk) or 8 * self.choice.block_depth + 1) > 8 * self.choice.block_depth
         else:
             nodes, far = self._shallow(nodes, order)  # short chains of roundings
         nodes = (Loop(column, self.columns(d), nodes),)
         if far:  # first operands stay in L2
-            nodes = (Loop(order[-1], 8 * m.block_depth, nodes),)
+            nodes = (Loop(order[-1], 8 * self.choice.block_depth, nodes),)
         nodes = (*zero, *nodes)
         extra = [v for v in d.free if v not in (tile, column, *self.rows)]
         for v in reversed(extra):
@@ -347,7 +383,7 @@ class GroupKernel(Operands):
     def _shallow(self, leaf: tuple[Node, ...], order: list[str]) -> tuple[tuple[Node, ...], bool]:
         """Loops over the outer part of the reduction, so that what is added up at once is not deeper than a block; and
         whether the innermost variable runs much farther than that."""
-        block, last = self.m.block_depth, self.size(order[-1])
+        block, last = self.choice.block_depth, self.size(order[-1])
         depth = min(last or block, block)
         if last is None or last > block:
             leaf = (Loop(order[-1], block, leaf),)

@@ -49,12 +49,14 @@ class Operands:
         self.m, self.c, self.name = m, m.c, name
         self.members = members
         self.rows = row_variables(members, self.c)
-        self.usual = self.shape = (m.rows, m.vectors)  # of a register tile: rows, vectors
+        self.choice = m.tiles
+        self.usual = self.shape = m.tiles.register  # of a register tile: rows, vectors
         self.tile = shared_rows(self) if any(contraction(d) for d in members) else None
         self.locals: MutableMapping[str, Buffer] = {}
         self.used: list[str] = []
         self.column: str | None = None
         self.way = Columns.PACKED
+        self.wide = False  # blocks of columns are
         self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 
     def size(self, v: str) -> int | None:

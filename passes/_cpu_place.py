@@ -1,24 +1,36 @@
-"""The second operand of a product of few rows is read where it lies, instead of being packed."""
+"""The second operand of a product of few rows: packed block by block, next to the core that uses it, or read where it lies."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
-from tcc.ir.expr import Access, Var, accesses, variables
-from tcc.ir.mapping import Do, Loop, Node
-from tcc.passes._algebra import Contraction, plain_variables
+from tcc.ir.expr import Access, Expr, Var, accesses, call, variables
+from tcc.ir.layout import Digit, Layout
+from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
+from tcc.passes._algebra import TYPICAL, Contraction, plain_variables
+from tcc.passes._cpu_rows import BYTES, collide
+from tcc.passes._cpu_tiles import LINE
 from tcc.passes._cpu_vectors import strided
 
 if TYPE_CHECKING:
     from tcc.passes._cpu_operands import Operands
 
-FEW = 16  # rows for which moving the second operand does not pay
+FEW = 16  # rows for which moving a small second operand of short rows does not pay
+SHORT = 1024  # columns of an operand whose rows are short: many of them follow each other in memory
+SMALL = 1 << 20  # elements of an operand that may well be in a cache
 DEPTH = 32  # rows of the second operand that are streamed side by side
-RUNS = 8  # the same, for one row of sums
+SOME = 256  # rows for which writing the second operand to memory once more does not pay
+NEAR_ROWS = 128  # rows of a task that packs its blocks itself
+NEAR_BLOCK = 61440  # elements of such a block
+THIN = 32  # rows whose sums are small enough for wide blocks, which are read in long runs
+RUNS = 8  # the same, for one row of sums, and for copies
 WIDTH = 2048  # columns of a task that streams
+WIDE = 1056  # columns of a wide block
 
 
 class Columns(Enum):
@@ -26,6 +38,7 @@ class Columns(Enum):
 
     PACKED = "all of it in panels, made by a kernel before this one, or ahead where it is constant"
     PLACE = "where it lies"
+    NEAR = "block by block in panels, next to the core that uses them"
 
 
 def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
@@ -33,26 +46,34 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     where they lie, decide."""
     e, column = s.column_factor, s.columns[-1]
     rows = [k.size(v) for v in s.rows]
-    if not isinstance(e, Access) or not k.m.ready(e.tensor) or k.column != column:
+    if not isinstance(e, Access) or not _readable(k, e, d) or k.column != column:
         return Columns.PACKED
-    plain = [i.name for i in e.indices if isinstance(i, Var)]
     if (
         any(t.name == e.tensor and t.constant for t in k.c.inputs)
-        or accesses(*e.indices)
         or s.mask
-        or column not in plain
-        or k.outside(e)
-        or k.c.tensors[e.tensor].dtype != k.m.types[d.target].dtype
-        or None in rows
+        or column not in [i.name for i in e.indices if isinstance(i, Var)]
         or len(s.reduced) > 1
         or not set(variables(e)) <= {*k.outer(), column, *s.reduced}
     ):
         return Columns.PACKED
-    count = math.prod(n or 1 for n in rows)
+    count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
     size = k.size(column)
     along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
-    place = count <= FEW and along and size is not None and size % (2 * k.m.lanes) == 0
-    return Columns.PLACE if place else Columns.PACKED
+    if 0 < count <= FEW and along and size is not None and size % (2 * k.m.lanes) == 0:
+        if size <= SHORT and size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
+            return Columns.PLACE
+    return Columns.NEAR if count <= SOME and _readable(k, s.row_factor, d) else Columns.PACKED
+
+
+def _readable(k: Operands, e: Expr, d: Einsum) -> bool:
+    """Whether a factor is a read of memory that needs no test and no conversion."""
+    return (
+        isinstance(e, Access)
+        and k.m.ready(e.tensor)
+        and not accesses(*e.indices)
+        and not k.outside(e)
+        and k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
+    )
 
 
 def streamed(k: Operands, d: Einsum, s: Contraction, leaf: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -61,8 +82,67 @@ def streamed(k: Operands, d: Einsum, s: Contraction, leaf: tuple[Node, ...]) -> 
     return (Loop(s.reduced[0], DEPTH, leaf),)
 
 
+def wide(k: Operands, e: Expr, column: str) -> bool:
+    """Whether blocks of the second operand are wide: few rows, and elements that follow each other along the columns."""
+    stored = k.m.memory.get(e.tensor) if isinstance(e, Access) else None
+    few = (k.size(k.tile or "") or SOME) <= THIN
+    return few and isinstance(e, Access) and not strided(e, column, stored)
+
+
+def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
+    """The product of one task of `block` columns: its sums stay next to the core, and blocks of its operands come there.
+
+    for k by depth { pack columns; copy rows where they collide; for n by panel { for m by height { … } } }
+    """
+    deep, column, tile = s.reduced[0], s.columns[-1], k.tile or ""
+    panel, height = k.columns(d), k.shape[0]
+    depth = min(k.choice.block_depth, max(1, NEAR_BLOCK // block))
+    body: list[Node] = []
+    buffers: list[Buffer] = []
+
+    def copied(
+        name: str, e: Expr, inner: tuple[str, str], layout: Layout, loops: Callable[[Node], Node]
+    ) -> Access:
+        others = [v for v in variables(e) if v not in inner]
+        order = [*others, *inner]
+        made = k._temporary(name, e, order)
+        digits = tuple(map(Digit, range(len(others))))
+        moved = tuple(replace(g, dimension=g.dimension + len(others)) for g in layout.digits)
+        at = tuple(map(Var, order))
+        buffers.append(Buffer(made, k.m.types[made].dtype, at, "L2", Layout((*digits, *moved))))
+        body.append(loops(Do(Einsum(made, at, e), ((inner[1], "lane"),))))
+        return Access(made, at)
+
+    e = s.column_factor
+    assert isinstance(e, Access)
+    turned = strided(e, column, k.m.memory.get(e.tensor))
+
+    def panels(leaf: Node) -> Node:
+        if turned:
+            return Loop(column, panel, (leaf,))
+        return Loop(deep, RUNS, (Loop(column, panel, (Loop(deep, 1, (leaf,)),)),))
+
+    layout = Layout((Digit(1, panel), Digit(0), Digit(1, 1, panel)))
+    columns: Expr = copied(f"{d.target}_columns", e, (deep, column), layout, panels)
+    rows = s.row_factor
+    assert isinstance(rows, Access)
+    if collide(k, rows, d, s):
+        space = depth + LINE // BYTES
+        layout = Layout((Digit(0), Digit(1, space), Digit(1, 1, space)))
+        rows = copied(
+            f"{d.target}_rows", rows, (tile, deep), layout, lambda leaf: Loop(tile, 1, (leaf,))
+        )
+    product = Einsum(d.target, d.indices, call("mul", rows, columns), d.reductions, (), d.span)
+    leaf: Node = Do(product, ((column, "lane"), (tile, "unroll")))
+    body.append(Loop(column, panel, (Loop(tile, height, (leaf,)),)))
+    nodes: tuple[Node, ...] = tuple(body)
+    for b in reversed(buffers):
+        nodes = (Alloc(b, nodes),)
+    return [Loop(deep, depth, nodes)]
+
+
 def streams_rows(k: Operands, d: Einsum) -> tuple[Node, ...] | None:
-    """for n by WIDTH: for k by DEPTH: the leaf with n on lanes, where a long reduction over k reads rows along n, such as
+    """for n by WIDTH: for k by RUNS: the leaf with n on lanes, where a long reduction over k reads rows along n, such as
     a vector times a matrix; None for anything else."""
     plain = plain_variables(d)
     if len(d.reduced) != 1 or d.where or k.short(d) or not plain or plain[-1] not in k.rows:

@@ -44,6 +44,7 @@ class StreamKernel(StateKernel):
 
     def __init__(self, m: Mapper, name: str, members: list[Einsum], joint: Joint) -> None:
         super().__init__(m, name, members, joint)
+        self.panel = self.choice.tile_vectors * m.lanes
         self.tile = self._lane_row()
         self.block = self._block()
         self.prelude: list[Node] = []  # panels that do not vary along the walk
@@ -63,8 +64,8 @@ class StreamKernel(StateKernel):
     def _block(self) -> int:
         size = poly(self.c.resolved(self.c.extent(self.tile))).constant if self.tile else 1
         if size is None:
-            return self.m.stream_rows
-        panel, blocks = self.m.columns, -(-size // self.m.stream_rows)
+            return self.choice.stream_rows
+        panel, blocks = self.panel, -(-size // self.choice.stream_rows)
         return max(panel, -(-size // (blocks * panel)) * panel)  # blocks of equal length
 
     def build(self) -> Kernel:
@@ -89,6 +90,14 @@ class StreamKernel(StateKernel):
             body = (Loop(v, 1, body, "core"),)
         names = [*self.rows, *self.used, *(v for d in self.members for v in (*d.free, *d.reduced))]
         return Kernel(self.name, self.m.extents(names), body)
+
+    def tiles(self) -> str:
+        """What it is cut into, in words."""
+        t = self.choice
+        return (
+            f"register tiles of {t.tile_rows} rows x {t.tile_vectors} vectors, {self.block} rows a task, walked by "
+            f"{t.stream_tile}"
+        )
 
     def outer(self) -> list[str]:
         return [v for v in self.rows if v != self.tile]
@@ -127,7 +136,7 @@ class StreamKernel(StateKernel):
             return None
         lane, row, unit = self.tile, self.walk if self.walk in names else None, self.block
         if s is not None and self.tile in s.rows:
-            lane, row, unit = s.columns[-1], self.tile, self.m.columns
+            lane, row, unit = s.columns[-1], self.tile, self.panel
         elif s is not None:
             row = s.rows[-1]
         if lane not in names:
@@ -135,7 +144,11 @@ class StreamKernel(StateKernel):
         n = names.index(lane)
         r = names.index(row) if row in names else None
         others = [Digit(i) for i in range(len(names)) if i not in (r, n)]
-        inner = () if r is None else (Digit(r, self.m.rows), Digit(r, 1, self.m.rows))
+        inner = (
+            ()
+            if r is None
+            else (Digit(r, self.choice.tile_rows), Digit(r, 1, self.choice.tile_rows))
+        )
         return Layout((*others, *inner, Digit(n, unit), Digit(n, 1, unit)))
 
     def _split_of(self, d: Einsum) -> Contraction | None:
@@ -155,7 +168,7 @@ class StreamKernel(StateKernel):
         return (
             isinstance(e, Access)
             and size is not None
-            and size % self.m.columns == 0
+            and size % self.panel == 0
             and isinstance(e.indices[-1], Var)
             and e.indices[-1].name == column
             and self.c.tensors[e.tensor].dtype.name == "f32"
@@ -187,7 +200,7 @@ class StreamKernel(StateKernel):
     def _walks(self, during: list[Einsum]) -> list[Node]:
         """The loops over the walk: tiles at which the affine predicates hold everywhere, then the others, of which the
         parts that no field needs are left out."""
-        step = self.m.stream_tile if self.tile is not None else self.m.stream_row
+        step = self.choice.stream_tile if self.tile is not None else self.choice.stream_row
         predicates = {text(p): p for d in during for p in d.where if self.walk in variables(p)}
         names = {self.walk, *(v for p in predicates.values() for v in variables(p))}
         tiles = {v: self.c.extent(v) for v in (*self.rows, self.walk) if v in names}
@@ -369,7 +382,7 @@ class StreamKernel(StateKernel):
 
     def _product(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Einsum]]:
         """A product of tiles, columns on lanes and rows unrolled; and what is left to do to its elements."""
-        m, column = self.m, s.columns[-1]
+        column = s.columns[-1]
         row = self.tile if self.tile in s.rows else s.rows[-1]
         assert row is not None and self.tile is not None
         factor, rest = s.column_factor, []
@@ -394,7 +407,10 @@ class StreamKernel(StateKernel):
             e = Einsum(d.target, d.indices, call("mul", first, second), d.reductions, where, d.span)
             return (Do(e, ((column, "lane"), (row, "unroll")), update=update),)
 
-        order = [(row, m.rows), (column, m.columns)]  # the longer operand stays near
+        order = [
+            (row, self.choice.tile_rows),
+            (column, self.panel),
+        ]  # the longer operand stays near
         inner, outer = order if not update else reversed(order)
         tiles = ends(self.c, mask) if update else None
         loops: tuple[Node, ...] = (

@@ -1,13 +1,57 @@
-"""The register tile of a product on a CPU: how many rows and how many vectors of columns are added up at once."""
+"""Tiles on a CPU: what a kernel may choose, and the register tile, by rows and vectors of columns, of a product."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from tcc.ir.target import Target
 
 CHAINS = 10  # sums in flight that hide the latency of a fused multiply-add in two pipelines
 
 LINE = 64  # bytes of a cache line
 SETS, WAYS = 64, 8  # of the smallest cache
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What a kernel on a CPU is cut into; the names are those of the target's parameters.
+
+    `tile_rows` x `tile_vectors` is the register tile of a product: the usual one, or, where it is `fixed`, the only one.
+    Tasks of products have about `block_rows` x `block_columns` results, of which `block_depth` terms are added at once. A
+    walk has tasks of `stream_rows` and tiles of `stream_tile`, of `stream_row` where one row at a time is walked.
+    """
+
+    tile_rows: int = 6
+    tile_vectors: int = 2
+    block_rows: int = 48
+    block_columns: int = 256
+    block_depth: int = 256
+    stream_rows: int = 96
+    stream_tile: int = 192
+    stream_row: int = 2048
+    fixed: bool = False
+
+    @property
+    def register(self) -> tuple[int, int]:
+        return self.tile_rows, self.tile_vectors
+
+
+def usual_tiles(target: Target) -> Tiles:
+    """The tiles that the parameters of a target ask for."""
+    names = [f.name for f in fields(Tiles) if f.name != "fixed"]
+    given = {n: int(target.parameters[n]) for n in names if n in target.parameters}
+    return replace(Tiles(), **given)  # type: ignore[arg-type]
+
+
+def stored_tiles(numbers: Sequence[int]) -> Tiles:
+    """The tiles whose fields, in order, are these numbers; ValueError where they are none."""
+    *sizes, fixed = numbers
+    if len(numbers) != len(fields(Tiles)) or min(sizes) < 1 or fixed not in (0, 1):
+        raise ValueError(f"{list(numbers)} are no tiles")
+    names = [f.name for f in fields(Tiles)]
+    given = dict(zip(names, map(int, sizes), strict=False))
+    return replace(Tiles(fixed=bool(fixed)), **given)  # type: ignore[arg-type]
 
 
 def register_tile(
@@ -45,11 +89,16 @@ def register_tile(
 def busy(rows: int, columns: Sequence[int], lanes: int, tile: tuple[int, int]) -> float:
     """About which part of its peak the arithmetic reaches with such tiles."""
     r, v = tile
-    wanted = _wanted(rows, r) * min(_wanted(n, v * lanes) for n in columns)
-    return wanted * min(1.0, r * v / CHAINS) * min(1.0, r * v / (r + v))
+    used = wanted(rows, r) * min(wanted(n, v * lanes) for n in columns)
+    return used * min(1.0, r * v / CHAINS) * min(1.0, 1 / loads(r, v))
 
 
-def _wanted(extent: int, tile: int) -> float:
+def loads(rows: int, vectors: int) -> float:
+    """Broadcasts and loads per multiply-add of vectors."""
+    return (rows + vectors) / (rows * vectors)
+
+
+def wanted(extent: int, tile: int) -> float:
     """The part of whole tiles that lies inside an extent."""
     return extent / (-(-extent // tile) * tile)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Mapping_
+from contextlib import contextmanager
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Stop, steps, targets
@@ -24,33 +26,28 @@ from tcc.passes._algebra import fills
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_stream import StreamKernel
+from tcc.passes._cpu_tiles import Tiles, usual_tiles
 from tcc.passes._cpu_vectors import vector_nodes
+from tcc.passes._search import Search
 
 
-def map_cpu(c: Cascade, target: Target) -> Mapping:
+def map_cpu(c: Cascade, target: Target, search: bool = True) -> Mapping:
     """One kernel per group of `c`, preceded by the kernels that pack its contractions' second operands."""
-    return verify(Mapper(c, target).run())
+    return verify(Mapper(c, target, search).run())
 
 
 class Mapper:
-    def __init__(self, c: Cascade, target: Target) -> None:
+    def __init__(self, c: Cascade, target: Target, search: bool = True) -> None:
         self.c = c
         self.target = target.name
         self.lanes = max(1, target.resource("lane").count)
-        self.rows = int(target.parameter("tile_rows", 6))
-        self.vectors = int(target.parameter("tile_vectors", 2))
-        self.columns = self.vectors * self.lanes
         self.registers = int(target.parameter("registers", 16))
-        self.block_rows = int(target.parameter("block_rows", 48))
-        self.block_columns = int(target.parameter("block_columns", 256))
-        self.stream_rows = int(target.parameter("stream_rows", 96))
-        self.stream_row = int(target.parameter("stream_row", 2048))
-        self.stream_tile = int(target.parameter("stream_tile", 192))
-        self.block_depth = int(target.parameter("block_depth", 256))
+        self.tiles = usual_tiles(target)
         self.memory: dict[str, Buffer] = {}
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
         self.types = dict(c.tensors)
+        self.search = Search(self, target if search else replace(target, tiles=(), tuned={}))
         self.making: set[str] = set()  # what the kernel that is being made computes
 
     def run(self) -> Mapping:
@@ -75,14 +72,44 @@ class Mapper:
                 self.kernels.append(_recurrence_kernel(self, name, recurrence))
             else:
                 self._clear(einsums)
-                made = {d.target for d in einsums}
-                joint = next((j for j in self.c.joints if set(j.tensors) <= made), None)
-                if joint is not None:
-                    self.kernels.append(StreamKernel(self, name, einsums, joint).build())
-                else:
-                    self.kernels.append(GroupKernel(self, name, einsums).build())
+                self._group(name, einsums)
         return Mapping(self.c.name, self.target, self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
                        tuple(self.kernels))  # fmt: skip
+
+    def _group(self, name: str, members: list[Einsum]) -> None:
+        """The kernel of a group, with the tiles that the search prefers."""
+        made = {d.target for d in members}
+        joint = next((j for j in self.c.joints if set(j.tensors) <= made), None)
+
+        def build(untiled: bool = False, why: str = "") -> Kernel | None:
+            k = (
+                GroupKernel(self, name, members)
+                if joint is None
+                else StreamKernel(self, name, members, joint)
+            )
+            if k.tile is None and not untiled:
+                return None
+            found = k.build()
+            if k.tile is not None:
+                found = replace(found, note=f"{k.tiles()}: {why}")
+            self.kernels.append(found)
+            return found
+
+        choice = self.search.choose(members, joint, build)
+        usual, self.tiles = self.tiles, choice.tiles
+        build(True, choice.why)
+        self.tiles = usual
+
+    @contextmanager
+    def trial(self, tiles: Tiles) -> Iterator[Callable[[], list[Kernel | Extern]]]:
+        """Kernels that are made in here, with these tiles, are forgotten afterwards."""
+        kept = self.c, self.memory, self.kernels, self.names, self.types, self.tiles
+        self.memory, self.kernels = dict(self.memory), []
+        self.names, self.types, self.tiles = set(self.names), dict(self.types), tiles
+        try:
+            yield lambda: self.kernels
+        finally:
+            self.c, self.memory, self.kernels, self.names, self.types, self.tiles = kept
 
     def _recurrences(self) -> list[Recurrence]:
         return [s for s in steps(self.c) if isinstance(s, Recurrence)]

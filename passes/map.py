@@ -10,13 +10,14 @@ from tcc.ir.mapping import Mapping
 from tcc.ir.target import Target
 
 
-def map(c: Cascade, target: Target) -> Mapping:
-    """The mapping of a cascade onto a target of its kind: `cpu`, `gpu` or `array`."""
+def map(c: Cascade, target: Target, *, search: bool = True) -> Mapping:
+    """The mapping of a cascade onto a target of its kind: `cpu`, `gpu` or `array`; without `search`, CPUs use their usual
+    tiles."""
     c = _without_coalesce(c)
     if target.kind == "cpu":
         from tcc.passes._map_cpu import map_cpu
 
-        return map_cpu(c, target)
+        return map_cpu(c, target, search)
     if target.kind == "gpu":
         from tcc.passes._map_gpu import map_gpu
 

@@ -57,6 +57,26 @@ def test_products_of_few_rows_are_right(rows: int, target: str) -> None:
             torch.testing.assert_close(found, f(a, b), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_of_the_second_operand_are_packed_by_the_task_that_uses_them(
+    dtype: torch.dtype, dynamic: bool | None
+) -> None:
+    torch.manual_seed(0)
+    cases = [
+        (lambda a, b: a @ b, (130, 300), (300, 53)),
+        (lambda a, b: a @ b.mT, (16, 515), (70, 515)),
+        (lambda a, b: torch.tanh(a @ b + 1), (3, 7, 270), (3, 270, 300)),
+        (lambda a, b: a @ b.mT, (2, 33, 1024), (2, 50, 1024)),  # rows that collide in a cache
+    ]
+    for f, left, right in cases:
+        a, b = torch.randn(left, dtype=dtype), torch.randn(right, dtype=dtype)
+        compiled = tcc.compile(f, dynamic=dynamic)
+        found, exact = compiled(a, b), f(a.double(), b.double())
+        assert float((found.double() - exact).abs().max()) <= 1e4 * torch.finfo(dtype).eps
+        assert "@L2 layout" in compiled.records.graphs[0].programs[0].ir("mapping")
+
+
 def test_torchs_own_modules_stay_compiled_after_the_first_call() -> None:
     layer = tcc.compile(nn.Linear(8, 8).requires_grad_(False))
     x = torch.randn(3, 8)

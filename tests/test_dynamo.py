@@ -258,3 +258,69 @@ def test_a_transformer_layer_and_a_pooled_convolution_run_on_the_cpu_target(
         for model, x in ((layer, torch.randn(2, 5, 16)), (pooled, torch.randn(2, 3, 8, 8))):
             fast = compile_function(model, target="cpu", dynamic=dynamic, strict=True)
             torch.testing.assert_close(fast(x), model(x))
+
+
+def orders(compiled: Compiled) -> dict[str, tuple[int, ...]]:
+    captured = compiled.records.graphs[0].captured
+    assert captured is not None
+    return dict(captured.orders)
+
+
+PERMUTED: list[tuple[Callable[..., Any], Callable[[], list[Any]]]] = [
+    (lambda a, b: torch.tanh(a @ b), lambda: [r(3, 5), r(7, 5).T]),
+    (lambda a, b: (a @ b).transpose(1, 2), lambda: [r(2, 5, 3).mT, r(2, 5, 7)]),
+    (lambda x: (x * 2 + 1, x.sum(1), x.softmax(1)), lambda: [r(2, 5, 3, 4).permute(0, 3, 1, 2)]),
+    (lambda x: x[:, :, None].exp() + x.mT.cumsum(-1).mT.sum(), lambda: [r(4, 3).T]),
+    (lambda x, y: torch.cat([x, y], 1).contiguous(memory_format=torch.channels_last),
+     lambda: [r(1, 2, 3, 4).to(memory_format=torch.channels_last), r(1, 3, 3, 4)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [None, "cpu"])
+@pytest.mark.parametrize("f, inputs", PERMUTED)
+def test_tensors_are_declared_in_the_order_in_which_they_lie(
+    f: Callable[..., Any], inputs: Callable[[], list[Any]], target: str | None
+) -> None:
+    args = inputs()
+    for dynamic in (None, True):
+        torch._dynamo.reset()
+        options = {"target": target} if target else {"factory": interpreter}
+        compiled = dynamo.compile_function(f, dynamic=dynamic, strict=True, **options)
+        found, wanted = flat(compiled(*args)), flat(f(*args))
+        same(found, wanted)
+        assert [t.stride() for t in found] == [t.stride() for t in wanted]
+        assert orders(compiled)
+        other = [a.clone(memory_format=torch.contiguous_format) for a in args]
+        same(compiled(*other), f(*other))
+
+
+@pytest.mark.parametrize("target", [None, "cpu"])
+def test_gradients_of_permuted_tensors_are_those_of_eager(target: str | None) -> None:
+    def f(x: Any, w: Any) -> Any:
+        return (torch.sigmoid(x @ w) * 2).mT.exp()
+
+    def gradients(g: Callable[..., Any]) -> list[Any]:
+        args = [t.mT.requires_grad_() for t in (x, w)]
+        out = g(*args)
+        assert out.stride() == f(*args).stride()
+        return [out, *torch.autograd.grad((out * out).sum(), args)]
+
+    x, w = r(6, 4), r(5, 6)
+    options = {"target": target} if target else {"factory": interpreter}
+    compiled = dynamo.compile_function(f, **options)
+    same(gradients(compiled), gradients(f))
+    assert [g.kind for g in compiled.records.graphs] == ["forward", "backward"]
+    assert orders(compiled)
+
+
+def test_a_channels_last_network_trains_as_the_eager_one() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ).to(memory_format=torch.channels_last)
+    x = r(2, 3, 5, 6, dtype=torch.float32).to(memory_format=torch.channels_last)
+    wanted = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    compiled = dynamo.compile_function(net, target="cpu")
+    out = compiled(x)
+    assert out.stride() == net(x).stride()
+    same(torch.autograd.grad(out.square().sum(), list(net.parameters())), wanted, 1e-4)
+    assert set(orders(compiled).values()) == {(0, 2, 3, 1)}

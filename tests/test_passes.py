@@ -133,7 +133,7 @@ DOCUMENTED = {
         CHECK-NOT: kernel
         """,
     ),
-    # A product is tiled for registers, lanes and caches; its second operand is packed in panels.
+    # A product is tiled for registers, lanes and caches; blocks of its second operand are packed in panels.
     "map: a matrix product": (
         "map",
         """
@@ -142,12 +142,12 @@ DOCUMENTED = {
         C[m, n] = A[m, k] * B[k, n]
         """,
         """
-        CHECK: memory [[PANELS:[A-Za-z_]+]]: f32[K, N] @memory layout [1/16, 0, 1%16]
-        CHECK: do [[PANELS]][k, n] = B[k, n] with n on lane
         CHECK: kernel k0_C over m: M, n: N, k: K {
         CHECK: for m by {{[0-9]+}} on core {
         CHECK: for n by {{[0-9]+}} on core {
         CHECK: for k by {{[0-9]+}} {
+        CHECK: buffer [[PANELS:[A-Za-z_]+]]: f32[k, n] @L2 layout [1/16, 0, 1%16]
+        CHECK: do [[PANELS]][k, n] = B[k, n] with n on lane
         CHECK: do {{.*}}[m, n] = A[m, k] * [[PANELS]][k, n] with n on lane, m on unroll
         """,
     ),
