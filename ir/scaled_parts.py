@@ -18,7 +18,7 @@ import numpy as np
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import Coded, DType, Scaled
 from tcc.ir.dtype_scaled import Encoded, scaled_form
 from tcc.ir.expr import Access, Cast, Const, Expr, call
 from tcc.ir.index import divide, poly
@@ -43,10 +43,14 @@ class Part:
 
 
 def rank_groups(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """For each rank that scaled types group: the least number of coordinates that is whole groups of all."""
+    """For each rank that scaled types group, and coded ones cut into runs and lanes: the least number of coordinates that
+    is whole groups of all."""
     found: dict[str, int] = {}
     for t in tensors:
         kind: DType | None = t.dtype
+        if isinstance(t.dtype.form, Coded):
+            for variable, n in t.dtype.form.neighbours:
+                found[variable.upper()] = math.lcm(found.get(variable.upper(), 1), n)
         while kind is not None and isinstance(kind.form, Scaled):
             lengths = [*kind.form.groups, *((kind.form.vector,) if kind.form.vector else ())]
             for variable, n in lengths:
