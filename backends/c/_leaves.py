@@ -49,9 +49,12 @@ def first_visit(s: Scope, d: Einsum) -> str | None:
 
 def emit_do(s: Scope, leaf: Do) -> None:
     """One `do` outside any shared vector loop."""
+    from tcc.backends.c._coded_leaf import emit_decoded
     from tcc.backends.c._micro import emit_micro
 
     d = leaf.einsum
+    if emit_decoded(s, d):
+        return
     if leaf.update:
         s.updates.add(id(d))
     lanes = leaf.on("lane")

@@ -1,0 +1,225 @@
+"""Coded tensors in C: an argument of its own, and functions that decode runs side by side.
+
+A coded tensor is passed as the address of a `tcc_coded`, which `compiler/coded.py` fills. `decode_T` decodes whole runs
+with all their lanes, up to four at once; `tcc.ir.dtype_coded` states the format. With AVX-512 the 16 lanes of a run are
+those of a vector: words are spread to the lanes that need one, and a table of 2^8 bytes is looked up in registers.
+Elsewhere lanes are decoded one after the other. Neither reads outside of the arguments, whatever the words are.
+"""
+
+from __future__ import annotations
+
+from tcc.backends.c._codes import computed, is_coded, word
+from tcc.ir.dtype import Coded, DType
+from tcc.ir.dtype_coded import LENGTH, WORD, raw_bits, raw_type
+from tcc.ir.dtype_codes import float_form
+from tcc.ir.mapping import Mapping
+
+SIDE_BY_SIDE = 4  # runs
+STRUCT = """typedef struct {
+  const void *raw;        /* sign and mantissa of each element */
+  const uint16_t *words;  /* the codes */
+  const uint32_t *start;  /* the first word of each run */
+  const uint16_t *table;  /* symbol + 4096 * bits, by the next bits */
+  int64_t last;           /* from here on there are as many words as a run has lanes, and no more */
+  uint8_t length[256], symbol[256];  /* the table, if it has no more entries and symbols have 8 bits */
+} tcc_coded;"""
+
+
+def coded_word(t: DType) -> str:
+    """The type's name as a part of a C identifier."""
+    form = form_of(t)
+    lanes = form.lanes[1] if form.lanes else 1
+    return f"{word(form.element)}_{form.run[1]}x{lanes}_{form.window}"
+
+
+def form_of(t: DType) -> Coded:
+    assert isinstance(t.form, Coded), t
+    return t.form
+
+
+def decoding(t: DType) -> str:
+    """`decode_T(w, at, to, count, step)`: decodes the runs at[0 … count - 1]; element t of lane l of run j goes to
+    to[j][t * step + l]. Besides, `get_E` of the element type has to be there if C stores it otherwise than it computes."""
+    form = form_of(t)
+    name, real = coded_word(t), "float" if computed(t).name == "f32" else "double"
+    fast = _vectors(t)
+    head = f"static void decode_{name}(const tcc_coded *w, const int64_t *at, {real} *const *to, int64_t count, int64_t step) {{"
+    scalar = _scalar(t, real)
+    if fast:
+        n = SIDE_BY_SIDE
+        body = f"""#ifdef TCC_EXPAND
+  int64_t j = 0;
+  for (; j + {n} <= count; j += {n}) decode{n}_{name}(w, at + j, to + j, step);
+  for (; j < count; j++) decode1_{name}(w, at + j, to + j, step);
+#else
+{scalar}
+#endif"""
+    else:
+        body = scalar
+    return f"{fast}{head}\n{body}\n}}"
+
+
+def decoding_functions(m: Mapping, used: set[str]) -> list[str]:
+    """The C text of the functions in use."""
+    types = {coded_word(t.dtype): t.dtype for t in m.inputs if isinstance(t.dtype.form, Coded)}
+    functions = [decoding(types[name]) for name in sorted(types) if f"decode_{name}" in used]
+    return [STRUCT, *functions] if types else []
+
+
+def _scalar(t: DType, real: str) -> str:
+    form = form_of(t)
+    element = float_form(form.element)
+    lanes, run = (form.lanes[1] if form.lanes else 1), form.run[1]
+    raw = f"{raw_type(form.element).name}_t"
+    kind = f"uint{8 * form.element.itemsize}_t"
+    if is_coded(form.element):
+        value = f"get_{word(form.element)}(c)"
+        store = f"to[j][t * step + l] = {value};"
+    else:
+        store = "memcpy(&to[j][t * step + l], &c, sizeof c);"
+    m, e = element.mantissa, element.exponent
+    every = WORD // form.window
+    return f"""  for (int64_t j = 0; j < count; j++) {{
+    const {raw} *raw = (const {raw} *)w->raw + at[j] * {run * lanes};
+    int64_t next = w->start[at[j]];
+    uint32_t bits[{lanes}] = {{0}}, held[{lanes}] = {{0}};
+    for (int64_t from = 0; from < {run}; from += {every}) {{
+      const int64_t end = from + {every} < {run} ? from + {every} : {run};
+      for (int64_t l = 0; l < {lanes}; l++) {{
+        const uint32_t takes = held[l] < {WORD};  /* arithmetic: a branch would be guessed wrong */
+        uint32_t b = bits[l] | ((uint32_t)w->words[next] & -takes) << (held[l] & {WORD - 1}), h = held[l] + {WORD} * takes;
+        next += takes & (next < w->last);
+        for (int64_t t = from; t < end; t++) {{
+          const uint32_t entry = w->table[b & {2**form.window - 1}];
+          const {kind} r = raw[t * {lanes} + l];
+          const {kind} c = ({kind})(r >> {m} << {m + e} | ({kind})(entry % {LENGTH}) << {m} | (r & {hex(2**m - 1)}ull));
+          b >>= entry / {LENGTH};
+          h -= entry / {LENGTH};
+          {store}
+        }}
+        bits[l] = b;
+        held[l] = h;
+      }}
+    }}
+  }}"""
+
+
+def _vectors(t: DType) -> str:
+    """The functions for 16 lanes in a vector; empty where elements are no f32 with fewer bits, or codes are long."""
+    form = form_of(t)
+    element = float_form(form.element)
+    top = element.exponent == 8 and element.bias == 127 and element.specials == "ieee"
+    if not top or form.lanes is None or form.lanes[1] != 16 or form.window > 8:
+        return ""
+    functions = "\n".join(_abreast(t, n) for n in (SIDE_BY_SIDE, 1))
+    return f"""{_HEAD}#ifdef TCC_EXPAND
+{functions}
+#endif
+"""
+
+
+_HEAD = """#ifndef TCC_EXPAND
+#if defined(__AVX512VBMI__) && defined(__AVX512VBMI2__) && defined(__AVX512VL__) && defined(__AVX512BW__)
+#if __has_builtin(__builtin_ia32_expandhi256_maskz) && __has_builtin(__builtin_ia32_vpermt2varqi512_maskz)
+#define TCC_EXPAND
+typedef uint32_t u32x16_c __attribute__((vector_size(64)));
+typedef int32_t i32x16_c __attribute__((vector_size(64)));
+typedef int32_t i32x16_cu __attribute__((vector_size(64), aligned(4), may_alias));
+typedef char i8x64_c __attribute__((vector_size(64)));
+typedef int16_t i16x16_c __attribute__((vector_size(32)));
+typedef int16_t i16x16_cu __attribute__((vector_size(32), aligned(2), may_alias));
+typedef char i8x16_cu __attribute__((vector_size(16), aligned(1), may_alias));
+/* the entries of bytes 0, 4, 8, … in a table of 128 bytes */
+static inline u32x16_c entry_c(i8x64_c at, const i8x64_c *table) {
+  return (u32x16_c)__builtin_ia32_vpermt2varqi512_maskz(at, table[0], table[1], 0x1111111111111111ull);
+}
+static inline u32x16_c shifted_c(u32x16_c v, u32x16_c n, int left) {
+  return (u32x16_c)(left ? __builtin_ia32_psllv16si_mask((i32x16_c)v, (i32x16_c)n, (i32x16_c){0}, -1)
+                         : __builtin_ia32_psrlv16si_mask((i32x16_c)v, (i32x16_c)n, (i32x16_c){0}, -1));
+}
+#endif
+#endif
+#endif
+"""
+
+
+def _abreast(t: DType, runs: int) -> str:
+    """One function for so many runs, whose instructions take turns, since each run waits for itself at every step."""
+    form = form_of(t)
+    m, bits, width = float_form(form.element).mantissa, form.element.bits, raw_bits(form.element)
+    stored = 8 * raw_type(form.element).itemsize
+    every, wide = WORD // form.window, form.window == 8
+    name, run = coded_word(t), form.run[1]
+    tables = 4 if wide else 2
+    lines = [
+        f"static void decode{runs}_{name}(const tcc_coded *w, const int64_t *at, float *const *to, int64_t step) {{",
+        f"  i8x64_c length[{tables}], symbol[{tables}];",
+        f"  memcpy(length, w->length, {64 * tables});",
+        f"  memcpy(symbol, w->symbol, {64 * tables});",
+        "  const uint16_t *const words = w->words;",
+        "  const int64_t last = w->last;",
+        f"  const i32x16_c word = (i32x16_c){{0}} + {WORD};",
+    ]
+    for j in range(runs):
+        lines += [
+            f"  const uint{stored}_t *raw{j} = (const uint{stored}_t *)w->raw + at[{j}] * {run * 16};",
+            f"  int64_t next{j} = w->start[at[{j}]];",
+            f"  u32x16_c bits{j} = {{0}}, held{j} = {{0}};",
+            f"  float *to{j} = to[{j}];",
+        ]
+    for inside in (True, False):
+        if not inside and run % every == 0:
+            break
+        steps = range(every) if inside else range(run % every)
+        if inside:
+            lines.append(f"  for (int64_t t = 0; t < {run // every}; t++) {{")
+        for at in steps:
+            for j in range(runs):
+                lines += _step(j, at == 0, wide, m, bits, width, stored)
+        if inside:
+            lines.append("  }")
+    return "\n".join([*lines, "}"])
+
+
+def _step(j: int, takes: bool, wide: bool, m: int, bits: int, width: int, stored: int) -> list[str]:
+    lines = ["    {"]
+    if takes:
+        lines += [
+            f"      const uint16_t need = __builtin_ia32_ucmpd512_mask((i32x16_c)held{j}, word, 1, -1);",
+            f"      const i16x16_c more = *(const i16x16_cu *)(words + next{j});",
+            "      const i32x16_c given = __builtin_ia32_pmovzxwd512_mask("
+            "__builtin_ia32_expandhi256_maskz(more, (i16x16_c){0}, need), (i32x16_c){0}, -1);",
+            f"      bits{j} |= shifted_c((u32x16_c)given, held{j}, 1);",
+            f"      held{j} = (u32x16_c)__builtin_ia32_paddd512_mask((i32x16_c)held{j}, word, (i32x16_c)held{j}, need);",
+            f"      next{j} += __builtin_popcount(need);",
+            f"      next{j} = next{j} < last ? next{j} : last;",
+        ]
+    at = f"(i8x64_c)bits{j}"
+    if wide:
+        lines += [
+            f"      const i32x16_c high = -(i32x16_c)(bits{j} >> 7 & 1);",
+            f"      const u32x16_c n = (u32x16_c)(((i32x16_c)entry_c({at}, length) & ~high) | ((i32x16_c)entry_c({at}, length + 2) & high));",
+            f"      const u32x16_c s = (u32x16_c)(((i32x16_c)entry_c({at}, symbol) & ~high) | ((i32x16_c)entry_c({at}, symbol + 2) & high));",
+        ]
+    else:
+        lines += [
+            f"      const u32x16_c n = entry_c({at}, length), s = entry_c({at}, symbol);",
+        ]
+    load = {
+        8: f"__builtin_ia32_pmovsxbd512_mask(*(const i8x16_cu *)raw{j}, (i32x16_c){{0}}, -1)",
+        16: f"__builtin_ia32_pmovsxwd512_mask(*(const i16x16_cu *)raw{j}, (i32x16_c){{0}}, -1)",
+        32: f"*(const i32x16_cu *)raw{j}",
+    }[stored]
+    load = load if width == stored else f"(i32x16_c){load} << {32 - width} >> {32 - width}"
+    shift = f" << {32 - bits}" if bits < 32 else ""
+    field = hex(255 << m)
+    return [
+        *lines,
+        f"      bits{j} = shifted_c(bits{j}, n, 0);",
+        f"      held{j} -= n;",
+        f"      const i32x16_c r = {load};  /* the sign is in all bits above the mantissa */",
+        f"      *(i32x16_cu *)to{j} = (((i32x16_c)(s << {m}) & {field}) | (r & ~{field})){shift};",
+        f"      to{j} += step;",
+        f"      raw{j} += 16;",
+        "    }",
+    ]
