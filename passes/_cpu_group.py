@@ -31,6 +31,7 @@ from tcc.passes._algebra import (
     side_by_side,
     size_estimate,
 )
+from tcc.passes._cpu_coded import decoding_rows
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
@@ -149,6 +150,8 @@ class GroupKernel(Operands):
 
     def _vector_kernel(self) -> Kernel:
         rows = list(self.rows)
+        if (coded := decoding_rows(self)) is not None:
+            return coded
         if (column := column_of(self.members, rows, self.m.memory)) is not None:
             return column_kernel(self, column, [v for v in rows if v != column])
         streams = [streams_rows(self, d) for d in self.members]

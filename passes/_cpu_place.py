@@ -9,10 +9,12 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
+from tcc.ir.dtype import Coded
 from tcc.ir.expr import Access, Expr, Var, accesses, call, variables
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
 from tcc.passes._algebra import TYPICAL, Contraction, plain_variables
+from tcc.passes._cpu_coded import run_and_lanes, whole
 from tcc.passes._cpu_rows import BYTES, collide
 from tcc.passes._cpu_tiles import LINE
 from tcc.passes._cpu_vectors import strided
@@ -48,14 +50,17 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     rows = [k.size(v) for v in s.rows]
     if not isinstance(e, Access) or not _readable(k, e, d) or k.column != column:
         return Columns.PACKED
+    sizes = run_and_lanes(k, e)
     if (
-        any(t.name == e.tensor and t.constant for t in k.c.inputs)
+        (any(t.name == e.tensor and t.constant for t in k.c.inputs) and not sizes)
         or s.mask
         or column not in [i.name for i in e.indices if isinstance(i, Var)]
         or len(s.reduced) > 1
         or not set(variables(e)) <= {*k.outer(), column, *s.reduced}
     ):
         return Columns.PACKED
+    if sizes:
+        return Columns.NEAR if _readable(k, s.row_factor, d) else Columns.PACKED
     count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
     size = k.size(column)
     along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
@@ -72,7 +77,8 @@ def _readable(k: Operands, e: Expr, d: Einsum) -> bool:
         and k.m.ready(e.tensor)
         and not accesses(*e.indices)
         and not k.outside(e)
-        and k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
+        and (k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
+             or k.c.tensors[e.tensor].dtype.compute == k.m.types[d.target].dtype and isinstance(k.c.tensors[e.tensor].dtype.form, Coded))
     )
 
 
@@ -96,13 +102,15 @@ def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
     """
     deep, column, tile = s.reduced[0], s.columns[-1], k.tile or ""
     panel, height = k.columns(d), k.shape[0]
-    depth = min(k.choice.block_depth, max(1, NEAR_BLOCK // block))
+    sizes = run_and_lanes(k, s.column_factor) if isinstance(s.column_factor, Access) else {}
+    depth = whole(min(k.choice.block_depth, max(1, NEAR_BLOCK // block)), sizes.get(deep, 1))
     body: list[Node] = []
     buffers: list[Buffer] = []
 
     def copied(
-        name: str, e: Expr, inner: tuple[str, str], layout: Layout, loops: Callable[[Node], Node]
+        name: str, e: Access, inner: tuple[str, str], layout: Layout, loops: Callable[[Node], Node]
     ) -> Access:
+        coded = run_and_lanes(k, e)
         others = [v for v in variables(e) if v not in inner]
         order = [*others, *inner]
         made = k._temporary(name, e, order)
@@ -110,7 +118,8 @@ def near(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
         moved = tuple(replace(g, dimension=g.dimension + len(others)) for g in layout.digits)
         at = tuple(map(Var, order))
         buffers.append(Buffer(made, k.m.types[made].dtype, at, "L2", Layout((*digits, *moved))))
-        body.append(loops(Do(Einsum(made, at, e), ((inner[1], "lane"),))))
+        copy = Einsum(made, at, e)
+        body.append(Do(copy) if coded else loops(Do(copy, ((inner[1], "lane"),))))
         return Access(made, at)
 
     e = s.column_factor

@@ -74,24 +74,24 @@ def _scalar(t: DType, real: str) -> str:
     kind = f"uint{8 * form.element.itemsize}_t"
     if is_coded(form.element):
         value = f"get_{word(form.element)}(c)"
-        store = f"to[j][t * step + l] = {value};"
+        store = f"out[(t + u) * step + l] = {value};"
     else:
-        store = "memcpy(&to[j][t * step + l], &c, sizeof c);"
+        store = "memcpy(&out[(t + u) * step + l], &c, sizeof c);"
     m, e = element.mantissa, element.exponent
     every = WORD // form.window
-    return f"""  for (int64_t j = 0; j < count; j++) {{
-    const {raw} *raw = (const {raw} *)w->raw + at[j] * {run * lanes};
-    int64_t next = w->start[at[j]];
-    uint32_t bits[{lanes}] = {{0}}, held[{lanes}] = {{0}};
-    for (int64_t from = 0; from < {run}; from += {every}) {{
-      const int64_t end = from + {every} < {run} ? from + {every} : {run};
-      for (int64_t l = 0; l < {lanes}; l++) {{
-        const uint32_t takes = held[l] < {WORD};  /* arithmetic: a branch would be guessed wrong */
-        uint32_t b = bits[l] | ((uint32_t)w->words[next] & -takes) << (held[l] & {WORD - 1}), h = held[l] + {WORD} * takes;
-        next += takes & (next < w->last);
-        for (int64_t t = from; t < end; t++) {{
-          const uint32_t entry = w->table[b & {2**form.window - 1}];
-          const {kind} r = raw[t * {lanes} + l];
+
+    def steps(count: int) -> str:
+        return f"""      for (int64_t l = 0; l < {lanes}; l++) {{
+        uint32_t b = bits[l], h = held[l];
+        if (h < {WORD}) {{
+          b |= (uint32_t)words[next] << h;
+          h += {WORD};
+          if (next < last) next++;
+        }}
+        #pragma GCC unroll {count}
+        for (int64_t u = 0; u < {count}; u++) {{
+          const uint32_t entry = table[b & {2**form.window - 1}];
+          const {kind} r = raw[(t + u) * {lanes} + l];
           const {kind} c = ({kind})(r >> {m} << {m + e} | ({kind})(entry % {LENGTH}) << {m} | (r & {hex(2**m - 1)}ull));
           b >>= entry / {LENGTH};
           h -= entry / {LENGTH};
@@ -99,9 +99,20 @@ def _scalar(t: DType, real: str) -> str:
         }}
         bits[l] = b;
         held[l] = h;
-      }}
+      }}"""
+
+    rest = f"    t = {run // every * every};\n{steps(run % every)}\n" if run % every else ""
+    return f"""  const uint16_t *const words = w->words, *const table = w->table;
+  const int64_t last = w->last;
+  for (int64_t j = 0; j < count; j++) {{
+    {real} *restrict const out = to[j];
+    const {raw} *raw = (const {raw} *)w->raw + at[j] * {run * lanes};
+    int64_t next = w->start[at[j]], t = 0;
+    uint32_t bits[{lanes}] = {{0}}, held[{lanes}] = {{0}};
+    for (; t < {run // every * every}; t += {every}) {{
+{steps(every)}
     }}
-  }}"""
+{rest}  }}"""
 
 
 def _vectors(t: DType) -> str:
