@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tcc.ir.cascade import Einsum
-from tcc.ir.coded_leaf import is_coded_tensor, neighbours
+from tcc.ir.cascade import Einsum, Tensor
+from tcc.ir.coded_leaf import copied, is_coded_tensor, neighbours
 from tcc.ir.dtype import Coded
 from tcc.ir.expr import Access, Const, Expr, Var, transform
 from tcc.ir.layout import row_major
@@ -37,11 +37,13 @@ def run_and_lanes(k: Operands, e: Access) -> dict[str, int]:
 
 
 def decoding_rows(k: Operands) -> Kernel | None:
-    """for n by COLUMNS on core { buffer W_block; for k by depth { decode; the definition, n on lane } }, for one reduction
+    """A copy of a coded tensor, or for n by COLUMNS on core { buffer W_block; for k by depth { decode; the definition, n on lane } }, for one reduction
     that reads each element of a coded tensor once, such as a vector times a matrix; None for anything else."""
     if len(k.members) != 1:
         return None
     (d,) = k.members
+    if (w := copied(d, k.m.types)) is not None and k.m.in_memory(d.target) and not k.outside(w):
+        return Kernel(k.name, k.m.extents(d.free), (_decoding(d, k.m.types[w.tensor]),))
     reads = coded_reads(k.m, d)
     if len(reads) != 1 or len(d.reduced) != 1 or not k.m.in_memory(d.target):
         return None
@@ -82,7 +84,6 @@ def values_of(m: Mapper, name: str) -> str:
     if made in m.memory:
         return made
     t = m.types[name]
-    assert isinstance(t.dtype.form, Coded)
     made = m.fresh(made)
     m.types[made] = replace(t, name=made, dtype=t.dtype.compute, fill=t.fill, constant=False, span=None)
     m.c = replace(m.c, tensors={**m.c.tensors, made: m.types[made]})
@@ -90,15 +91,21 @@ def values_of(m: Mapper, name: str) -> str:
     names = [f"x{n}" for n in range(len(t.shape))]
     at = tuple(map(Var, names))
     copy = Einsum(made, at, Access(name, at))
-    body: Node = Do(copy)
-    sizes = neighbours(Access(name, at), t)
-    run = names[t.axes.index(t.dtype.form.run[0])]
-    for v in reversed(names):
-        if v != run:
-            body = Loop(v, sizes.get(v, 1), (body,), "core")
-    kernel = Kernel(m.fresh(f"decode_{name}"), tuple(zip(names, t.shape, strict=True)), (body,))
-    m.kernels.append(kernel)
+    extents = tuple(zip(names, t.shape, strict=True))
+    m.kernels.append(Kernel(m.fresh(f"decode_{name}"), extents, (_decoding(copy, t),)))
     return made
+
+
+def _decoding(d: Einsum, t: Tensor) -> Node:
+    """for n by lanes on core { T[n, k] = W[n, k] }, whole rows of runs at once."""
+    assert isinstance(d.body, Access) and isinstance(t.dtype.form, Coded)
+    sizes = neighbours(d.body, t)
+    run = d.body.indices[t.axes.index(t.dtype.form.run[0])]
+    body: Node = Do(d)
+    for v in reversed(d.body.indices):
+        if isinstance(v, Var) and v is not run:
+            body = Loop(v.name, sizes.get(v.name, 1), (body,), "core")
+    return body
 
 
 def from_values(m: Mapper, d: Einsum) -> Einsum:

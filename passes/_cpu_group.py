@@ -31,7 +31,7 @@ from tcc.passes._algebra import (
     side_by_side,
     size_estimate,
 )
-from tcc.passes._cpu_coded import decoding_rows
+from tcc.passes._cpu_coded import decoding_rows, run_and_lanes
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_operands import Operands
@@ -71,9 +71,10 @@ class GroupKernel(Operands):
         if len(splits) == 1:
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
-            self.wide = self.way == Columns.NEAR and wide(
-                self, splits[0].column_factor, self.column or ""
-            )
+            factor = splits[0].column_factor
+            self.wide = self.way == Columns.NEAR and wide(self, factor, self.column or "")
+            if self.way == Columns.NEAR and isinstance(factor, Access):
+                self.together = run_and_lanes(self, factor).get(self.column or "", 1)
         self.shape = self._register_tile([self.size(s.columns[-1]) for s in splits])
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
@@ -82,7 +83,7 @@ class GroupKernel(Operands):
         outer = [b for b in self.locals.values() if not any(b is x for x in inner)]
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
-            unit = self.shape[1] * self.m.lanes
+            unit = math.lcm(self.shape[1] * self.m.lanes, self.together)
             block = self._column_block() if again else self.choice.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
         body = _allocated(outer, body if again else (*before, *body))
@@ -112,7 +113,8 @@ class GroupKernel(Operands):
         if self.choice.fixed and not (whole and any((n or 1) % unit for n in columns)):
             return self.usual
         rows = self.size(self.tile or "")
-        return register_tile(rows, columns, self.m.lanes, self.m.registers, self.usual, whole)
+        found = register_tile(rows, columns, self.m.lanes, self.m.registers, self.usual, whole)
+        return self.usual if found[1] * self.m.lanes % self.together else found
 
     def _in_column(self, b: Buffer) -> bool:
         """Whether a buffer holds columns of a block only."""
@@ -133,7 +135,7 @@ class GroupKernel(Operands):
         """Columns per task: few enough that small problems still have several tasks."""
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
-        unit = self.shape[1] * self.m.lanes
+        unit = math.lcm(self.shape[1] * self.m.lanes, self.together)
         most = WIDE if self.wide else self.choice.block_columns
         most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
         return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))

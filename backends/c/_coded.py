@@ -15,6 +15,7 @@ from tcc.ir.dtype_codes import float_form
 from tcc.ir.mapping import Mapping
 
 SIDE_BY_SIDE = 4  # runs
+AHEAD = 4096  # elements that are fetched ahead: runs that follow each other are on pages of their own
 STRUCT = """typedef struct {
   const void *raw;        /* sign and mantissa of each element */
   const uint16_t *words;  /* the codes */
@@ -204,6 +205,8 @@ def _step(j: int, takes: bool, wide: bool, m: int, bits: int, width: int, stored
             f"      held{j} = (u32x16_c)__builtin_ia32_paddd512_mask((i32x16_c)held{j}, word, (i32x16_c)held{j}, need);",
             f"      next{j} += __builtin_popcount(need);",
             f"      next{j} = next{j} < last ? next{j} : last;",
+            f"      __builtin_prefetch(raw{j} + {AHEAD});",
+            f"      __builtin_prefetch(words + next{j} + {AHEAD // 8});",
         ]
     at = f"(i8x64_c)bits{j}"
     if wide:
