@@ -26,7 +26,11 @@ def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split]:
     from tcc.passes.unscale import unscale
 
     plain = unscale(c, target)
-    ours = {t.name for t in plain.inputs if isinstance(t.dtype.form, Coded)} if target.backend == "c" else set()
+    ours = (
+        {t.name for t in plain.inputs if isinstance(t.dtype.form, Coded)}
+        if target.backend == "c"
+        else set()
+    )
     for t in (*plain.inputs, *plain.outputs):
         if is_scaled(t) and (t.name not in ours or t in plain.outputs):
             raise CompileError("T0302", f"the {target.backend} backend has no {t.dtype} tensors yet: `{t.name}`", t.span,

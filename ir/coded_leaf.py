@@ -50,7 +50,9 @@ def undecodable(k: Kernel, tensors: Tensors) -> Do | None:
     return None
 
 
-def _leaves(nodes: tuple[Node, ...], loops: tuple[Loop, ...]) -> Iterator[tuple[Do, tuple[Loop, ...]]]:
+def _leaves(
+    nodes: tuple[Node, ...], loops: tuple[Loop, ...]
+) -> Iterator[tuple[Do, tuple[Loop, ...]]]:
     for n in nodes:
         if isinstance(n, Do):
             yield n, loops

@@ -70,7 +70,7 @@ def code_lengths(counts: Array, most: int) -> Array:
     lengths = np.zeros(len(counts), np.int64)
     if len(used) < 2:
         return lengths
-    single = sorted((int(counts[s]), (s,)) for s in used)
+    single: list[tuple[int, tuple[int, ...]]] = sorted((int(counts[s]), (s,)) for s in used)
     merged = single
     for _ in range(most - 1):
         pairs = zip(merged[::2], merged[1::2])
@@ -136,7 +136,7 @@ def _back(ordered: Array, t: DType, axes: Axes) -> Array:
 
 def coded_shape(codes: Array, t: DType, axes: Axes) -> tuple[int, ...]:
     """The shape of the tensor whose sign and mantissa bits are `codes`."""
-    form, (run, lane) = coded_form(t), _split(t, axes)
+    run, lane = _split(t, axes)
     *others, length, lanes = np.shape(codes)
     shape = iter(others)
     found = [length if n == run else next(shape) for n in range(len(axes))]
@@ -165,7 +165,7 @@ def check_parts(e: Encoded) -> None:
     if shape[-2] % form.run[1]:
         raise CompileError("T0147", f"runs of {form.run[1]} do not divide the {shape[-2]} elements along "
                            f"`{form.run[0]}`", helps="choose a divisor, or pad the tensor")  # fmt: skip
-    expected = {
+    expected: dict[str, tuple[tuple[int, ...] | None, str]] = {
         "words": (None, "uint16"),
         "start": ((*shape[:-2], shape[-2] // form.run[1]), "uint32"),
         "table": ((2**form.window,), "uint16"),
@@ -173,10 +173,15 @@ def check_parts(e: Encoded) -> None:
     if set(e.parts) != set(expected):
         raise CompileError("T0148", f"{t} needs `words`, `start` and `table`, and gets "
                            f"{', '.join(f'`{n}`' for n in e.parts) or 'none'}", helps="pass every part")  # fmt: skip
-    for name, (wanted, kind) in {"codes": (shape, raw.name), **expected}.items():
+    expected["codes"] = (shape, raw.name)
+    for name, (exact, kind) in expected.items():
         part = np.asarray(e.codes if name == "codes" else e.parts[name])
-        if part.dtype.name != kind or (wanted is not None and part.shape != wanted) or (wanted is None and part.ndim != 1):
-            shown = "one dimension" if wanted is None else f"the shape {list(wanted)}"
+        if (
+            part.dtype.name != kind
+            or (exact is not None and part.shape != exact)
+            or (exact is None and part.ndim != 1)
+        ):
+            shown = "one dimension" if exact is None else f"the shape {list(exact)}"
             raise CompileError("T0148", f"`{name}` is {part.dtype} of shape {list(part.shape)}, not {kind} of {shown}",
                                helps="`tcc.dtypes.encode` makes all parts")  # fmt: skip
     codes, top = np.asarray(e.codes), 2 ** raw_bits(form.element)
@@ -187,7 +192,11 @@ def check_parts(e: Encoded) -> None:
     start, size = np.asarray(e.parts["start"]).ravel(), len(e.parts["words"]) - lanes
     bad = np.flatnonzero((start > max(size, 0)) | (np.diff(start.astype(np.int64), prepend=0) < 0))
     if size < 0 or len(bad):
-        fact = f"run {bad[0]} starts at word {start[bad[0]]} of {size}" if len(bad) else "`words` lacks the zeros at its end"
+        fact = (
+            f"run {bad[0]} starts at word {start[bad[0]]} of {size}"
+            if len(bad)
+            else "`words` lacks the zeros at its end"
+        )
         raise CompileError("T0148", f"the stream is damaged: {fact}", helps="encode the tensor again")  # fmt: skip
 
 
@@ -196,7 +205,9 @@ def _check_table(table: Array, form: Coded) -> None:
     symbol, length = table % LENGTH, (table // LENGTH).astype(np.int64)
     first = np.arange(len(table)) & ((1 << length) - 1)
     fits = (symbol < 2 ** float_form(form.element).exponent) & (length <= form.window)
-    same = np.bincount(first[fits], minlength=len(table))[first] == (2**form.window >> np.minimum(length, 16))
+    same = np.bincount(first[fits], minlength=len(table))[first] == (
+        2**form.window >> np.minimum(length, 16)
+    )
     bad = np.flatnonzero(~fits | (table[first] != table) | ~same)
     if len(bad):
         raise CompileError("T0148", f"`table` is no prefix code: no code is known for the bits {bad[0]:0{form.window}b}",
@@ -215,7 +226,9 @@ def encode_codes(codes: Array, t: DType, axes: Axes) -> Encoded:
     bits = np.asarray(codes)
     kind = code_type(form.element)
     if bits.dtype != kind:
-        bits = bits.view(kind) if bits.dtype == form.element.numpy else same_bits(bits, form.element)
+        bits = (
+            bits.view(kind) if bits.dtype == form.element.numpy else same_bits(bits, form.element)
+        )
     check_groups(t, axes, bits.shape)
     ordered = _in_order(bits, t, axes)
     field = 2**element.exponent - 1
@@ -289,7 +302,9 @@ def decode_codes(e: Encoded) -> Array:
     return _back(high | symbols.reshape(raw.shape) << kind(element.mantissa) | low, t, e.axes)
 
 
-def _symbols(words: Array, table: Array, start: Array, steps: int, lanes: int, form: Coded) -> tuple[Array, Array]:
+def _symbols(
+    words: Array, table: Array, start: Array, steps: int, lanes: int, form: Coded
+) -> tuple[Array, Array]:
     """The symbols [run, step, lane] of the runs that start at these words, and the words at which they stop."""
     found = np.empty((len(start), steps, lanes), np.int64)
     bits, held = np.zeros((2, len(start), lanes), np.int64)

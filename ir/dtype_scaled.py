@@ -85,8 +85,11 @@ def check_codes(name: str, codes: Array, t: DType) -> None:
 
 
 def scaled_form(t: DType) -> Scaled:
-    """The form of a scaled type."""
-    assert isinstance(t.form, Scaled), t
+    """The form of a scaled type; T0147 for another."""
+    if not isinstance(t.form, Scaled):
+        raise CompileError(
+            "T0147", f"{t} is not scaled", helps="as in `i4[group k 128, scale f16]`"
+        )
     return t.form
 
 

@@ -121,7 +121,9 @@ class _Reader:
             elif word == "window":
                 window = self.integer(1)
             else:
-                raise self.wrong(f"unexpected `{word or 'the end'}`: it may have `lanes` and a `window`")
+                raise self.wrong(
+                    f"unexpected `{word or 'the end'}`: it may have `lanes` and a `window`"
+                )
         self.expect("]")
         if window > MOST:
             raise self.wrong(f"codes have at most {MOST} bits, not {window}")

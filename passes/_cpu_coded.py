@@ -37,8 +37,11 @@ def run_and_lanes(k: Operands, e: Access) -> dict[str, int]:
 
 
 def decoding_rows(k: Operands) -> Kernel | None:
-    """A copy of a coded tensor, or for n by COLUMNS on core { buffer W_block; for k by depth { decode; the definition, n on lane } }, for one reduction
-    that reads each element of a coded tensor once, such as a vector times a matrix; None for anything else."""
+    """A copy of a coded tensor; or, for one reduction that reads each of its elements once, such as a vector times a matrix,
+
+    for n by COLUMNS on core { for k by depth { buffer W_block { W_block[k, n] = W[n, k]; the definition, n on lane } } }
+
+    None for anything else."""
     if len(k.members) != 1:
         return None
     (d,) = k.members
@@ -49,7 +52,9 @@ def decoding_rows(k: Operands) -> Kernel | None:
         return None
     w, deep = reads[0], d.reduced[0]
     names = [i.name for i in w.indices if isinstance(i, Var)]
-    plain = len(names) == len(w.indices) == len(set(names)) and all(isinstance(i, Var | Const) for i in d.indices)
+    plain = len(names) == len(w.indices) == len(set(names)) and all(
+        isinstance(i, Var | Const) for i in d.indices
+    )
     if not plain or set(names) != {*d.free, deep} or k.outside(w) or not d.free:
         return None
     sizes = run_and_lanes(k, w)
@@ -85,9 +90,13 @@ def values_of(m: Mapper, name: str) -> str:
         return made
     t = m.types[name]
     made = m.fresh(made)
-    m.types[made] = replace(t, name=made, dtype=t.dtype.compute, fill=t.fill, constant=False, span=None)
+    m.types[made] = replace(
+        t, name=made, dtype=t.dtype.compute, fill=t.fill, constant=False, span=None
+    )
     m.c = replace(m.c, tensors={**m.c.tensors, made: m.types[made]})
-    m.memory[made] = Buffer(made, t.dtype.compute, t.shape, "memory", row_major(len(t.shape)), t.fill)
+    m.memory[made] = Buffer(
+        made, t.dtype.compute, t.shape, "memory", row_major(len(t.shape)), t.fill
+    )
     names = [f"x{n}" for n in range(len(t.shape))]
     at = tuple(map(Var, names))
     copy = Einsum(made, at, Access(name, at))

@@ -71,15 +71,11 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
 
 
 def _readable(k: Operands, e: Expr, d: Einsum) -> bool:
-    """Whether a factor is a read of memory that needs no test and no conversion."""
-    return (
-        isinstance(e, Access)
-        and k.m.ready(e.tensor)
-        and not accesses(*e.indices)
-        and not k.outside(e)
-        and (k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
-             or k.c.tensors[e.tensor].dtype.compute == k.m.types[d.target].dtype and isinstance(k.c.tensors[e.tensor].dtype.form, Coded))
-    )
+    """Whether a factor is a read of memory that needs no test and no conversion, or is decoded by a copy."""
+    if not isinstance(e, Access) or not k.m.ready(e.tensor) or accesses(*e.indices) or k.outside(e):
+        return False
+    t, wanted = k.c.tensors[e.tensor].dtype, k.m.types[d.target].dtype
+    return wanted == (t.compute if isinstance(t.form, Coded) else t)
 
 
 def streamed(k: Operands, d: Einsum, s: Contraction, leaf: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -8,14 +8,16 @@ Elsewhere lanes are decoded one after the other. Neither reads outside of the ar
 
 from __future__ import annotations
 
-from tcc.backends.c._codes import computed, is_coded, word
+from tcc.backends.c._codes import computed, is_coded, starts_f32, word
 from tcc.ir.dtype import Coded, DType
 from tcc.ir.dtype_coded import LENGTH, WORD, raw_bits, raw_type
 from tcc.ir.dtype_codes import float_form
 from tcc.ir.mapping import Mapping
 
 SIDE_BY_SIDE = 4  # runs
-AHEAD = 4096  # elements that are fetched ahead: runs that follow each other are on pages of their own
+AHEAD = (
+    4096  # elements that are fetched ahead: runs that follow each other are on pages of their own
+)
 STRUCT = """typedef struct {
   const void *raw;        /* sign and mantissa of each element */
   const uint16_t *words;  /* the codes */
@@ -41,7 +43,6 @@ def form_of(t: DType) -> Coded:
 def decoding(t: DType) -> str:
     """`decode_T(w, at, to, count, step)`: decodes the runs at[0 … count - 1]; element t of lane l of run j goes to
     to[j][t * step + l]. Besides, `get_E` of the element type has to be there if C stores it otherwise than it computes."""
-    form = form_of(t)
     name, real = coded_word(t), "float" if computed(t).name == "f32" else "double"
     fast = _vectors(t)
     head = f"static void decode_{name}(const tcc_coded *w, const int64_t *at, {real} *const *to, int64_t count, int64_t step) {{"
@@ -73,11 +74,12 @@ def _scalar(t: DType, real: str) -> str:
     lanes, run = (form.lanes[1] if form.lanes else 1), form.run[1]
     raw = f"{raw_type(form.element).name}_t"
     kind = f"uint{8 * form.element.itemsize}_t"
-    if is_coded(form.element):
-        value = f"get_{word(form.element)}(c)"
-        store = f"out[(t + u) * step + l] = {value};"
-    else:
-        store = "memcpy(&out[(t + u) * step + l], &c, sizeof c);"
+    place = "out[(t + u) * step + l]"
+    store = f"memcpy(&{place}, &c, sizeof c);"
+    if starts_f32(form.element):
+        store = f"const uint32_t v = (uint32_t)c << {32 - form.element.bits};\n          memcpy(&{place}, &v, 4);"
+    elif is_coded(form.element):
+        store = f"{place} = get_{word(form.element)}(c);"
     m, e = element.mantissa, element.exponent
     every = WORD // form.window
 
@@ -119,9 +121,7 @@ def _scalar(t: DType, real: str) -> str:
 def _vectors(t: DType) -> str:
     """The functions for 16 lanes in a vector; empty where elements are no f32 with fewer bits, or codes are long."""
     form = form_of(t)
-    element = float_form(form.element)
-    top = element.exponent == 8 and element.bias == 127 and element.specials == "ieee"
-    if not top or form.lanes is None or form.lanes[1] != 16 or form.window > 8:
+    if not starts_f32(form.element) or form.lanes is None or form.lanes[1] != 16 or form.window > 8:
         return ""
     functions = "\n".join(_abreast(t, n) for n in (SIDE_BY_SIDE, 1))
     return f"""{_HEAD}#ifdef TCC_EXPAND
@@ -144,6 +144,9 @@ typedef char i8x16_cu __attribute__((vector_size(16), aligned(1), may_alias));
 /* the entries of bytes 0, 4, 8, … in a table of 128 bytes */
 static inline u32x16_c entry_c(i8x64_c at, const i8x64_c *table) {
   return (u32x16_c)__builtin_ia32_vpermt2varqi512_maskz(at, table[0], table[1], 0x1111111111111111ull);
+}
+static inline u32x16_c choice_c(i32x16_c mask, u32x16_c a, u32x16_c b) {
+  return ((u32x16_c)mask & a) | (~(u32x16_c)mask & b);
 }
 static inline u32x16_c shifted_c(u32x16_c v, u32x16_c n, int left) {
   return (u32x16_c)(left ? __builtin_ia32_psllv16si_mask((i32x16_c)v, (i32x16_c)n, (i32x16_c){0}, -1)
@@ -212,8 +215,8 @@ def _step(j: int, takes: bool, wide: bool, m: int, bits: int, width: int, stored
     if wide:
         lines += [
             f"      const i32x16_c high = -(i32x16_c)(bits{j} >> 7 & 1);",
-            f"      const u32x16_c n = (u32x16_c)(((i32x16_c)entry_c({at}, length) & ~high) | ((i32x16_c)entry_c({at}, length + 2) & high));",
-            f"      const u32x16_c s = (u32x16_c)(((i32x16_c)entry_c({at}, symbol) & ~high) | ((i32x16_c)entry_c({at}, symbol + 2) & high));",
+            f"      const u32x16_c n = choice_c(high, entry_c({at}, length + 2), entry_c({at}, length));",
+            f"      const u32x16_c s = choice_c(high, entry_c({at}, symbol + 2), entry_c({at}, symbol));",
         ]
     else:
         lines += [

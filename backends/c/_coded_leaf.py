@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tcc.backends.c._codes import computed, word
 from tcc.backends.c._coded import SIDE_BY_SIDE, coded_word, form_of
+from tcc.backends.c._codes import computed, starts_f32, word
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, Storage, integer_text, plus, span_text
 from tcc.ir.cascade import Einsum, Tensor
 from tcc.ir.coded_leaf import copied, neighbours
@@ -24,7 +24,8 @@ def emit_decoded(s: Scope, d: Einsum) -> bool:
     if not s.storage[w.tensor].code:  # a buffer of this name: decoded already
         return False
     function = s.use(f"decode_{coded_word(t.dtype)}")
-    s.use(f"get_{word(form.element)}")
+    if not starts_f32(form.element):
+        s.use(f"get_{word(form.element)}")
     run = w.indices[t.axes.index(form.run[0])]
     lane = w.indices[t.axes.index(form.lanes[0])] if form.lanes else None
     assert isinstance(run, Var) and (lane is None or isinstance(lane, Var))
@@ -47,11 +48,17 @@ def emit_decoded(s: Scope, d: Einsum) -> bool:
     for v in inner:
         c = s.names.fresh(v.name)
         n = Const(sizes[v.name])
-        s.lines.open(f"for (int64_t {c} = 0; {c} < ({span_text(s, old[v.name])}) / {sizes[v.name]}; {c}++) {{")
+        s.lines.open(
+            f"for (int64_t {c} = 0; {c} < ({span_text(s, old[v.name])}) / {sizes[v.name]}; {c}++) {{"
+        )
         whole = old[v.name].step
-        s.counters[c] = Const(whole // sizes[v.name]) if whole else call("floordiv", s.extents[v.name], n)
+        s.counters[c] = (
+            Const(whole // sizes[v.name]) if whole else call("floordiv", s.extents[v.name], n)
+        )
         low = plus(old[v.name].low, call("mul", Var(c), n))
-        blocks[v.name] = plus(simplify_index(call("floordiv", old[v.name].low, n), s.counters), Var(c))
+        blocks[v.name] = plus(
+            simplify_index(call("floordiv", old[v.name].low, n), s.counters), Var(c)
+        )
         s.intervals[v.name] = Interval(low, old[v.name].high, 1, False)
     at, to, some = names["at"], names["to"], names["some"]
     target = s.storage[d.target]
@@ -68,15 +75,15 @@ def emit_decoded(s: Scope, d: Einsum) -> bool:
         s.lines.add(f"{to}[0] = {names['part']};")
         s.lines.add(f"{function}({coded}, {at}, {to}, 1, {lanes});")
         _scatter(s, d, run.name, lane.name if lane else None, sizes, names["part"])
-    for v in reversed(inner):
+    for name, interval in reversed(old.items()):
         s.lines.close()
-        s.intervals[v.name] = old[v.name]
+        s.intervals[name] = interval
     if step is not None:
         s.lines.add(f"{function}({coded}, {at}, {to}, {some}, {integer_text(s, step)});")
     s.lines.close()
-    for v, interval in reversed(opened):
+    for name, interval in reversed(opened):
         s.lines.close()
-        s.intervals[v] = interval
+        s.intervals[name] = interval
     return True
 
 
@@ -99,7 +106,9 @@ def _block(s: Scope, t: Tensor, w: Access, blocks: dict[str, Expr]) -> Expr:
     return simplify_index(at, s.counters)
 
 
-def _scatter(s: Scope, d: Einsum, run: str, lane: str | None, sizes: dict[str, int], part: str) -> None:
+def _scatter(
+    s: Scope, d: Einsum, run: str, lane: str | None, sizes: dict[str, int], part: str
+) -> None:
     """Elements of one run go from `part` to where the target has them, rounded if they have to be."""
     t = s.names.fresh("t")
     old = {v: s.intervals[v] for v in (run, lane) if v is not None}
@@ -138,12 +147,18 @@ def _direct(s: Scope, d: Einsum, run: str, lane: str | None) -> Expr | None:
     assert target.layout is not None
     digits = target.layout.digits
     along = [x for x in digits if x.dimension == k]
-    if len(along) != 1 or along[0].divisor != 1 or any(x.axis != "addr" or x.stride or x.xor for x in digits):
+    if (
+        len(along) != 1
+        or along[0].divisor != 1
+        or any(x.axis != "addr" or x.stride or x.xor for x in digits)
+    ):
         return None
     if n is not None and lane is not None:
         last, lanes = digits[-1], form_of(s.tensor(d.body.tensor).dtype).lanes
         width = last.modulus
-        aligned = width is None or (isinstance(width, int) and lanes is not None and width % lanes[1] == 0)
+        aligned = width is None or (
+            isinstance(width, int) and lanes is not None and width % lanes[1] == 0
+        )
         if last.dimension != n or last.divisor != 1 or not aligned:
             return None
     unit = tuple(Const(1) if x == k else Const(0) for x in range(len(names)))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tcc.ir.dtype import DTYPES, Coded, DType, Float, Posit, Scaled, Table
-from tcc.ir.dtype_codes import encode, integer_range, ladder, table
+from tcc.ir.dtype_codes import encode, float_form, integer_range, ladder, table
 from tcc.ir.expr import Cast, walk
 from tcc.ir.mapping import Kernel, Mapping, leaves, tensors
 
@@ -35,12 +35,26 @@ def supported(t: DType) -> bool:
     if not is_coded(t) or t.name in HALVES:
         return True
     if isinstance(t.form, Coded):  # read only, by leaves that decode
-        return supported(t.form.element)
+        return supported(t.form.element) or starts_f32(t.form.element)
     if isinstance(t.form, Scaled) or t.rounding == "stochastic" or (t.bits == 64 and t.saturate):
         return False
     if t.is_integer:
         return True
     return t.form is not None and t.bits <= TABLE_BITS and t.rounding in ("", "nearest")
+
+
+def starts_f32(t: DType) -> bool:
+    """Whether codes are the first bits of those of an f32 with the same value."""
+    if not t.is_float or isinstance(t.form, Posit | Table | Scaled | Coded):
+        return False
+    form = float_form(t)
+    return (form.exponent, form.bias, form.specials, form.signed, form.subnormal) == (
+        8,
+        127,
+        "ieee",
+        True,
+        True,
+    )
 
 
 def stored_type(t: DType) -> str:

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass
 
 from tcc.backends.c._canonical import canonical_key, comment, touched
-from tcc.backends.c._codes import code_functions, computed, is_coded, stored_type, supported
 from tcc.backends.c._coded import decoding_functions
+from tcc.backends.c._codes import code_functions, computed, is_coded, stored_type, supported
 from tcc.backends.c._micro import micro_kernel
 from tcc.backends.c._names import Names
 from tcc.backends.c._scalar import HELPERS
