@@ -97,6 +97,7 @@ def quantize(
     activations: str | None = None,
     *,
     layers: Callable[[str, Any], bool] | str | Sequence[str] | None = None,
+    search: bool = True,
 ) -> Any:
     """`module` with the weights of its linear layers stored encoded; changed in place and returned.
 
@@ -106,13 +107,14 @@ def quantize(
     without a zero point are symmetric around the middle (`u4`: `zero 8`). `activations`, as in
     `"i8[group 128]"`, rounds the inputs of the layers when they run, with a scale per group of
     every token: each value moves by at most 1/254 of the largest of its group. `layers` chooses:
-    a function of name and layer, a regular expression, or names. Biases stay.
+    a function of name and layer, a regular expression, or names. Biases stay. `search` tries
+    several scales for each group of few bits and keeps the one with the least squared error.
 
     Raises T0147 where a group does not divide the features, T0148 for weights that do not fit.
     """
     from tcc.quantized import quantize as quantized
 
-    return quantized(module, weights, activations, layers)
+    return quantized(module, weights, activations, layers, search)
 
 
 def dtype(spelling: str) -> DType:

@@ -13,6 +13,7 @@ from tcc.build import build, machine
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.program import CompiledProgram
+from tcc.stored import is_scaled
 
 BEFORE = (
     "restrict",
@@ -70,7 +71,7 @@ def gradient_of(
 
     wanted, chosen, kept = _names(wrt), _names(of), _names(saved) or ()
     if wanted is None:
-        wanted = tuple(t.name for t in c.inputs if t.dtype.is_float)
+        wanted = tuple(t.name for t in c.inputs if t.dtype.is_float and not is_scaled(t))
     if chosen is None:
         chosen = tuple(t.name for t in c.outputs if t.dtype.is_float)
     names = tuple(n for n in BEFORE if n in pipeline.PASSES)

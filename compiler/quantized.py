@@ -18,10 +18,19 @@ from torch import Tensor, nn
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import DType, Scaled
 from tcc.ir.dtype_codes import integer_range
-from tcc.ir.dtype_scaled import Encoded, encode_scaled, scaled_form
+from tcc.ir.dtype_scaled import (
+    Encoded,
+    check_groups,
+    encode_scaled,
+    group_sizes,
+    inner_type,
+    part_shapes,
+    scaled_form,
+)
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Const
 from tcc.ir.scaled_parts import Part, parts_of
+from tcc.scales import encode_closely
 from tcc.stored import as_tensor, torch_dtype
 
 AXES = ("n", "k")  # of a weight: output features, input features
@@ -40,8 +49,7 @@ def weight_type(spelling: str | DType) -> DType:
     A group without a rank is along the input features; without any group, every output feature is one. Without a
     scale it is f16; unsigned integers without a zero point or offset are symmetric around the middle: u4 has `zero 8`.
 
-    >>> weight_type("u4[group 128]").name, weight_type("i8").name
-    ('u4[group k 128, scale f16, zero 8]', 'i8[group k, scale f16]')
+    `u4[group 128]` is `u4[group k 128, scale f16, zero 8]`, `i8` is `i8[group k, scale f16]`.
     """
     if isinstance(spelling, DType):
         return spelling
@@ -69,8 +77,7 @@ def weight_type(spelling: str | DType) -> DType:
 def activation_type(spelling: str | DType) -> DType:
     """The type to which the inputs of a layer are rounded; T0147 for another than `iN[group k n, scale f32]`.
 
-    >>> activation_type("i8[group 128]").name
-    'i8[group k 128, scale f32]'
+    `i8[group 128]` is `i8[group k 128, scale f32]`.
     """
     text = spelling.name if isinstance(spelling, DType) else spelling
     text = _CLAUSE.sub(lambda m: f"{m[1]} k {m[2]}".rstrip(), text.strip())
@@ -94,11 +101,22 @@ def _listed(t: DType, axes: tuple[str, ...], shape: Sequence[int]) -> list[Part]
     return parts_of(t, axes, tuple(Const(int(n)) for n in shape))
 
 
-def _shape(codes: Tensor, t: DType, axes: tuple[str, ...]) -> list[int]:
+def _checked(parts: list[Tensor], t: DType, axes: tuple[str, ...]) -> list[int]:
+    """The shape of the whole, of which these are the parts; T0147 and T0148 where they do not fit."""
     form = scaled_form(t)
-    shape = list(codes.shape[1 if form.residual > 1 else 0 :])
-    if form.vector is not None:
+    shape = list(parts[0].shape[1 if form.residual > 1 else 0 :])
+    if form.vector is not None and len(shape) == len(axes):
         shape[axes.index(form.vector[0])] *= form.vector[1]
+    check_groups(t, axes, tuple(shape))
+    listed = _listed(t, axes, shape)
+    for p, found in zip(listed, parts):
+        wanted = [s.value for s in p.shape if isinstance(s, Const)]
+        if list(found.shape) != wanted or found.dtype != torch_dtype(torch, p.dtype):
+            raise CompileError("T0148", f"`{p.name}` is {found.dtype} {list(found.shape)}, not {p.dtype} {wanted}",
+                               helps=f"pass the parts of {t}: {', '.join(q.name for q in listed)}")  # fmt: skip
+    if len(listed) != len(parts):
+        raise CompileError("T0148", f"{t} has {len(listed)} parts, not {len(parts)}",
+                           helps=f"pass {', '.join(q.name for q in listed)}")  # fmt: skip
     return shape
 
 
@@ -114,14 +132,13 @@ def gathered(
 
 def _gathered(t: DType, axes: tuple[str, ...], found: dict[tuple[str, ...], Any], path: tuple[str, ...],
               shape: tuple[int, ...]) -> Encoded:  # fmt: skip
-    from tcc.ir.dtype_scaled import part_shapes
-
     parts: dict[str, Any] = {}
     for name, (wanted, part) in part_shapes(t, axes, shape).items():
-        inner = isinstance(part.form, Scaled)
-        parts[name] = (
-            _gathered(part, axes, found, (*path, name), wanted) if inner else found[(*path, name)]
-        )
+        if isinstance(part.form, Scaled):
+            inner = inner_type(part, group_sizes(t, axes, shape), axes)
+            parts[name] = _gathered(inner, axes, found, (*path, name), wanted)
+        else:
+            parts[name] = found[(*path, name)]
     return Encoded(t, axes, found[(*path, "codes")], parts)
 
 
@@ -132,15 +149,15 @@ def decode(codes: Tensor, parts: list[Tensor], kind: str, axes: str) -> Tensor:
     Each value is exact, then rounded once into f32 (f64, where f32 does not hold the parts).
     """
     t, names = dtype(kind), tuple(axes.split())
-    arrays = [_array(p) for p in (codes, *parts)]
-    whole = gathered(t, names, arrays, _shape(codes, t, names))
+    shape = _checked([codes, *parts], t, names)
+    whole = gathered(t, names, [_array(p) for p in (codes, *parts)], shape)
     return torch.from_numpy(whole.decode()).to(torch_dtype(torch, t.compute))
 
 
 @decode.register_fake  # type: ignore[untyped-decorator]
 def _(codes: Tensor, parts: list[Tensor], kind: str, axes: str) -> Tensor:
     t, names = dtype(kind), tuple(axes.split())
-    shape = _shape(codes, t, names)
+    shape = _checked([codes, *parts], t, names)
     return codes.new_empty(shape, dtype=torch_dtype(torch, t.compute))
 
 
@@ -271,7 +288,7 @@ def rounded(x: Tensor, t: DType) -> Tensor:
 
 
 def quantize(
-    module: nn.Module, weights: Weights, activations: str | None, layers: Layers
+    module: nn.Module, weights: Weights, activations: str | None, layers: Layers, search: bool
 ) -> nn.Module:
     """What `tcc.quantize` does."""
     chosen = _chooser(layers)
@@ -289,7 +306,7 @@ def quantize(
         if not chosen(name, layer) or (given is not None and name not in given):
             continue
         try:
-            weight = given[name] if given is not None else _encoded(layer.weight, t)
+            weight = given[name] if given is not None else _encoded(layer.weight, t, search)
             made[name] = _layer(layer, weight, inputs)
         except CompileError as error:
             d = error.diagnostic
@@ -304,9 +321,10 @@ def quantize(
     return module
 
 
-def _encoded(weight: Tensor, t: DType | None) -> Encoded:
+def _encoded(weight: Tensor, t: DType | None, search: bool) -> Encoded:
     assert t is not None
-    return encode_scaled(weight.detach().double().numpy(), t, AXES)
+    encode = encode_closely if search else encode_scaled
+    return encode(weight.detach().double().numpy(), t, AXES)
 
 
 def _layer(layer: nn.Linear, weight: Encoded, activations: DType | None) -> QuantizedLinear:

@@ -16,6 +16,7 @@ from tcc.ir.expr import Const
 from tcc.ir.infer import build as verified
 from tcc.ir.mapping import Mapping
 from tcc.ir.target import Target
+from tcc.passes.unscale import unscale
 from tcc.samples import every_size, random_inputs, shape_of
 from tcc.tuned import Measured, load, save
 
@@ -63,6 +64,7 @@ def tune(
     start = time.monotonic()
     known = every_size(c, dict(sizes))
     c = verified(replace(c, ranks=tuple(replace(r, size=Const(known[r.name])) for r in c.ranks)))
+    c = unscale(c, target)
     arrays = random_inputs(c, {}, np.random.default_rng(0))
     arrays |= {t.name: np.empty(shape_of(c, t, {}), t.dtype.numpy) for t in c.outputs}
     names = [n for n in pipeline.names_for(target) if n != "map"]

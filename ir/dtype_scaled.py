@@ -172,7 +172,7 @@ def part_shapes(
     return found
 
 
-def _inner(t: DType, sizes: Sizes, axes: Axes) -> DType:
+def inner_type(t: DType, sizes: Sizes, axes: Axes) -> DType:
     """A scale's own type, its groups counted in scales instead of elements."""
     from tcc.ir.dtype_text import scaled_name
 
@@ -185,7 +185,7 @@ def _inner(t: DType, sizes: Sizes, axes: Axes) -> DType:
     return replace(t, name=scaled_name(made), form=made)
 
 
-def _spread(part: Array, sizes: Sizes) -> Array:
+def spread(part: Array, sizes: Sizes) -> Array:
     """An entry per group --> an entry per element."""
     for axis, n in enumerate(sizes):
         if n > 1:
@@ -213,14 +213,14 @@ def decode_scaled(stored: Any, t: DType, axes: Axes) -> Array:
     value = _elements(stored.codes, form, stored.parts, axes)
     zero, parts = form.zero, stored.parts
     if isinstance(zero, DType):
-        value = value - _spread(zero.load(parts["zero"]).astype(np.float64), sizes)
+        value = value - spread(zero.load(parts["zero"]).astype(np.float64), sizes)
     elif zero is not None:
         value = value - zero
     if form.scale is not None:
-        scale = _inner(form.scale, sizes, axes).load(parts["scale"], axes)
-        value = value * _spread(scale.astype(np.float64), sizes)
+        scale = inner_type(form.scale, sizes, axes).load(parts["scale"], axes)
+        value = value * spread(scale.astype(np.float64), sizes)
     if form.offset is not None:
-        value = value + _spread(form.offset.load(parts["offset"]).astype(np.float64), sizes)
+        value = value + spread(form.offset.load(parts["offset"]).astype(np.float64), sizes)
     return value
 
 
@@ -243,12 +243,15 @@ def _elements(codes: Array, form: Scaled, parts: dict[str, Any], axes: Axes) -> 
 # ---- encoding
 
 
-def encode_scaled(values: Array, t: DType, axes: Axes, table: Array | None = None) -> Encoded:
+def encode_scaled(
+    values: Array, t: DType, axes: Axes, table: Array | None = None, stretch: Array | float = 1.0
+) -> Encoded:
     """A plain quantiser: scales from the largest magnitude of each group (with a zero or offset: from its range).
 
     Scales of e8m0 are 2^(⌊log2 max⌋ - e), with 2^e the largest power of two among the elements, as MX has it; others
     are max / (largest element), rounded into their type. Codes are then the nearest ones to value / scale. With a
-    table (`table`: values of its shape) each vector takes the nearest row, level by level.
+    table (`table`: values of its shape) each vector takes the nearest row, level by level. `stretch`, one number or one
+    per group, multiplies the scales.
     """
     x = np.asarray(values, np.float64)
     check_groups(t, axes, x.shape)
@@ -259,15 +262,11 @@ def encode_scaled(values: Array, t: DType, axes: Axes, table: Array | None = Non
     parts: dict[str, Any] = {}
     if form.table is not None:
         return _encode_by_table(x, t, axes, table)
-    low, high = _extremes(x, sizes)
+    low, high, wanted = _ranges(x, form, sizes)
     least, most = _element_range(form)
     element = replace(form.element, saturate=True,
                       rounding=form.element.rounding or "nearest")  # fmt: skip
-    if isinstance(form.zero, DType) or form.offset is not None:
-        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-        wanted = (high - low) / (most - least)
-    else:
-        wanted = np.maximum(high, -low) / min(most, -least if least < 0 else most)
+    wanted = wanted * stretch
     scale = np.ones_like(wanted)
     if form.scale is not None:
         parts["scale"], scale = _scales(wanted, form, most, sizes, axes, np.maximum(high, -low))
@@ -275,15 +274,31 @@ def encode_scaled(values: Array, t: DType, axes: Axes, table: Array | None = Non
     if form.offset is not None:
         parts["offset"] = form.offset.store(low - least * scale)
         offset = form.offset.load(parts["offset"]).astype(np.float64)
-        x = x - _spread(offset, sizes)
-    shifted = x / _spread(safe, sizes)
+        x = x - spread(offset, sizes)
+    shifted = x / spread(safe, sizes)
     if isinstance(form.zero, DType):
         kind = replace(form.zero, saturate=True, rounding=form.zero.rounding or "nearest")
         parts["zero"] = kind.store(least - low / safe)
-        shifted = shifted + _spread(form.zero.load(parts["zero"]).astype(np.float64), sizes)
+        shifted = shifted + spread(form.zero.load(parts["zero"]).astype(np.float64), sizes)
     elif form.zero is not None:
         shifted = shifted + form.zero
     return Encoded(t, axes, encode(shifted, element), parts)
+
+
+def plain_scales(x: Array, t: DType, axes: Axes) -> Array:
+    """The scale of each group before it is rounded: its largest magnitude, or range, over that of the codes."""
+    check_groups(t, axes, x.shape)
+    return _ranges(x, scaled_form(t), group_sizes(t, axes, x.shape))[2]
+
+
+def _ranges(x: Array, form: Scaled, sizes: Sizes) -> tuple[Array, Array, Array]:
+    """The least and the largest value of each group that codes have to reach, and the scale with which they do."""
+    low, high = _extremes(x, sizes)
+    least, most = _element_range(form)
+    if isinstance(form.zero, DType) or form.offset is not None:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        return low, high, (high - low) / (most - least)
+    return low, high, np.maximum(high, -low) / min(most, -least if least < 0 else most)
 
 
 def _element_range(form: Scaled) -> tuple[float, float]:
@@ -308,7 +323,7 @@ def _extremes(x: Array, sizes: Sizes) -> tuple[Array, Array]:
 def _scales(wanted: Array, form: Scaled, most: float, sizes: Sizes, axes: Axes,
             size: Array) -> tuple[Any, Array]:  # fmt: skip
     assert form.scale is not None
-    t = _inner(form.scale, sizes, axes)
+    t = inner_type(form.scale, sizes, axes)
     with np.errstate(all="ignore"):
         if form.scale.name == "e8m0":
             power = np.floor(np.log2(size)) - np.floor(np.log2(most))
@@ -369,7 +384,7 @@ def random_stored(
     codes = random_stored(form.element, axes, (*levels, *small), random, 2**form.element.bits)
     parts = {
         name: random_stored(
-            _inner(part, group_sizes(t, axes, shape), axes), axes, wanted, random, 2
+            inner_type(part, group_sizes(t, axes, shape), axes), axes, wanted, random, 2
         )
         for name, (wanted, part) in part_shapes(t, axes, shape).items()
     }

@@ -23,7 +23,6 @@ from tcc.ir.index import within
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import contraction, is_copy, is_elementwise, operations
 
-
 _DECODING = 8  # additions and the like that one value may take
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Step, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
+from tcc.ir.dtype import Scaled
 from tcc.ir.expr import Access, Const, Var
 from tcc.ir.infer import build
 from tcc.ir.schedule import schedule
@@ -58,7 +59,7 @@ class _Gradient:
                                        helps=did_you_mean(name, known) or f"its {what}s: {', '.join(known)}")  # fmt: skip
         for name in (*wrt, *chosen):
             t = c.tensors[name]
-            if not t.dtype.is_float:
+            if not t.dtype.is_float or isinstance(t.dtype.form, Scaled):
                 raise CompileError("T0261", f"`{name}` is {t.dtype}: only floats have gradients", t.span,
                                    helps="leave it out, or convert it to a float")  # fmt: skip
         self.of = [outputs[name] for name in chosen]

@@ -352,7 +352,11 @@ def test_ctrl_c_says_so_and_exits_with_130(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(commands, "_units", interrupted)
-    assert shell("run", add) == (130, "", "interrupted\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        assert shell("run", add) == (130, "", "interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- as a process

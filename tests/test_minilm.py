@@ -171,6 +171,17 @@ def test_embeddings_equal_the_published_encoder() -> None:
     torch.testing.assert_close(minilm.MiniLM.load(weights)(ids, mask), expected, atol=1e-6, rtol=0)
 
 
+@needs_weights
+def test_weights_of_8_and_4_bits_keep_the_embeddings() -> None:
+    tokenizer = minilm.WordPiece.load(weights / "vocab.txt")
+    ids, mask = tokenizer.batch(SENTENCES)
+    with torch.no_grad():
+        want = minilm.MiniLM.load(weights)(ids, mask)
+        for kind, least in (("i8[group 128]", 0.999), ("u4[group 32, zero u4]", 0.95)):
+            got = tcc.quantize(minilm.MiniLM.load(weights), kind)(ids, mask)
+            assert float(torch.nn.functional.cosine_similarity(got, want).min()) > least
+
+
 def test_the_weights_of_an_unknown_attention_are_refused() -> None:
     with pytest.raises(ValueError, match="`flash`"):
         minilm.MiniLM("flash")

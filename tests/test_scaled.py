@@ -113,3 +113,20 @@ def test_torch_tensors_as_parts(rng: np.random.Generator) -> None:
         parts["scale"].mul_(scale)
         want = a.double() @ torch.from_numpy(tensors.decode()).T
         torch.testing.assert_close(program(a, tensors).double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_leave_encoded_inputs_out(rng: np.random.Generator) -> None:
+    text = W4.replace("128", "8")
+    w = dtypes.encode(rng.standard_normal((5, 16)), "u4[group k 8, scale f16, zero 8]", axes="n k")
+    a, d = rng.standard_normal((3, 16)).astype("f4"), rng.standard_normal((3, 5)).astype("f4")
+    np.testing.assert_allclose(tcc.grad(text)(a, w, d), d @ w.decode(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(CompileError, match="only floats have gradients"):
+        tcc.grad(text, "W")
+
+
+def test_sizes_of_groups_follow_from_those_of_ranks() -> None:
+    from tcc.ir.cost import cost
+
+    result = tcc.compile(W4).result
+    assert result.mapping is not None
+    assert cost(result.mapping, result.target, {"M": 4, "N": 16, "K": 256}).seconds > 0

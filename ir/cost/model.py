@@ -17,6 +17,7 @@ from tcc.ir.cost.tiles import Site, footprint, sites
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.index import evaluate_size
 from tcc.ir.mapping import Alloc, Kernel, Loop, Mapping, buffers, tensors
+from tcc.ir.sizes import known_sizes
 from tcc.ir.target import Target
 
 Table = dict[tuple[str, str], int]  # (level, tensor) -> elements
@@ -320,7 +321,8 @@ def bind_sizes(m: Mapping, given: MappingABC[str, int]) -> dict[str, int]:
                 f"rank `{name}` has size {value}",
                 helps="the model needs sizes of 1 or more",
             )
-    out = {r.name: int(given[r.name]) for r in m.ranks if r.size is None and r.name in given}
+    known = known_sizes(m.ranks, given)
+    out = {r.name: int(known[r.name]) for r in m.ranks if r.size is None and r.name in known}
     for r in m.ranks:
         if r.size is None and r.name not in out:
             raise CompileError(
