@@ -15,9 +15,7 @@ from tcc.ir.dtype_codes import float_form
 from tcc.ir.mapping import Mapping
 
 SIDE_BY_SIDE = 4  # runs
-AHEAD = (
-    4096  # elements that are fetched ahead: runs that follow each other are on pages of their own
-)
+AHEAD = 2048  # elements that are fetched ahead: each run is on pages of its own
 STRUCT = """typedef struct {
   const void *raw;        /* sign and mantissa of each element */
   const uint16_t *words;  /* the codes */
@@ -137,6 +135,7 @@ _HEAD = """#ifndef TCC_EXPAND
 typedef uint32_t u32x16_c __attribute__((vector_size(64)));
 typedef int32_t i32x16_c __attribute__((vector_size(64)));
 typedef int32_t i32x16_cu __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i32x4_cu __attribute__((vector_size(16), aligned(1), may_alias));
 typedef char i8x64_c __attribute__((vector_size(64)));
 typedef int16_t i16x16_c __attribute__((vector_size(32)));
 typedef int16_t i16x16_cu __attribute__((vector_size(32), aligned(2), may_alias));
@@ -144,6 +143,17 @@ typedef char i8x16_cu __attribute__((vector_size(16), aligned(1), may_alias));
 /* the entries of bytes 0, 4, 8, … in a table of 128 bytes */
 static inline u32x16_c entry_c(i8x64_c at, const i8x64_c *table) {
   return (u32x16_c)__builtin_ia32_vpermt2varqi512_maskz(at, table[0], table[1], 0x1111111111111111ull);
+}
+/* 16 bytes, each as the two highest of 32 bits */
+static inline i32x16_c twice_c(const void *p) {
+  const i8x64_c at = {
+#define AT_C(n) -1, -1, n, n
+    AT_C(0), AT_C(1), AT_C(2), AT_C(3), AT_C(4), AT_C(5), AT_C(6), AT_C(7),
+    AT_C(8), AT_C(9), AT_C(10), AT_C(11), AT_C(12), AT_C(13), AT_C(14), AT_C(15),
+#undef AT_C
+  };
+  const i32x16_c all = __builtin_ia32_broadcasti32x4_512(*(const i32x4_cu *)p, (i32x16_c){0}, -1);
+  return (i32x16_c)__builtin_ia32_pshufb512_mask((i8x64_c)all, at, (i8x64_c){0}, -1);
 }
 static inline u32x16_c choice_c(i32x16_c mask, u32x16_c a, u32x16_c b) {
   return ((u32x16_c)mask & a) | (~(u32x16_c)mask & b);
@@ -161,7 +171,7 @@ static inline u32x16_c shifted_c(u32x16_c v, u32x16_c n, int left) {
 def _abreast(t: DType, runs: int) -> str:
     """One function for so many runs, whose instructions take turns, since each run waits for itself at every step."""
     form = form_of(t)
-    m, bits, width = float_form(form.element).mantissa, form.element.bits, raw_bits(form.element)
+    width = raw_bits(form.element)
     stored = 8 * raw_type(form.element).itemsize
     every, wide = WORD // form.window, form.window == 8
     name, run = coded_word(t), form.run[1]
@@ -173,7 +183,7 @@ def _abreast(t: DType, runs: int) -> str:
         f"  memcpy(symbol, w->symbol, {64 * tables});",
         "  const uint16_t *const words = w->words;",
         "  const int64_t last = w->last;",
-        f"  const i32x16_c word = (i32x16_c){{0}} + {WORD};",
+        f"  const i32x16_c word = (i32x16_c){{0}} + {WORD}, field = (i32x16_c){{0}} + 0x7f800000;",
     ]
     for j in range(runs):
         lines += [
@@ -190,13 +200,13 @@ def _abreast(t: DType, runs: int) -> str:
             lines.append(f"  for (int64_t t = 0; t < {run // every}; t++) {{")
         for at in steps:
             for j in range(runs):
-                lines += _step(j, at == 0, wide, m, bits, width, stored)
+                lines += _step(j, at == 0, wide, width, stored)
         if inside:
             lines.append("  }")
     return "\n".join([*lines, "}"])
 
 
-def _step(j: int, takes: bool, wide: bool, m: int, bits: int, width: int, stored: int) -> list[str]:
+def _step(j: int, takes: bool, wide: bool, width: int, stored: int) -> list[str]:
     lines = ["    {"]
     if takes:
         lines += [
@@ -222,20 +232,19 @@ def _step(j: int, takes: bool, wide: bool, m: int, bits: int, width: int, stored
         lines += [
             f"      const u32x16_c n = entry_c({at}, length), s = entry_c({at}, symbol);",
         ]
+    raw = f"raw{j}"
     load = {
-        8: f"__builtin_ia32_pmovsxbd512_mask(*(const i8x16_cu *)raw{j}, (i32x16_c){{0}}, -1)",
-        16: f"__builtin_ia32_pmovsxwd512_mask(*(const i16x16_cu *)raw{j}, (i32x16_c){{0}}, -1)",
-        32: f"*(const i32x16_cu *)raw{j}",
+        8: f"__builtin_ia32_pmovsxbd512_mask(*(const i8x16_cu *){raw}, (i32x16_c){{0}}, -1)",
+        16: f"__builtin_ia32_pmovsxwd512_mask(*(const i16x16_cu *){raw}, (i32x16_c){{0}}, -1)",
+        32: f"*(const i32x16_cu *){raw}",
     }[stored]
-    load = load if width == stored else f"(i32x16_c){load} << {32 - width} >> {32 - width}"
-    shift = f" << {32 - bits}" if bits < 32 else ""
-    field = hex(255 << m)
+    placed = f"{load} << {32 - width} >> 8" if width != 8 else f"twice_c({raw})"
     return [
         *lines,
         f"      bits{j} = shifted_c(bits{j}, n, 0);",
         f"      held{j} -= n;",
-        f"      const i32x16_c r = {load};  /* the sign is in all bits above the mantissa */",
-        f"      *(i32x16_cu *)to{j} = (((i32x16_c)(s << {m}) & {field}) | (r & ~{field})){shift};",
+        f"      const i32x16_c r = {placed};  /* sign and mantissa where f32 has them */",
+        f"      *(i32x16_cu *)to{j} = __builtin_ia32_pternlogd512_mask(field, (i32x16_c)(s << 23), r, 0xca, -1);",
         f"      to{j} += step;",
         f"      raw{j} += 16;",
         "    }",
