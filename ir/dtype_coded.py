@@ -262,18 +262,21 @@ def encode_codes(codes: Array, t: DType, axes: Axes) -> Encoded:
 def _words(symbols: Array, lengths: Array, codes: Array, form: Coded) -> tuple[Array, Array]:
     """The words of some runs [run, step, lane] in the order in which lanes take them, and how many each run has."""
     count, steps, lanes = symbols.shape
-    length = lengths[symbols]
-    before = np.cumsum(length, axis=1) - length  # bits of a lane that earlier steps used
+    small = np.int32 if steps * MOST < 2**31 else np.int64
+    length = lengths.astype(small)[symbols]
+    before = (
+        np.cumsum(length, axis=1, dtype=small) - length
+    )  # bits of a lane that earlier steps used
     every = WORD // form.window
     # after it could take words at step t, a lane has taken enough for 16 bits: ceil(used / 16) + 1
     taken = np.repeat(-(-before[:, ::every] // WORD) + 1, every, axis=1)[:, :steps]
     most = int(taken.max(initial=0)) + 1
     lane = np.arange(count)[:, None, None] * lanes + np.arange(lanes)
     at = lane * most + before // WORD
-    value = codes[symbols] << before % WORD
+    value = codes.astype(np.int32)[symbols] << before % WORD
     flat = np.bincount(at.ravel(), (value & 0xFFFF).ravel(), count * lanes * most + 1)
     flat += np.bincount(at.ravel() + 1, (value >> WORD).ravel(), count * lanes * most + 1)
-    takes = np.diff(taken, axis=1, prepend=0) > 0
+    takes = np.diff(taken, axis=1, prepend=small(0)) > 0
     return flat.astype(np.uint16)[(lane * most + taken - 1)[takes]], takes.sum((1, 2))
 
 
