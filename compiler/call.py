@@ -252,18 +252,20 @@ class Caller:
         return outs[0] if len(outs) == 1 else self._pack(*outs)
 
     def _content(self, values: list[Any], pointers: list[int]) -> object:
-        """A key that changes when the content of a constant input may have: only tensors tell, by
-        their version. A tensor that was seen is kept alive, so that its address stays its own."""
+        """A key that changes when the content of a constant input may have: tensors tell by their
+        version, and arrays that nobody may write stay what they are. What was seen is kept alive, so
+        that its address stays its own."""
         key = []
         for n in self._constants:
             v = values[n]
-            if isinstance(v, np.ndarray) or v.is_inference():
+            array = isinstance(v, np.ndarray)
+            if not _read_only(v) if array else v.is_inference():
                 return object()
             if pointers[n] not in self._seen:
                 if len(self._seen) >= _MOST_PLANS:
                     return object()
                 self._seen[pointers[n]] = v
-            key.append((pointers[n], v._version))
+            key.append((pointers[n], 0 if array else v._version))
         return tuple(key)
 
     def _interpreted(self, plan: Plan, values: list[Any], torch: Any) -> Any:
@@ -378,6 +380,15 @@ class Caller:
         with guarded(self._result) if self._result else contextlib.nullcontext():
             call: Callable[..., None] = self._kernel.bind(*arguments)
         return call
+
+
+def _read_only(array: Any) -> bool:
+    """Whether an array, and what it is a view of, may not be written."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return array is None
 
 
 def _interpret(c: Cascade, arrays: dict[str, Array], sizes: dict[str, int]) -> dict[str, Array]:

@@ -38,19 +38,23 @@ def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split]:
     stand = tuple(stand_in(t) if t.name in ours else t for t in plain.inputs)
     plain = replace(plain, inputs=stand, tensors={**plain.tensors, **{t.name: t for t in stand}})
     parts = [
-        (t, parts_of(t.dtype, t.axes, t.shape) if isinstance(t.dtype.form, Scaled) else None)
+        parts_of(t.dtype, t.axes, t.shape) if isinstance(t.dtype.form, Scaled) else None
         for t in c.inputs
     ]
+    # weights are the same in most calls
+    last: list[tuple[Any, list[Any]]] = [(None, [])] * len(parts)
 
     def apart(values: list[Any]) -> list[Any]:
         found: list[Any] = []
-        for v, (t, mine) in zip(values, parts, strict=True):
-            if t.name in ours:
-                found += [argument(checked(v, t), t)]
-            elif mine is None:
+        for n, (v, t, mine) in enumerate(zip(values, c.inputs, parts, strict=True)):
+            if mine is None and t.name not in ours:
                 found.append(v)
-            else:
-                found += split(v, t, mine)
+                continue
+            known, arrays = last[n]
+            if known is not v:
+                arrays = [argument(checked(v, t), t)] if mine is None else split(v, t, mine)
+                last[n] = v, arrays
+            found += arrays
         return found
 
     return plain, apart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,12 @@ from tcc.ir.expr import (
     transform,
     variables,
 )
-from tcc.ir.index import poly
+from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node, leaves
 from tcc.passes._algebra import (
+    TYPICAL,
     Contraction,
     contraction,
     elements,
@@ -48,14 +49,15 @@ from tcc.passes._cpu_place import (
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
-from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
+from tcc.passes._cpu_vectors import across, column_of, lane_variable, lies_across, strided
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
     pass
 
 TURNED = 64  # rows and columns of a tile that is transposed
-REUSE = 4  # an operand that is read more often than this may be copied first
+REUSE = 2  # an operand that is read more often than this may be copied first
+LONG = 1 << 14  # elements of a task that is a part of one row
 TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
@@ -177,6 +179,9 @@ class GroupKernel(Operands):
         body: tuple[Node, ...] = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
+        cut = [v for v in self.rows if v not in rows and v not in tiles]
+        if not tiles and math.prod(self.size(v) or TYPICAL for v in rows) < TASKS:
+            tiles = dict.fromkeys(cut, LONG)  # few rows, which would leave cores idle
         for v in reversed(tiles):
             body = (Loop(v, tiles[v], body, "core"),)
         for v in reversed(rows):
@@ -195,18 +200,26 @@ class GroupKernel(Operands):
         extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
         points = math.prod(size_estimate(self.c, e) for e in extents.values())
         stored = ChainMap(self.locals, self.m.memory)
-        lane = lane_variable(d, [v for v in extents if v not in rows], stored)
+        inner = [v for v in extents if v not in rows]
+        lane = lane_variable(d, inner, stored, self._narrow([d]))
 
         def rule(n: Expr) -> Expr:
             if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
                 return n
-            n = self.m.padded(n, extents)
+            if lane is None or self._leaves(n, lane, extents):
+                n = self.m.padded(n, extents)
             if lane is not None and strided(n, lane, self.m.memory.get(n.tensor)):
                 n = self.m.laid_along(n, lane, extents)
             self.c = self.m.c
             return n
 
         return replace(d, body=transform(d.body, rule))
+
+    def _leaves(self, a: Access, v: str, extents: Mapping[str, Expr]) -> bool:
+        """Whether a read leaves its tensor along a variable."""
+        shape = self.c.tensors[a.tensor].shape
+        indices = zip(a.indices, shape, strict=True)
+        return any(v in variables(i) and not within(i, n, extents) for i, n in indices)
 
     def _reuse(self, members: list[Einsum], rows: list[str]) -> list[Einsum]:
         """An element-wise definition overwrites the buffer of an operand that nothing reads later."""
@@ -337,12 +350,25 @@ class GroupKernel(Operands):
                        Digit(n, space), Digit(n, 1, space)))  # fmt: skip
 
     def _flush(self, pending: list[Einsum]) -> list[Node]:
-        """Row by row over the tile."""
+        """Row by row over the tile, or all of it at once where results lie along the rows."""
         if not pending:
             return []
         assert self.tile is not None
+        if len(pending) == 1 and self._lies_across(pending[0]):
+            return self._vector_nodes(pending, self.outer())
         inner = self._vector_nodes(pending, [*self.outer(), self.tile])
         return [Loop(self.tile, 1, tuple(inner))]
+
+    def _lies_across(self, d: Einsum) -> bool:
+        """Whether a definition that reduces nothing writes what is contiguous along the rows of the tile, from sums that are
+        contiguous along the columns."""
+        target = Access(d.target, d.indices)
+        stored = self.m.memory.get(d.target)
+        return any(
+            not d.reduced and lies_across(target, v, self.tile or "", stored)
+            for a in d.reads if a.tensor in self.locals
+            for v in variables(a) if lies_across(a, self.tile or "", v, self.locals[a.tensor])
+        )  # fmt: skip
 
     def _contraction(self, d: Einsum, s: Contraction) -> tuple[list[Node], list[Node]]:
         """What fills the first operand, and the product itself."""

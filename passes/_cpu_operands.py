@@ -31,7 +31,7 @@ from tcc.passes._algebra import (
     size_estimate,
 )
 from tcc.passes._cpu_place import Columns
-from tcc.passes._cpu_rows import collide, shared_rows, spaced
+from tcc.passes._cpu_rows import collide, deep, shared_rows, spaced
 from tcc.passes._cpu_vectors import across, strided, vector_nodes
 
 if TYPE_CHECKING:
@@ -92,7 +92,13 @@ class Operands:
                                        layout or row_major(len(names)))  # fmt: skip
 
     def _vector_nodes(self, members: list[Einsum], rows: list[str]) -> list[Node]:
-        return vector_nodes(members, rows, ChainMap(self.locals, self.m.memory))
+        stored = ChainMap(self.locals, self.m.memory)
+        return vector_nodes(members, rows, stored, self._narrow(members))
+
+    def _narrow(self, members: list[Einsum]) -> set[str]:
+        """Reduced variables that are too short for one vector."""
+        reduced = {v for d in members for v in d.reduced}
+        return {v for v in reduced if (self.size(v) or TYPICAL) < self.m.lanes}
 
     def _depth_order(self, s: Contraction) -> list[str]:
         """The reduced variables, the one that runs farthest innermost."""
@@ -119,7 +125,8 @@ class Operands:
             within = self.m.padded(e, {v: self.c.extent(v) for v in variables(e)})
             self.c = self.m.c
             if not self.outside(within) and not collide(self, within, d, s):
-                return within, []
+                side = self.m.ready(within.tensor) and deep(self, within, d, s)
+                return self._side_by_side(within, d) if side else (within, [])
         names = [v for v in variables(e) if v != self.tile]
         order = [
             *(v for v in names if v not in s.reduced),
@@ -137,6 +144,19 @@ class Operands:
         fill = Einsum(name, access.indices, e)
         nodes = self._vector_nodes([fill], [*self.outer(), self.tile or ""])
         return access, [Loop(self.tile or "", 1, tuple(nodes))]
+
+    def _side_by_side(self, e: Access, d: Einsum) -> tuple[Expr, list[Node]]:
+        """A copy of the tile's rows in which the elements of all rows with one coordinate of the reduced variable follow each
+        other, as they do in memory, and those of the next coordinate come right behind."""
+        if text(e) in self.operands:
+            return self.operands[text(e)], []
+        order = [*(v for v in variables(e) if v != self.tile), self.tile or ""]
+        at = tuple(map(Var, order))
+        name = self._temporary(f"{d.target}_rows", e, order)
+        t = self.m.types[name]
+        self.locals[name] = Buffer(name, t.dtype, at, "L2", row_major(len(order)))
+        access = self.operands[text(e)] = Access(name, at)
+        return access, self._vector_nodes([Einsum(name, at, e)], self.outer())
 
     def _temporary(self, name: str, value: Expr, order: list[str]) -> str:
         name = self.m.fresh(name)

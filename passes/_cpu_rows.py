@@ -25,16 +25,17 @@ BYTES = 4  # of an element, as a rule
 
 
 def shared_rows(k: Operands) -> str | None:
-    """The rows of the products: rather such that no second operand is made of overlapping windows, and that whole
-    register tiles fit."""
+    """The rows of the products: rather such that no second operand is made of overlapping windows, that whole register tiles
+    fit, and that second operands are packed ahead."""
     usual = tile_variable(k.members)
-    best, chosen = (False, 0.0), usual
+    best, chosen = (False, 0.0, False), usual
     for v in [usual, *reversed(row_variables(k.members))]:
         found = [contraction(d, v) for d in k.members if contraction(d) is not None]
         splits = [s for s in found if s is not None]
         if v is None or len(splits) < len(found):
             continue
-        score = (not any(_windows(k, s) for s in splits), round(_busy(k, v, splits), 1))
+        whole = not any(_windows(k, s) for s in splits)
+        score = (whole, round(_busy(k, v, splits), 1), all(_ahead(k, s) for s in splits))
         if score > best:
             best, chosen = score, v
     return chosen
@@ -45,6 +46,12 @@ def _windows(k: Operands, s: Contraction) -> bool:
     read = sum(elements(k.c, a.tensor) for a in accesses(s.column_factor))
     names = variables(s.column_factor)
     return math.prod(size_estimate(k.c, k.c.extent(v)) for v in names) > 2 * read
+
+
+def _ahead(k: Operands, s: Contraction) -> bool:
+    """Whether the second operand is made of constants only."""
+    constant = {t.name for t in k.c.inputs if t.constant}
+    return all(a.tensor in constant for a in accesses(s.column_factor))
 
 
 def _busy(k: Operands, tile: str, splits: list[Contraction]) -> float:
@@ -71,15 +78,35 @@ def spaced(k: Operands, v: str, unit: int) -> int | None:
 
 def collide(k: Operands, a: Access, d: Einsum, s: Contraction) -> bool:
     """Whether rows read in place would drive each other out of the smallest cache, and a copy of them pays."""
-    shape = [poly(k.c.resolved(n)).constant for n in k.c.tensors[a.tensor].shape]
-    columns, depth = k.size(s.columns[-1]), k.size(s.reduced[-1])
-    if None in shape or columns is None or depth is None or len(s.reduced) > 1:
+    columns, rows = k.size(s.columns[-1]), k.size(k.tile or "") or k.shape[0]
+    stride = _stride(k, a, k.tile or "")
+    if stride is None or columns is None or len(s.reduced) > 1:
         return False
-    stride = 0
-    for n, i in enumerate(a.indices):
-        step = poly(i).coefficient(k.tile or "")
-        if step is None or step.constant is None:
-            return False
-        stride += step.constant * math.prod(x or 1 for x in shape[n + 1 :])
-    rows = min(k.shape[0], k.size(k.tile or "") or k.shape[0])
+    rows = min(k.shape[0], rows)
     return columns >= 8 * k.columns(d) and collisions(rows, stride * BYTES) > WAYS // 2
+
+
+def deep(k: Operands, a: Access, d: Einsum, s: Contraction) -> bool:
+    """Whether what one register tile reads in place of rows that lie side by side, a line for each term of its sums, would
+    drive each other out of the smallest cache, and a copy of them pays."""
+    columns, depth = k.size(s.columns[-1]), k.size(s.reduced[-1])
+    if len(s.reduced) > 1 or columns is None or depth is None or columns < 2 * k.columns(d):
+        return False
+    stride = _stride(k, a, s.reduced[-1])
+    return (
+        stride is not None
+        and _stride(k, a, k.tile or "") == 1
+        and collisions(min(depth, k.choice.block_depth), stride * BYTES) > WAYS
+    )
+
+
+def _stride(k: Operands, a: Access, v: str) -> int | None:
+    """Elements of a row-major tensor from one coordinate of a variable to the next; None where that is unknown."""
+    shape = [poly(k.c.resolved(n)).constant for n in k.c.tensors[a.tensor].shape]
+    steps = [poly(i).coefficient(v) for i in a.indices]
+    if None in shape or any(step is None or step.constant is None for step in steps):
+        return None
+    return sum(
+        (step.constant or 0) * math.prod(x or 1 for x in shape[n + 1 :])
+        for n, step in enumerate(steps) if step is not None
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tcc.ir.cascade import Einsum
 from tcc.ir.expr import Access, Var, text, variables
@@ -42,11 +42,15 @@ def _along(reductions: list[Einsum], column: str, buffers: Mapping[str, Buffer])
 
 
 def vector_nodes(
-    members: list[Einsum], rows: list[str], buffers: Mapping[str, Buffer]
+    members: list[Einsum],
+    rows: list[str],
+    buffers: Mapping[str, Buffer],
+    narrow: Collection[str] = (),
 ) -> list[Node]:
     """Definitions in order, each over its variables that `rows` does not fix, neighbours sharing one vector loop.
 
-    `buffers` says how what is neither input nor output lies in memory.
+    `buffers` says how what is neither input nor output lies in memory. Lanes run along `narrow` variables, which are too
+    short for a vector, only where nothing else is there.
     """
     nodes: list[Node] = []
     stage: list[Einsum] = []
@@ -59,7 +63,7 @@ def vector_nodes(
 
     for d in members:
         inner = [v for v in (*d.free, *d.reduced) if v not in rows]
-        mine = lane_variable(d, inner, buffers)
+        mine = lane_variable(d, inner, buffers, narrow)
         if mine is None:
             flush()
             nodes.append(Do(d))
@@ -118,11 +122,15 @@ def _nest(d: Einsum, lane: str, free: list[str], reduced: list[str]) -> Node:
     return leaf
 
 
-def lane_variable(d: Einsum, inner: list[str], buffers: Mapping[str, Buffer]) -> str | None:
-    """The variable along which most reads and writes are contiguous; the target counts twice."""
+def lane_variable(
+    d: Einsum, inner: list[str], buffers: Mapping[str, Buffer], narrow: Collection[str] = ()
+) -> str | None:
+    """The variable along which most reads and writes are contiguous; the target counts twice. Rather one that is not
+    `narrow`."""
     if not inner:
         return None
-    score: Callable[[str], tuple[int, bool, int]] = lambda v: (  # noqa: E731
+    score: Callable[[str], tuple[bool, int, bool, int]] = lambda v: (  # noqa: E731
+        v not in narrow,
         sum(
             weight * _contiguous(a, v, buffers.get(a.tensor))
             for a, weight in [*((a, 1) for a in d.reads), (Access(d.target, d.indices), 2)]

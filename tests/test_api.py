@@ -360,8 +360,14 @@ def test_constant_inputs_may_still_change() -> None:
     np.testing.assert_array_equal(program(a, w), a @ w)
     w += 1
     np.testing.assert_array_equal(program(a, w), a @ w)
+    before, writable = a @ w, w[:]
+    w.flags.writeable = False  # from now on nobody is expected to write it
+    np.testing.assert_array_equal(program(a, w), before)
+    writable += 1
+    np.testing.assert_array_equal(program(a, w), before)
+    np.testing.assert_array_equal(program(a, writable), a @ w)
     torch = pytest.importorskip("torch")
-    x, weights = torch.from_numpy(a), torch.from_numpy(w).clone()
+    x, weights = torch.from_numpy(a), torch.from_numpy(w.copy())
     for _ in range(3):
         assert torch.equal(program(x, weights), x @ weights)
         weights += 1

@@ -117,3 +117,35 @@ def test_a_product_of_one_row_adds_up_in_blocks(rng: np.random.Generator) -> Non
     text = "ranks M=1\nin A: f32[M, K], W: f32[N, K]\nout C: f32[M, N]\nC[m, n] = A[m, k] * W[n, k]"
     a, w = (rng.standard_normal((n, 5000)).astype(np.float32) for n in (1, 3))
     np.testing.assert_allclose(tcc.compile(text)(a, w), a @ w.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [7, 45])
+def test_windows_with_a_stride_of_two_are_read_along_the_lanes(
+    width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, k = torch.randn(2, 5, 9, width, dtype=dtype), torch.randn(5, 1, 3, 3, dtype=dtype)
+    every = slice(0, width // 2 * 2, 2)
+
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = torch.conv2d(x, k, stride=2, padding=1, groups=5)
+        return (
+            found,
+            nn.functional.avg_pool2d(x, 2),
+            x[..., every] * x[..., 1::2][..., : width // 2],
+        )
+
+    for memory in (torch.contiguous_format, torch.channels_last):
+        given = x.contiguous(memory_format=memory)
+        for found, exact in zip(tcc.compile(f)(given), f(given), strict=True):
+            torch.testing.assert_close(found, exact)
+
+
+def test_convolutions_of_one_pixel_are_right_with_results_along_the_rows() -> None:
+    torch.manual_seed(0)
+    inner, outer = 96, 40
+    layer = nn.Conv2d(inner, outer, 1).requires_grad_(False)
+    x = torch.randn(2, inner, 32, 32)  # a stride of 4096 bytes between channels
+    compiled = tcc.compile(lambda x: torch.relu(layer(x)) + 1)
+    torch.testing.assert_close(compiled(x), torch.relu(layer(x)) + 1, rtol=1e-4, atol=1e-4)

@@ -151,6 +151,20 @@ DOCUMENTED = {
         CHECK: do {{.*}}[m, n] = A[m, k] * [[PANELS]][k, n] with n on lane, m on unroll
         """,
     ),
+    # A row that is alone is cut into tasks.
+    "map: one long row": (
+        "map",
+        """
+        in X: f32[N]
+        out Y: f32[N]
+        Y[n] = exp(X[n])
+        """,
+        """
+        CHECK: for n by {{[0-9]+}} on core {
+        CHECK: for n by {{[0-9]+}} {
+        CHECK: do Y[n] = exp(X[n]) with n on lane
+        """,
+    ),
     # A reduction of rows runs a row per core step and a vector of columns per instruction.
     "map: a reduction of rows": (
         "map",

@@ -1,4 +1,5 @@
-"""The C text that transposes square blocks of vectors in registers, by number of lanes."""
+"""The C text that moves lanes between vectors: square blocks are transposed in registers, by number of lanes, and every
+second element is loaded."""
 
 from __future__ import annotations
 
@@ -34,5 +35,16 @@ TRANSPOSE = {
     r[i] = SHUFFLE($I, low, high, 0, 1, 2, 3, 8, 9, 10, 11);
     r[i + 4] = SHUFFLE($I, low, high, 4, 5, 6, 7, 12, 13, 14, 15);
   }
+}""",
+}
+
+SECOND = {
+    "ld2": """$T ld2_$T(const void *p) {  /* every second element, and none behind the last of them */
+  return SHUFFLE($I, ld_$T(p), ld_$T((const $E *)p + $N - 1), $second);
+}""",
+    "ld2n": """$T ld2n_$T(const void *p, i64 n) {
+  $T a = ldn_$T(p, 2 * n - 1 < $N ? 2 * n - 1 : $N);
+  $T b = ldn_$T((const $E *)p + $N - 1, 2 * n > $N ? 2 * n - $N : 0);
+  return SHUFFLE($I, a, b, $second);
 }""",
 }

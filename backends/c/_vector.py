@@ -281,15 +281,14 @@ class Vector:
         indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
         code = s.storage[a.tensor].code
         looked_up = code is not None and code.name not in HALVES
-        if step is None or step.constant != 1 or indirect or looked_up:
+        near = step is not None and (
+            step.constant == 1 or (step.constant == 2 and code is None and t.is_float)
+        )
+        if not near or indirect or looked_up:
             return self._gather(a, t)
         if moving:
             return self._window(a, t, moving)
-        place = self.place(a)
-        if self.count is None:
-            loaded = f"{self._memory('ld', a.tensor, t)}({place})"
-        else:
-            loaded = f"{self._memory('ldn', a.tensor, t)}({place}, {self.count})"
+        loaded = self._loaded_from(a, t)
         guards = s.unsafe(a)
         if not guards:
             return loaded
@@ -298,9 +297,20 @@ class Vector:
         )
         return f"{inside(s, guards)} ? {loaded} : {fill}"
 
+    def _loaded_from(self, a: Access, t: DType) -> str:
+        """Lanes that are one or two elements apart, all of them inside."""
+        step = self.step(a)
+        two = "2" if step is not None and step.constant == 2 else ""
+        if self.count is None:
+            return f"{self._memory('ld' + two, a.tensor, t)}({self.place(a)})"
+        return f"{self._memory('ld' + two + 'n', a.tensor, t)}({self.place(a)}, {self.count})"
+
     def place(self, a: Access) -> str:
-        """Where the lanes of a contiguous access start: a row pointer made before the loop, plus the counter."""
+        """Where the lanes of an access start that are one or two elements apart: a row pointer made before the loop, plus the
+        counter."""
         s = self.s
+        step = self.step(a)
+        two = step is not None and step.constant == 2
         rest = poly(s.address(a)).without(self.counter)
         base = integer_text(s, rest.expr())
         pointer = s.storage[a.tensor].pointer
@@ -315,9 +325,9 @@ class Vector:
             pointer = self.hoisted.add(s, f"row {pointer} {base}", f"{pointer}_row", f"{element} *const ",
                                        f"({element} *){pointer} + {base}")  # fmt: skip
             base = "0"
-        offset = f" + {self.offset}" if self.offset else ""
+        offset = f" + {self.offset * (1 + two)}" if self.offset else ""
         start = "" if base == "0" else f" + {base}"
-        return f"{pointer}{start} + {self.counter}{offset}"
+        return f"{pointer}{start} + {'2 * ' * two}{self.counter}{offset}"
 
     def _memory(self, name: str, tensor: str, t: DType) -> str:
         """The function `ld`, `ldn`, `st` or `stn` for what is stored."""
@@ -361,8 +371,7 @@ class Vector:
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
             tests.append(inside(s, s.unsafe(a)))
         s.intervals[self.lane] = old
-        loaded = f"{self._memory('ld', a.tensor, t)}({self.place(a)})"
-        return f"{' && '.join(tests)} ? {loaded} : {self._gather(a, t)}"
+        return f"{' && '.join(tests)} ? {self._loaded_from(a, t)} : {self._gather(a, t)}"
 
     def _gather(self, a: Access, t: DType) -> str:
         """Lane by lane; lanes beyond the tail read the last valid point."""

@@ -32,7 +32,7 @@ from typing import Final
 
 from tcc.backends.c import _vector_text as text
 from tcc.backends.c._stream_text import STREAM
-from tcc.backends.c._transpose_text import SHUFFLE, TRANSPOSE
+from tcc.backends.c._transpose_text import SECOND, SHUFFLE, TRANSPOSE
 from tcc.ir.diagnostics import CompileError, did_you_mean
 
 # Largest error in units in the last place of f32 results; `tests/test_vector_math.py` measures it.
@@ -163,6 +163,7 @@ def _values(kind: str, lanes: int) -> dict[str, object]:
         "C": "double" if wide else "float",
         "splat": ", ".join(["s"] * lanes),
         "count": ", ".join(str(i) for i in range(lanes)),
+        "second": ", ".join(str(i) for i in (*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2))),
         "magnitude": "INT64_MAX" if wide else "INT32_MAX",
     }
 
@@ -219,7 +220,7 @@ def _scalar(kind: str) -> Iterator[tuple[str, str]]:
 def _lane_access(kind: str, size: int) -> Iterator[tuple[str, str]]:
     """Memory, masks and comparison: what needs nothing but the type and its mask."""
     values = _values(kind, size // _BYTES[kind])
-    yield from _define(text.VECTOR | STREAM, values)
+    yield from _define(text.VECTOR | STREAM | SECOND, values)
     if (lanes := size // _BYTES[kind]) in TRANSPOSE:
         yield from _define({"transpose": TRANSPOSE[lanes]}, values)
     if kind in ("i32", "i64"):
