@@ -22,13 +22,14 @@ import numpy as np
 
 from tcc.ir import dtype_codes
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import Coded, DType
+from tcc.ir.dtype_coded import decode_codes, encode_codes
 from tcc.ir.dtype_scaled import Encoded, decode_scaled, encode_scaled
 from tcc.ir.dtype_text import dtype
 
 Array = Any
 
-__all__ = ["DType", "Encoded", "decode", "dtype", "encode", "pack", "unpack"]
+__all__ = ["DType", "Encoded", "compress", "decode", "dtype", "encode", "expand", "pack", "unpack"]
 
 
 def encode(
@@ -45,7 +46,7 @@ def encode(
     stochastic rounding draws its random numbers from (default: row-major).
     """
     t = dtype(to) if isinstance(to, str) else to
-    if isinstance(t.form, Scaled):
+    if t.in_parts:
         return encode_scaled(values, t, _axes(axes), table)
     if t.kind == "b":
         return np.asarray(values).astype(bool)
@@ -62,6 +63,22 @@ def decode(stored: Any, of: str | DType | None = None) -> Array:
         )
     t = dtype(of) if isinstance(of, str) else of
     return t.load(stored)
+
+
+def compress(codes: Array, to: str | DType, axes: str | tuple[str, ...]) -> Encoded:
+    """A coded tensor of an element type's codes (of native floats: their values), bit for bit: NaNs keep their payloads.
+
+    `axes` names the dimensions ("n k"). T0147 for runs and lanes that do not divide the tensor, T0148 for other arrays.
+    """
+    t = dtype(to) if isinstance(to, str) else to
+    if not isinstance(t.form, Coded):
+        raise CompileError("T0147", f"{t} is not coded", helps="as in `bf16[coded k 256]`")
+    return encode_codes(codes, t, _axes(axes))
+
+
+def expand(stored: Encoded) -> Array:
+    """The codes of a coded tensor's elements, as unsigned integers: what `compress` was given. T0148 for a damaged stream."""
+    return decode_codes(stored)
 
 
 def pack(codes: Array, of: str | DType) -> Array:

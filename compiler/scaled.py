@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from tcc.coded import argument, stand_in
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.scaled_parts import parts_of, split
+from tcc.ir.dtype import Coded, Scaled
+from tcc.ir.scaled_parts import checked, parts_of, split
 from tcc.ir.target import Target
 from tcc.stored import is_scaled
 
@@ -15,31 +18,41 @@ Split = Callable[[list[Any]], list[Any]]
 
 
 def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split]:
-    """The program as `unscale` leaves it, and what turns its arguments into those of that program.
+    """The program as `unscale` leaves it, and what turns its arguments into those of that program; in C, coded inputs are
+    arguments of their own.
 
     T0302 for scaled tensors that stay: outputs, and what functions of PyTorch read.
     """
     from tcc.passes.unscale import unscale
 
     plain = unscale(c, target)
+    ours = (
+        {t.name for t in plain.inputs if isinstance(t.dtype.form, Coded)}
+        if target.backend == "c"
+        else set()
+    )
     for t in (*plain.inputs, *plain.outputs):
-        if is_scaled(t):
+        if is_scaled(t) and (t.name not in ours or t in plain.outputs):
             raise CompileError("T0302", f"the {target.backend} backend has no {t.dtype} tensors yet: `{t.name}`", t.span,
                                helps="pass codes and scales as tensors of their own, or use the numpy target")  # fmt: skip
-    parts = [parts_of(t.dtype, t.axes, t.shape) if is_scaled(t) else None for t in c.inputs]
-    last: list[tuple[Any, list[Any]]] = [(None, [])] * len(
-        parts
-    )  # weights are the same in most calls
+    stand = tuple(stand_in(t) if t.name in ours else t for t in plain.inputs)
+    plain = replace(plain, inputs=stand, tensors={**plain.tensors, **{t.name: t for t in stand}})
+    parts = [
+        parts_of(t.dtype, t.axes, t.shape) if isinstance(t.dtype.form, Scaled) else None
+        for t in c.inputs
+    ]
+    # weights are the same in most calls
+    last: list[tuple[Any, list[Any]]] = [(None, [])] * len(parts)
 
     def apart(values: list[Any]) -> list[Any]:
         found: list[Any] = []
-        for n, (v, mine) in enumerate(zip(values, parts)):
-            if mine is None:
+        for n, (v, t, mine) in enumerate(zip(values, c.inputs, parts, strict=True)):
+            if mine is None and t.name not in ours:
                 found.append(v)
                 continue
             known, arrays = last[n]
             if known is not v:
-                arrays = split(v, c.inputs[n], mine)
+                arrays = [argument(checked(v, t), t)] if mine is None else split(v, t, mine)
                 last[n] = v, arrays
             found += arrays
         return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import DType
 from tcc.ir.dtype_codes import same_bits
 
 Array = Any
@@ -26,7 +26,7 @@ def torch_dtype(torch: Any, dtype: DType) -> Any:
 
 def is_scaled(t: Tensor) -> bool:
     """Whether a tensor comes as an `Encoded`."""
-    return isinstance(t.dtype.form, Scaled)
+    return t.dtype.in_parts
 
 
 def coded(array: Array, t: Tensor) -> Array:

@@ -6,6 +6,7 @@
             | eEm0 · pow2_N · positN_ES                     powers of two, posits                  (Float, Posit)
             | nf4 · codebook[v, …]                          a value per code                       (Table)
             | dtype[group k 128, scale dtype, …]            elements that share scales or tables   (Scaled)
+            | dtype[coded k 256, lanes n 16, window 7]      exponents in a code of variable length    (Coded)
             | dtype.nearest · .zero · .stochasticN · .sat   how a value is rounded into it
 
 `tcc.ir.dtype_text.dtype` reads and prints these spellings. Elements that are not native are *codes*: arithmetic decodes
@@ -79,7 +80,30 @@ class Scaled:
         return tuple(dict.fromkeys(names))
 
 
-Form = Float | Posit | Table | Scaled
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Elements whose exponent fields are Huffman codes of up to `window` bits, by runs of neighbours along a rank.
+
+    `run` and `lanes` are (rank, neighbours); lanes are runs that share a stream. `tcc.ir.dtype_coded` states the format.
+    """
+
+    element: DType
+    run: tuple[str, int]
+    lanes: tuple[str, int] | None = None
+    window: int = 8
+
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """The variables of the ranks that it names."""
+        return tuple(k for k, _ in self.neighbours)
+
+    @property
+    def neighbours(self) -> tuple[tuple[str, int], ...]:
+        """What divides which rank."""
+        return (self.run, *((self.lanes,) if self.lanes else ()))
+
+
+Form = Float | Posit | Table | Scaled | Coded
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +150,11 @@ class DType:
         return F32 if fits_f32(self) else F64
 
     @property
+    def in_parts(self) -> bool:
+        """Whether a tensor of the type is an `Encoded`: several arrays, which its elements share."""
+        return isinstance(self.form, Scaled | Coded)
+
+    @property
     def itemsize(self) -> int:
         """Bytes of one element in memory, where each has bytes of its own."""
         return self.numpy.itemsize if self.bits else 1
@@ -144,6 +173,10 @@ class DType:
         if self.form is None:
             kind = {"f": "float", "i": "int", "u": "uint"}[self.kind]
             return _numpy(f"{kind}{size}")
+        if isinstance(self.form, Coded):
+            from tcc.ir.dtype_coded import raw_type
+
+            return raw_type(self.form.element)
         return self.form.element.numpy if isinstance(self.form, Scaled) else _numpy(f"uint{size}")
 
     @property
@@ -163,25 +196,25 @@ class DType:
     def load(self, stored: Any, axes: tuple[str, ...] = ()) -> Any:
         """The values of stored elements as an array of type `working`. T0148 for a code or value that it lacks.
 
-        A scaled type needs the variables of the dimensions' ranks, and an `Encoded`.
+        A scaled or coded type needs the variables of the dimensions' ranks, and an `Encoded`.
         """
         if self.native:
             return np.asarray(stored).astype(self.working)
         from tcc.ir.dtype_codes import decode
         from tcc.ir.dtype_scaled import decode_scaled
 
-        if isinstance(self.form, Scaled):
+        if self.in_parts:
             return decode_scaled(stored, self, axes)
         return decode(stored, self)
 
     def store(self, values: Any, axes: tuple[str, ...] = (), positions: Any = None) -> Any:
-        """Values rounded into the type, as stored elements: an array of type `numpy`, or an `Encoded` if scaled."""
+        """Values rounded into the type, as stored elements: an array of type `numpy`, or an `Encoded` if scaled or coded."""
         if self.native:
             return np.asarray(values).astype(self.numpy)
         from tcc.ir.dtype_codes import encode
         from tcc.ir.dtype_scaled import encode_scaled
 
-        if isinstance(self.form, Scaled):
+        if self.in_parts:
             return encode_scaled(values, self, axes)
         return encode(values, self, positions)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Float, Posit, Scaled, Table
+from tcc.ir.dtype import Coded, DType, Float, Posit, Scaled, Table
 from tcc.ir.random_bits import random_bits
 
 Array = Any
@@ -84,6 +84,8 @@ def largest(t: DType) -> float:
 @lru_cache(maxsize=256)
 def fits_f32(t: DType) -> bool:
     """Whether f32 holds every value exactly."""
+    if isinstance(t.form, Coded):
+        return fits_f32(t.form.element)
     if isinstance(t.form, Scaled):
         parts = (t.form.scale, t.form.zero, t.form.offset, t.form.table, t.form.element)
         return all(p.compute.bits <= 32 for p in parts if isinstance(p, DType))

@@ -1,4 +1,4 @@
-"""Scaled and tabled tensors in NumPy: their parts, the values that they mean, and a plain quantiser."""
+"""Scaled and tabled tensors in NumPy (coded ones: `dtype_coded`): their parts, the values that they mean, and a plain quantiser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tcc.ir.diagnostics import CompileError, Span
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import Coded, DType, Scaled
+from tcc.ir.dtype_coded import check_parts, coded_shape, decode_coded, encode_coded
 from tcc.ir.dtype_codes import decode, encode, integer_range, largest
 
 Array = Any
@@ -34,6 +35,10 @@ class Encoded:
     parts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.dtype.form, Coded):
+            check_ranks(self.dtype, self.axes, np.ndim(self.codes) - 1)
+            check_parts(self)
+            return
         form = scaled_form(self.dtype)
         shape = self.shape
         check_groups(self.dtype, self.axes, shape)
@@ -55,6 +60,8 @@ class Encoded:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the tensor of values."""
+        if isinstance(self.dtype.form, Coded):
+            return coded_shape(self.codes, self.dtype, self.axes)
         form = scaled_form(self.dtype)
         shape = list(np.shape(self.codes))[1 if form.residual > 1 else 0 :]
         if form.vector is not None:
@@ -78,8 +85,11 @@ def check_codes(name: str, codes: Array, t: DType) -> None:
 
 
 def scaled_form(t: DType) -> Scaled:
-    """The form of a scaled type."""
-    assert isinstance(t.form, Scaled), t
+    """The form of a scaled type; T0147 for another."""
+    if not isinstance(t.form, Scaled):
+        raise CompileError(
+            "T0147", f"{t} is not scaled", helps="as in `i4[group k 128, scale f16]`"
+        )
     return t.form
 
 
@@ -100,22 +110,36 @@ def group_sizes(t: DType, axes: Axes, shape: tuple[int, ...]) -> Sizes:
 
 def check_groups(t: DType, axes: Axes, shape: tuple[int | None, ...]) -> None:
     """T0147 for a rank that the tensor lacks, and for a group that does not divide one (of known size)."""
-    form = scaled_form(t)
-    if len(axes) != len(shape):
-        raise CompileError("T0147", f"{len(shape)} dimensions need as many ranks, not `{', '.join(axes)}`",
-                           helps='name them, as in `axes="n k"`')  # fmt: skip
-    for k, n in (*form.groups, *((form.vector,) if form.vector else ())):
+    check_ranks(t, axes, len(shape))
+    what = "groups"
+    if isinstance(t.form, Coded):
+        what = "runs or lanes"
+        lengths: tuple[tuple[str, int | None], ...] = t.form.neighbours
+    else:
+        lengths = (*scaled_form(t).groups, *((v,) if (v := scaled_form(t).vector) else ()))
+    for k, n in lengths:
         size = shape[_axis(t, axes, k)]
         if n is not None and size is not None and size % n:
-            raise CompileError("T0147", f"groups of {n} do not divide the {size} elements along `{k}`",
+            raise CompileError("T0147", f"{what} of {n} do not divide the {size} elements along `{k}`",
                                helps="choose a divisor, or pad the tensor")  # fmt: skip
-    if form.scale is not None and isinstance(form.scale.form, Scaled):
-        check_groups(form.scale, axes, shape)
+    inner = t.form.scale if isinstance(t.form, Scaled) else None
+    if inner is not None and isinstance(inner.form, Scaled):
+        check_groups(inner, axes, shape)
+
+
+def check_ranks(t: DType, axes: Axes, count: int) -> None:
+    """T0147 for dimensions without a rank each, and for a rank of the type that the tensor lacks."""
+    if len(axes) != count:
+        raise CompileError("T0147", f"{count} dimensions need as many ranks, not `{', '.join(axes)}`",
+                           helps='name them, as in `axes="n k"`')  # fmt: skip
+    assert isinstance(t.form, Scaled | Coded)
+    for k in t.form.ranks:
+        _axis(t, axes, k)
 
 
 def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Span | None) -> None:
     """`check_groups` of a declaration, whose errors point at it, if its type is scaled."""
-    if not isinstance(t.form, Scaled):
+    if not t.in_parts:
         return
     try:
         check_groups(t, axes, shape)
@@ -126,7 +150,7 @@ def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Sp
 
 def check_conversion(t: DType, span: Span | None) -> None:
     """T0147 for a type into which values round by their place in a tensor, which no expression has."""
-    if isinstance(t.form, Scaled) or t.rounding == "stochastic":
+    if t.in_parts or t.rounding == "stochastic":
         raise CompileError("T0147", f"an expression can not be {t}", span,
                            helps="its rounding depends on the place: declare an output of that type")  # fmt: skip
 
@@ -181,6 +205,8 @@ def decode_scaled(stored: Any, t: DType, axes: Axes) -> Array:
         raise CompileError(
             "T0148", f"the tensor is {stored.dtype}, not {t}", helps="encode it again"
         )
+    if isinstance(t.form, Coded):
+        return decode_coded(stored)
     form = scaled_form(t)
     shape = stored.shape
     sizes = group_sizes(t, axes, shape)
@@ -229,6 +255,8 @@ def encode_scaled(
     """
     x = np.asarray(values, np.float64)
     check_groups(t, axes, x.shape)
+    if isinstance(t.form, Coded):
+        return encode_coded(x, t, axes)
     form = scaled_form(t)
     sizes = group_sizes(t, axes, x.shape)
     parts: dict[str, Any] = {}
@@ -344,7 +372,7 @@ def random_stored(
         top = min(limit, integer_range(t)[1] + 1)
         return random.integers(0, max(1, top), shape).astype(t.numpy)
     if not isinstance(t.form, Scaled):
-        return t.store(random.standard_normal(shape))
+        return t.store(random.standard_normal(shape), axes)
     form = t.form
     check_groups(t, axes, shape)
     if form.table is None:

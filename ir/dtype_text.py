@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from tcc.ir.diagnostics import CompileError, Span, did_you_mean
-from tcc.ir.dtype import DTYPES, DType, Float, Posit, Scaled, Table
+from tcc.ir.dtype import DTYPES, Coded, DType, Float, Posit, Scaled, Table
+from tcc.ir.dtype_coded import MOST
+from tcc.ir.dtype_codes import float_form
 
 # a type with brackets or dots is one word of the grammar; brackets nest up to three deep
 _INSIDE = r"(?:[^\[\]]|\[(?:[^\[\]]|\[[^\[\]]*\])*\])*"
 _ROUNDING = r"(?:\.(?:nearest|zero|stochastic\d*|sat)\b)"
-_CLAUSE = r"(?:group|scale|zero|offset|table|vector|residual)\s+[\w-]"
+_CLAUSE = r"(?:group|scale|zero|offset|table|vector|residual|coded)\s+[\w-]"
 TOKEN = (
     rf"codebook\[[^\[\]]*\]{_ROUNDING}*(?:\[\s*(?={_CLAUSE}){_INSIDE}\])?"
     rf"|[a-z]\w*{_ROUNDING}*\[\s*(?={_CLAUSE}){_INSIDE}\]|[a-z]\w*{_ROUNDING}+"
@@ -104,8 +106,31 @@ class _Reader:
         while self.accept("."):
             made = _rounded(made, self.next())
         if self.accept("["):
-            return self.scaled(made)
+            return self.coded(made) if self.accept("coded") else self.scaled(made)
         return made
+
+    def coded(self, element: DType) -> DType:
+        """What stands behind `coded`."""
+        run = (self.rank(), self.integer(1))
+        lanes: tuple[str, int] | None = None
+        window = max(8, _exponent_bits(element, self.wrong))
+        while self.accept(","):
+            word = self.next()
+            if word == "lanes" and lanes is None:
+                lanes = (self.rank(), self.integer(2))
+            elif word == "window":
+                window = self.integer(1)
+            else:
+                raise self.wrong(
+                    f"unexpected `{word or 'the end'}`: it may have `lanes` and a `window`"
+                )
+        self.expect("]")
+        if window > MOST:
+            raise self.wrong(f"codes have at most {MOST} bits, not {window}")
+        if lanes is not None and lanes[0] == run[0]:
+            raise self.wrong(f"runs and lanes lie along the same rank `{run[0]}`")
+        made = Coded(element, run, lanes, window)
+        return DType(coded_name(made), "f", element.bits, made)
 
     def codebook(self) -> DType:
         self.expect("[")
@@ -168,7 +193,7 @@ class _Reader:
             elif word == "table":
                 made = replace(made, table=self.type())
             else:
-                known = ["group", "scale", "zero", "offset", "table", "vector", "residual"]
+                known = ["group", "scale", "zero", "offset", "table", "vector", "residual", "coded"]
                 raise CompileError("T0147", f"in the dtype `{self.text}`: unknown clause `{word}`",
                                    helps=did_you_mean(word, known) or f"one of {', '.join(known)}")  # fmt: skip
             if not self.accept(","):
@@ -181,17 +206,17 @@ class _Reader:
 
 def _check_scaled(form: Scaled, wrong: Callable[[str], CompileError]) -> None:
     element = form.element
-    if isinstance(element.form, Scaled) or element.kind == "b":
+    if element.in_parts or element.kind == "b":
         raise wrong(f"elements can not be {element}")
     if (form.vector or form.residual > 1) and form.table is None:
         raise wrong("`vector` and `residual` need a `table`")
     if form.table is not None and (element.kind != "u" or element.bits > 16):
         raise wrong(f"a table is indexed by u1 to u16, not by {element}")
     for what, part in (("table", form.table), ("offset", form.offset), ("zero", form.zero)):
-        if isinstance(part, DType) and (part.kind == "b" or isinstance(part.form, Scaled)):
+        if isinstance(part, DType) and (part.kind == "b" or part.in_parts):
             raise wrong(f"`{what}` can not be {part}")
-    if form.scale is not None and form.scale.kind == "b":
-        raise wrong("`scale` can not be bool")
+    if form.scale is not None and (form.scale.kind == "b" or isinstance(form.scale.form, Coded)):
+        raise wrong(f"`scale` can not be {form.scale}")
     if form.scale is form.table is form.offset is form.zero is None:
         raise wrong("it has neither a scale nor an offset, zero or table")
     inner = form.scale.form if form.scale is not None else None
@@ -202,6 +227,23 @@ def _check_scaled(form: Scaled, wrong: Callable[[str], CompileError]) -> None:
         for k, n in inner.groups:
             if n is not None and (sizes.get(k, 1) is None or n % (sizes.get(k) or 1)):
                 raise wrong(f"scales of {sizes.get(k)} along `{k}` do not fill groups of {n}")
+
+
+def _exponent_bits(t: DType, wrong: Callable[[str], CompileError]) -> int:
+    if t.kind != "f" or not (t.native or isinstance(t.form, Float)) or t.rounding == "stochastic":
+        raise wrong(f"{t} has no exponents that could be coded")
+    form = float_form(t)
+    if t.bits == form.exponent:
+        raise wrong(f"{t} has nothing but an exponent")
+    return form.exponent
+
+
+def coded_name(form: Coded) -> str:
+    """The spelling of a coded type."""
+    lanes = f", lanes {form.lanes[0]} {form.lanes[1]}" if form.lanes else ""
+    usual = max(8, float_form(form.element).exponent)
+    window = f", window {form.window}" if form.window != usual else ""
+    return f"{form.element}[coded {form.run[0]} {form.run[1]}{lanes}{window}]"
 
 
 def scaled_name(form: Scaled) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import Coded, DType, Scaled
 from tcc.ir.dtype_scaled import Encoded, scaled_form
 from tcc.ir.expr import Access, Cast, Const, Expr, call
 from tcc.ir.index import divide, poly
@@ -43,10 +43,14 @@ class Part:
 
 
 def rank_groups(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """For each rank that scaled types group: the least number of coordinates that is whole groups of all."""
+    """For each rank that scaled types group, and coded ones cut into runs and lanes: the least number of coordinates that
+    is whole groups of all."""
     found: dict[str, int] = {}
     for t in tensors:
         kind: DType | None = t.dtype
+        if isinstance(t.dtype.form, Coded):
+            for variable, n in t.dtype.form.neighbours:
+                found[variable.upper()] = math.lcm(found.get(variable.upper(), 1), n)
         while kind is not None and isinstance(kind.form, Scaled):
             lengths = [*kind.form.groups, *((kind.form.vector,) if kind.form.vector else ())]
             for variable, n in lengths:
@@ -169,18 +173,25 @@ def _element(form: Scaled, axes: tuple[str, ...], names: Names,
 
 def split(value: Any, t: Tensor, parts: list[Part]) -> list[Any]:
     """The arrays of an `Encoded` that `parts` describe, in their order; T0148 for anything else."""
+    found = checked(value, t)
+    return [_found(found, p) for p in parts]
+
+
+def checked(value: Any, t: Tensor) -> Encoded:
+    """The argument for a tensor of a scaled or coded type, if it is one; T0148 for anything else."""
     if not isinstance(value, Encoded):
         raise CompileError("T0148", f"`{t.name}`: a {type(value).__name__} is no tensor of {t.dtype}", t.span,
                            helps="pass `tcc.dtypes.encode(x, dtype, axes)`, or `tcc.dtypes.Encoded(…)` of its parts")  # fmt: skip
     if value.dtype != t.dtype:
         raise CompileError("T0148", f"`{t.name}` is {value.dtype}, not {t.dtype}", t.span, helps="encode it again")  # fmt: skip
-    named = scaled_form(t.dtype).ranks
+    assert isinstance(t.dtype.form, Scaled | Coded)
+    named = t.dtype.form.ranks
     if value.axes != t.axes and any(
         (a in named or b in named) and a != b for a, b in zip(value.axes, t.axes)
     ):
         raise CompileError("T0148", f"`{t.name}` is encoded over {', '.join(value.axes)}, but declared over "
                            f"{', '.join(t.axes)}", t.span, helps="give its dimensions those names")  # fmt: skip
-    return [_found(value, p) for p in parts]
+    return value
 
 
 def _found(value: Encoded, part: Part) -> Any:

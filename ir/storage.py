@@ -8,7 +8,7 @@ import numpy as np
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import Coded, DType, Scaled
 
 Array = Any
 
@@ -41,6 +41,8 @@ def as_stored(
     data = np.asarray(data)
     if t.is_float and data.dtype.kind in "iub":  # first what it is in the type that computes
         data = data.astype(t.compute.numpy).astype(np.float64)
+    if isinstance(t.form, Coded):  # lossless
+        t = t.form.element
     if isinstance(t.form, Scaled):  # its groups are known when the tensor is complete
         return data, None if error is None else np.where(np.asarray(error) > 0, np.inf, 0.0)
     made = t.load(t.store(data, positions=positions))

@@ -32,6 +32,7 @@ from tcc.passes._algebra import (
     side_by_side,
     size_estimate,
 )
+from tcc.passes._cpu_coded import decoding_rows, run_and_lanes
 from tcc.passes._cpu_columns import column_kernel
 from tcc.passes._cpu_decode import (
     ROWS,
@@ -83,10 +84,11 @@ class GroupKernel(Operands):
         if len(splits) == 1:
             (d,) = (d for d in self.members if contraction(d, self.tile) is not None)
             self.way = columns_of(self, d, splits[0])
+            factor = splits[0].column_factor
             self.decodes = decodes(self, d, splits[0])
-            self.wide = self.way == Columns.NEAR and wide(
-                self, splits[0].column_factor, self.column or ""
-            )
+            self.wide = self.way == Columns.NEAR and wide(self, factor, self.column or "")
+            if self.way == Columns.NEAR and isinstance(factor, Access):
+                self.together = run_and_lanes(self, factor).get(self.column or "", 1)
         self.shape = self._register_tile([self.size(s.columns[-1]) for s in splits])
         if self.decodes:
             self.shape = decoding_tile(self, self.size(self.tile))
@@ -97,7 +99,7 @@ class GroupKernel(Operands):
         outer = [b for b in self.locals.values() if not any(b is x for x in inner)]
         body = _allocated(inner, (*before, *body) if again else body)
         if self.column is not None:
-            unit = self.shape[1] * self.m.lanes
+            unit = math.lcm(self.shape[1] * self.m.lanes, self.together)
             cut = again or self.decodes
             block = self._column_block() if cut else self.choice.block_columns // unit * unit
             body = (Loop(self.column, block, body, "core" if again else None),)
@@ -130,7 +132,8 @@ class GroupKernel(Operands):
         if self.choice.fixed and not (whole and any((n or 1) % unit for n in columns)):
             return self.usual
         rows = self.size(self.tile or "")
-        return register_tile(rows, columns, self.m.lanes, self.m.registers, self.usual, whole)
+        found = register_tile(rows, columns, self.m.lanes, self.m.registers, self.usual, whole)
+        return self.usual if found[1] * self.m.lanes % self.together else found
 
     def _in_column(self, b: Buffer) -> bool:
         """Whether a buffer holds columns of a block only."""
@@ -151,9 +154,9 @@ class GroupKernel(Operands):
         """Columns per task: few enough that small problems still have several tasks."""
         assert self.column is not None
         size = poly(self.c.extent(self.column)).constant
-        unit = self.shape[1] * self.m.lanes
         if self.decodes:
             return decoding_columns(size)
+        unit = math.lcm(self.shape[1] * self.m.lanes, self.together)
         most = WIDE if self.wide else self.choice.block_columns
         most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
         return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))
@@ -170,6 +173,8 @@ class GroupKernel(Operands):
 
     def _vector_kernel(self) -> Kernel:
         rows = list(self.rows)
+        if (coded := decoding_rows(self)) is not None:
+            return coded
         if (column := column_of(self.members, rows, self.m.memory)) is not None:
             return column_kernel(self, column, [v for v in rows if v != column])
         streams = [streams_rows(self, d) for d in self.members]

@@ -9,10 +9,12 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
+from tcc.ir.dtype import Coded
 from tcc.ir.expr import Access, Expr, Var, accesses, call, variables
 from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
 from tcc.passes._algebra import TYPICAL, Contraction, plain_variables
+from tcc.passes._cpu_coded import run_and_lanes, whole
 from tcc.passes._cpu_rows import BYTES, collide
 from tcc.passes._cpu_tiles import LINE
 from tcc.passes._cpu_vectors import strided
@@ -49,6 +51,7 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
     rows = [k.size(v) for v in s.rows]
     if not isinstance(e, Access) or not _readable(k, e, d) or k.column != column:
         return Columns.PACKED
+    sizes = run_and_lanes(k, e)
     if (
         s.mask
         or column not in [i.name for i in e.indices if isinstance(i, Var)]
@@ -56,15 +59,18 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
         or not set(variables(e)) <= {*k.outer(), column, *s.reduced}
     ):
         return Columns.PACKED
+    first = s.row_factor
+    if sizes:
+        near = isinstance(first, Access) and _readable(k, first, d)
+        return Columns.NEAR if near else Columns.PACKED
     known = any(t.name == e.tensor and t.constant for t in k.c.inputs)
     count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
     size = k.size(column)
     along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
-    whole = along and size is not None and size % (2 * k.m.lanes) == 0
-    if not known and 0 < count <= FEW and whole and size is not None and size <= SHORT:
+    fits = along and size is not None and size % (2 * k.m.lanes) == 0
+    if not known and 0 < count <= FEW and fits and size is not None and size <= SHORT:
         if size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
             return Columns.PLACE
-    first = s.row_factor
     if not isinstance(first, Access) or not _readable(k, first, d):
         return Columns.PACKED
     if count <= SOME:
@@ -73,13 +79,11 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
 
 
 def _readable(k: Operands, e: Access, d: Einsum) -> bool:
-    """Whether a read of memory needs no test and no conversion."""
-    return (
-        k.m.ready(e.tensor)
-        and not accesses(*e.indices)
-        and not k.outside(e)
-        and k.c.tensors[e.tensor].dtype == k.m.types[d.target].dtype
-    )
+    """Whether a read of memory needs no test and no conversion, or is decoded by a copy."""
+    if not k.m.ready(e.tensor) or accesses(*e.indices) or k.outside(e):
+        return False
+    t, wanted = k.c.tensors[e.tensor].dtype, k.m.types[d.target].dtype
+    return wanted == (t.compute if isinstance(t.form, Coded) else t)
 
 
 def streamed(k: Operands, d: Einsum, s: Contraction, leaf: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -104,13 +108,15 @@ def blocks(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
     panel, height = k.columns(d), k.shape[0]
     depth = k.choice.block_depth
     if k.way == Columns.NEAR:
-        depth = min(depth, max(1, NEAR_BLOCK // block))
+        sizes = run_and_lanes(k, e) if isinstance(e := s.column_factor, Access) else {}
+        depth = whole(min(depth, max(1, NEAR_BLOCK // block)), sizes.get(deep, 1))
     body: list[Node] = []
     buffers: list[Buffer] = []
 
     def copied(
-        name: str, e: Expr, inner: tuple[str, str], layout: Layout, loops: Callable[[Node], Node]
+        name: str, e: Access, inner: tuple[str, str], layout: Layout, loops: Callable[[Node], Node]
     ) -> Access:
+        coded = run_and_lanes(k, e)
         others = [v for v in variables(e) if v not in inner]
         order = [*others, *inner]
         made = k._temporary(name, e, order)
@@ -118,7 +124,8 @@ def blocks(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
         moved = tuple(replace(g, dimension=g.dimension + len(others)) for g in layout.digits)
         at = tuple(map(Var, order))
         buffers.append(Buffer(made, k.m.types[made].dtype, at, "L2", Layout((*digits, *moved))))
-        body.append(loops(Do(Einsum(made, at, e), ((inner[1], "lane"),))))
+        copy = Einsum(made, at, e)
+        body.append(Do(copy) if coded else loops(Do(copy, ((inner[1], "lane"),))))
         return Access(made, at)
 
     e = s.column_factor

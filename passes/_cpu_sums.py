@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import F32, F64, DType
-from tcc.ir.expr import Access, Cast, Const, call, variables
+from tcc.ir.expr import Access, Cast, Const, Var, call, variables
 from tcc.ir.mapping import Do, Loop, Node, leaves
 from tcc.passes._algebra import plain_variables
 
@@ -54,13 +54,13 @@ def _node(k: Operands, n: Node, rows: list[str]) -> list[Node]:
     named: dict[int, Einsum] = {}
     for d in sums:
         part, wide = partial(k, d, "part", F32, rows), partial(k, d, "wide", F64, rows)
-        at = d.indices
+        at = tuple(map(Var, plain_variables(d)))
         total = call("add", Access(wide, at), Cast(F64, Access(part, at)))
         start.append(Do(Einsum(wide, at, Const(0.0))))
         zero.append(Do(Einsum(part, at, Const(0.0))))
         after.append(Do(Einsum(wide, at, total)))
-        end.append(Do(Einsum(d.target, at, Cast(F32, Access(wide, at)))))
-        named[id(d)] = replace(d, target=part)
+        end.append(Do(Einsum(d.target, d.indices, Cast(F32, Access(wide, at)))))
+        named[id(d)] = replace(d, target=part, indices=at)
     body = tuple(
         replace(x, einsum=named[id(x.einsum)], update=True)
         if isinstance(x, Do) and id(x.einsum) in named

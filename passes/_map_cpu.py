@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Stop, steps, targets
+from tcc.ir.coded_leaf import undecodable
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import (
     Access,
@@ -23,6 +24,7 @@ from tcc.ir.mapping import Buffer, Do, Kernel, Loop, Mapping, Node
 from tcc.ir.mapping_verify import verify
 from tcc.ir.target import Target
 from tcc.passes._algebra import fills
+from tcc.passes._cpu_coded import coded_reads, from_values
 from tcc.passes._cpu_dots import dots_kernels, row_operands
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
@@ -53,6 +55,7 @@ class Mapper:
         self.making: set[str] = set()  # what the kernel that is being made computes
 
     def run(self) -> Mapping:
+        self._decode_recurrences()
         groups = self._groups()
         self._memory(groups)
         row_operands(self, [members for _, members in groups])
@@ -75,7 +78,7 @@ class Mapper:
                 self.kernels.append(_recurrence_kernel(self, name, recurrence))
             else:
                 self._clear(einsums)
-                self._group(name, einsums)
+                self._group(name, self._decoded(name, einsums))
         return Mapping(self.c.name, self.target, self.c.ranks, self.c.inputs, self.c.outputs, tuple(self.memory.values()),
                        tuple(self.kernels))  # fmt: skip
 
@@ -104,6 +107,33 @@ class Mapper:
         usual, self.tiles = self.tiles, choice.tiles
         build(True, choice.why)
         self.tiles = usual
+
+    def _decode_recurrences(self) -> None:
+        """Recurrences read decoded tensors."""
+        inside = [d for r in self._recurrences() for d in r.steps]
+        made = tuple(
+            from_values(self, d) if any(d is x for x in inside) and isinstance(d, Einsum) else d
+            for d in self.c.definitions
+        )
+        if any(a is not b for a, b in zip(made, self.c.definitions, strict=True)):
+            self.c = replace(self.c, definitions=made)
+
+    def _decoded(self, name: str, members: list[Einsum]) -> list[Einsum]:
+        """The members of a group; they read decoded tensors if their kernels would read coded ones in other ways than run
+        by run."""
+        if not any(coded_reads(self, d) for d in members):
+            return members
+        made = {d.target for d in members}
+        joint = next((j for j in self.c.joints if set(j.tensors) <= made), None)
+        with self.trial(self.tiles) as kernels:
+            k = (
+                GroupKernel(self, name, members)
+                if joint is None
+                else StreamKernel(self, name, members, joint)
+            )
+            every = [k.build(), *kernels()]
+            bad = any(isinstance(x, Kernel) and undecodable(x, self.types) for x in every)
+        return [from_values(self, d) for d in members] if bad else members
 
     @contextmanager
     def trial(self, tiles: Tiles) -> Iterator[Callable[[], list[Kernel | Extern]]]:

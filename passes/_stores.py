@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum
-from tcc.ir.dtype import Scaled
 from tcc.ir.expr import Access, Cast
 
 
@@ -35,7 +34,7 @@ def _explicit(c: Cascade, d: Einsum, taken: set[str]) -> list[Definition]:
         taken.add(name)
         stored = Einsum(d.target, d.indices, Access(name, d.indices), (), (), d.span)
         return [replace(d, target=name), *_explicit(c, stored, taken)]
-    if isinstance(t.form, Scaled) or t.rounding == "stochastic":
+    if t.in_parts or t.rounding == "stochastic":
         return [d]  # rounded by where an element lies, which no expression says
     if isinstance(d.body, Cast) and d.body.dtype == t:
         return [d]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,6 +111,12 @@ def _close(layer: nn.Module, x: torch.Tensor, target: str = "cpu") -> None:
     found = tcc.compile(layer, target=target)(x)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert found.stride() == wanted.stride()
+
+
+def test_a_product_of_one_row_adds_up_in_blocks(rng: np.random.Generator) -> None:
+    text = "ranks M=1\nin A: f32[M, K], W: f32[N, K]\nout C: f32[M, N]\nC[m, n] = A[m, k] * W[n, k]"
+    a, w = (rng.standard_normal((n, 5000)).astype(np.float32) for n in (1, 3))
+    np.testing.assert_allclose(tcc.compile(text)(a, w), a @ w.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

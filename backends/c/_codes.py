@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tcc.ir.dtype import DTYPES, DType, Float, Posit, Scaled, Table
-from tcc.ir.dtype_codes import encode, integer_range, ladder, table
+from tcc.ir.dtype import DTYPES, Coded, DType, Float, Posit, Scaled, Table
+from tcc.ir.dtype_codes import encode, float_form, integer_range, ladder, table
 from tcc.ir.expr import Cast, walk
 from tcc.ir.mapping import Kernel, Mapping, leaves, tensors
 
@@ -34,6 +34,8 @@ def supported(t: DType) -> bool:
     """Whether C can read and write such elements."""
     if not is_coded(t) or t.name in HALVES:
         return True
+    if isinstance(t.form, Coded):  # read only, by leaves that decode
+        return supported(t.form.element) or starts_f32(t.form.element)
     if isinstance(t.form, Scaled) or t.rounding == "stochastic" or (t.bits == 64 and t.saturate):
         return False
     if t.is_integer:
@@ -41,8 +43,24 @@ def supported(t: DType) -> bool:
     return t.form is not None and t.bits <= TABLE_BITS and t.rounding in ("", "nearest")
 
 
+def starts_f32(t: DType) -> bool:
+    """Whether codes are the first bits of those of an f32 with the same value."""
+    if not t.is_float or isinstance(t.form, Posit | Table | Scaled | Coded):
+        return False
+    form = float_form(t)
+    return (form.exponent, form.bias, form.specials, form.signed, form.subnormal) == (
+        8,
+        127,
+        "ieee",
+        True,
+        True,
+    )
+
+
 def stored_type(t: DType) -> str:
-    """The C type of a stored element."""
+    """The C type of a stored element; of all that a coded tensor is passed as."""
+    if isinstance(t.form, Coded):
+        return "tcc_coded"
     if t.kind == "b":
         return "uint8_t"
     if not is_coded(t):
@@ -64,6 +82,7 @@ def word(t: DType) -> str:
 def code_functions(m: Mapping, used: set[str]) -> list[str]:
     """The C text of the functions in use, for the element types of a mapping's tensors and conversions."""
     types = [t.dtype for t in tensors(m).values()]
+    types += [t.form.element for t in types if isinstance(t.form, Coded)]
     for k in m.kernels:
         for leaf in leaves(k.body) if isinstance(k, Kernel) else ():
             parts = walk(leaf.einsum.body, *leaf.einsum.where, *leaf.einsum.indices)

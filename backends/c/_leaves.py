@@ -49,13 +49,14 @@ def first_visit(s: Scope, d: Einsum) -> str | None:
 
 def emit_do(s: Scope, leaf: Do) -> None:
     """One `do` outside any shared vector loop."""
+    from tcc.backends.c._coded_leaf import emit_decoded
     from tcc.backends.c._dots import emit_dots, emit_panels
     from tcc.backends.c._micro import emit_micro
     from tcc.backends.c._packed import emit_pack
     from tcc.backends.c._unpack import emit_unpacked
 
     d = leaf.einsum
-    if emit_panels(s, d):
+    if emit_panels(s, d) or emit_decoded(s, d):
         return
     if s.storage[d.target].packed:
         emit_pack(s, leaf)

@@ -53,7 +53,7 @@ def narrow_functions(used: set[str]) -> list[str]:
     for t, lanes in sorted(found):
         c = {v: k for k, v in _STORED.items()}[t]
         mine = {f for f in used if f.endswith(f"_{t}_i32x{lanes}")}
-        widen = _WIDEN if lanes == "8" else ""
+        widen = _WIDEN.get(lanes, "").replace("$whole", _LOW if t[1:] == "8" else "v")
         widen = widen.replace("$c", "char" if t[1:] == "8" else "short").replace("$l", "b" if t[1:] == "8" else "w")  # fmt: skip
         widen = widen.replace("$o", "s" if t[0] == "i" else "z")
         text = _TEXT.replace("$widen", widen).replace("$t", t).replace("$C", c).replace("$N", lanes)
@@ -92,10 +92,16 @@ static inline void stn_$t_i32x$N(void *p, i32x$N v, int64_t n) {
 }"""
 
 # gcc 12 widens element by element
-_WIDEN = """#if defined(__AVX2__) && !defined(__clang__)
-  typedef $c wide_half __attribute__((vector_size(16)));
-  wide_half half = {0};
-  memcpy(&half, &v, $B);
-  return (i32x8)__builtin_ia32_pmov$ox$ld256(half);
+_WIDEN = {
+    "8": """#if defined(__AVX2__) && !defined(__clang__)
+  typedef $c wide_bytes __attribute__((vector_size(16)));
+  return (i32x8)__builtin_ia32_pmov$ox$ld256((wide_bytes)$whole);
 #endif
-"""
+""",
+    "16": """#if defined(__AVX512F__) && !defined(__clang__)
+  typedef $c wide_bytes __attribute__((vector_size($B)));
+  return (i32x16)__builtin_ia32_pmov$ox$ld512_mask((wide_bytes)v, (i32x16){0}, -1);
+#endif
+""",
+}
+_LOW = "(long long __attribute__((vector_size(16)))){(long long)v, 0}"  # 8 bytes, in a register

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 
 from tcc.backends.c._canonical import canonical_key, comment, touched
+from tcc.backends.c._coded import decoding_functions
 from tcc.backends.c._codes import code_functions, computed, is_coded, stored_type, supported
 from tcc.backends.c._decode import decode_functions
 from tcc.backends.c._dots_text import dot_functions
@@ -38,7 +39,9 @@ from tcc.backends.c._tree import Tree
 from tcc.backends.c.vector_math import functions as vector_functions
 from tcc.backends.c.vector_math import preamble
 from tcc.ir.cascade import Tensor
+from tcc.ir.coded_leaf import undecodable
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype import Coded
 from tcc.ir.expr import Const, Expr, Var
 from tcc.ir.index import poly
 from tcc.ir.mapping import (
@@ -89,6 +92,20 @@ class Emitter:
             if not supported(t.dtype):
                 raise CompileError("T0302", f"the C backend has no {t.dtype} tensors yet: `{t.name}`", t.span,
                                    helps="declare it as f32")  # fmt: skip
+        self._check_coded()
+
+    def _check_coded(self) -> None:
+        """T0302 for a coded output, and for reads of coded tensors that are no copies of whole runs."""
+        for t in self.m.outputs:
+            if isinstance(t.dtype.form, Coded):
+                raise CompileError("T0302", f"the C backend writes no {t.dtype} tensors: `{t.name}`", t.span,
+                                   helps="use the numpy target")  # fmt: skip
+        for k in self.m.kernels:
+            bad = undecodable(k, self.signature.tensors) if isinstance(k, Kernel) else None
+            if bad is not None:
+                raise CompileError("T0302", f"`{bad.einsum}` does not decode whole runs of a coded tensor", bad.span,
+                                   helps="copy them first: `do T[…] = W[…]`, in tiles of whole runs and lanes, nothing "
+                                   "bound to lanes")  # fmt: skip
 
     def program(self) -> Program:
         kernels = [k for k in self.m.kernels if isinstance(k, Kernel)]
@@ -112,6 +129,7 @@ class Emitter:
             *code_functions(self.m, self.functions),
             *narrow_functions(self.functions),
             *decode_functions(self.functions, [b.dtype for b in self.m.memory]),
+            *decoding_functions(self.m, self.functions),
             *(micro_kernel(key) for key in micro),
             *dot_functions(self.functions),
             *bodies,
