@@ -82,12 +82,39 @@ def attention_explicit() -> Made:
     return attention, tuple(torch.randn(3, 1, 12, 512, 64))
 
 
-@case("attention sdpa 12x1024x64")
-def attention_sdpa() -> Made:
+@case("attention 12x1024x64", length=1024)
+@case("attention 12x4096x64", length=4096)
+@case("attention 12x1024x64 causal", length=1024, causal=True)
+@case("attention 12x4096x64 causal", length=4096, causal=True)
+def attention_sdpa(length: int, causal: bool = False) -> Made:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    return attention, tuple(torch.randn(3, 1, 12, length, 64))
+
+
+@case("attention 12x1024x64 window 256", length=1024)
+@case("attention 12x4096x64 window 256", length=4096)
+def attention_window(length: int, window: int = 256) -> Made:
+    """Each query sees itself and the keys before it, `window` in all."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        at = torch.arange(length)
+        before = at[:, None] - at
+        seen = (before >= 0) & (before < window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+    return attention, tuple(torch.randn(3, 1, 12, length, 64))
+
+
+@case("attention decode 12x1x4096x64")
+def attention_decode() -> Made:
+    """One new query on a cache of 4096 keys."""
+
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
 
-    return attention, tuple(torch.randn(3, 1, 12, 1024, 64))
+    return attention, (torch.randn(1, 12, 1, 64), *torch.randn(2, 1, 12, 4096, 64))
 
 
 @case("softmax rows 4096x1024")
@@ -146,6 +173,30 @@ def minilm(batch: int, tokens: int) -> Made:
     ids = torch.randint(1000, VOCABULARY, (batch, tokens))
     lengths = torch.linspace(tokens, tokens // 2, batch).long()
     return model, (ids, (torch.arange(tokens) < lengths[:, None]).long())
+
+
+class Block(nn.Module):
+    """A block of GPT-2 (small), with the defaults of its configuration."""
+
+    def __init__(self, width: int = 768, heads: int = 12) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = split.movedim(-3, 0).transpose(-3, -2)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.project(seen.transpose(-3, -2).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+@case("gpt2 block 64", tokens=64)
+@case("gpt2 block 512", tokens=512)
+def gpt2_block(tokens: int) -> Made:
+    return Block().requires_grad_(False).eval(), (torch.randn(1, tokens, 768),)
 
 
 # ---- rows of 4096 x 4096: what memory allows is the limit

@@ -28,7 +28,7 @@ from tcc.ir.cascade import Cascade, Einsum, Field, Joint, Recurrence, Step, step
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype_scaled import random_stored
 from tcc.ir.expr import Access, Call, Expr, Size, transform, walk
-from tcc.ir.index import evaluate_size
+from tcc.ir.index import evaluate_size, poly
 from tcc.ir.interpret import ExternCall, Value, _Interpreter, bind, interpret
 from tcc.ir.joint_laws import combined, references
 from tcc.ir.joint_verify import walk_of, with_primes
@@ -332,7 +332,7 @@ def _tiles(low: int, high: int, tile: int) -> Iterator[tuple[int, int]]:
 
 # ---- bodies
 
-_FORMS: tuple[Form, ...] = (Stream(1), Stream(3), Tree(2), Split(2, 3))
+_STEPS = 256  # of a walk; longer ones are tried in coarser steps
 _ROUNDS = ((5, 7, 2, 3, 4), (1,), (4, 6, 9))  # sizes that the ranks take in turn
 
 
@@ -341,6 +341,8 @@ def check_body(c: Cascade, joint: Joint, extern: ExternCall | None = None) -> No
 
     Programs whose sizes can not be chosen freely, or that call functions when `extern` is missing, are not tried.
     """
+    step = max(1, (poly(c.resolved(c.extent(joint.var))).constant or 0) // _STEPS)
+    forms: tuple[Form, ...] = (Stream(step), Stream(3 * step), Tree(2 * step), Split(2, 3 * step))
     face = replace(c, outputs=tuple(c.tensors[t] for t in joint.tensors))
     ranks = [r.name for r in c.ranks if r.size is None]
     for n, numbers in enumerate(_ROUNDS[: 3 if ranks else 1]):
@@ -349,7 +351,7 @@ def check_body(c: Cascade, joint: Joint, extern: ExternCall | None = None) -> No
             inputs = _random_inputs(c, sizes, np.random.default_rng(n))
             want = interpret(_wide(face), inputs, sizes, extern=extern)
             found = {
-                form: run_joint(c, joint, inputs, sizes, form, extern=extern) for form in _FORMS
+                form: run_joint(c, joint, inputs, sizes, form, extern=extern) for form in forms
             }
         except CompileError as error:
             if error.diagnostic.code in ("T0110", "T0111", "T0125", "T0126", "T0301"):
