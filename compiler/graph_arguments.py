@@ -19,7 +19,8 @@ def arguments(
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[tuple[str, int, int]]]:
     """Which arguments are tensors, which are ranks, and which dimensions of arguments give the other ranks."""
     tensors = [(i.tensor, n) for n, i in enumerate(captured.inputs) if i.tensor is not None]
-    ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank is not None]
+    free = {r.name for r in captured.cascade.ranks if r.size is None}
+    ranks = [(i.rank, n) for n, i in enumerate(captured.inputs) if i.rank in free and i.rank]
     given = {rank for rank, _ in ranks}
     shapes: list[tuple[str, int, int]] = []
     types = {t.name: t for t in captured.cascade.inputs}
@@ -27,7 +28,7 @@ def arguments(
         shape = types[name].shape
         order = captured.orders.get(name, range(len(shape)))
         for d, size in zip(order, shape, strict=True):
-            if isinstance(size, Size) and size.rank not in given:
+            if isinstance(size, Size) and size.rank in free and size.rank not in given:
                 given.add(size.rank)
                 shapes.append((size.rank, n, d))
     return tensors, ranks, shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tcc.frontends._pytorch_sizes import Unsupported, is_one, size_expression, symbols
@@ -133,6 +134,13 @@ class Builder:
             raise Unsupported(f"layout {fake.layout} is not supported")
         shape = tuple(self.size(n) for n in fake.shape)
         return Tensor(name, dtype or self.dtype(fake.dtype), shape, 0, self.span)
+
+    def equate(self, one: Expr, other: Expr) -> None:
+        """Two sizes that an operator needs to be equal, are: the rank of the second is defined as the first."""
+        if isinstance(one, Size) and isinstance(other, Size) and one.rank != other.rank:
+            known = self.ranks[other.rank]
+            if known.size is None and self.ranks[one.rank].size is None:
+                self.ranks[other.rank] = replace(known, size=one)
 
     def size(self, n: Any) -> Expr:
         """A size as an expression; its symbols become ranks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ from tcc.frontends._pytorch_builder import Builder, Index, Lowering, NotLowered,
 from tcc.frontends._pytorch_pointwise import add, mul
 from tcc.frontends._pytorch_reductions import exponentials, normalised
 from tcc.frontends._pytorch_sizes import is_one, minus, plus, times
-from tcc.ir.cascade import Tensor
-from tcc.ir.expr import Access, Const, Expr, call, text
+from tcc.ir.cascade import Einsum, Tensor
+from tcc.ir.expr import Access, Call, Const, Expr, Var, call, substitute, text
 
 _ZERO = Const(0)
 
@@ -111,13 +112,12 @@ def _attention(
     Rows without any key give 0, as PyTorch's do. `causal` keeps the keys at n <= m alone.
     """
     lead, m, n, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], q.dtype
+    b.equate(n, v.shape[-2])
     if not isinstance(scale, (int, float, type(None))):
         raise NotLowered
-    factor = scale if scale is not None else None
-    if factor is None:
-        if not isinstance(q.shape[-1], Const):
-            raise NotLowered
-        factor = float(q.shape[-1].value) ** -0.5
+    width = q.shape[-1]
+    if scale is None and isinstance(width, Const):
+        scale = float(width.value) ** -0.5
     s = b.scope()
     index = s.index([*lead, m, n])
     inner = s.var(q.shape[-1])
@@ -125,9 +125,18 @@ def _attention(
     right = Access(k.name, (*_heads(b, index[:-2], lead, k), index[-1], inner))
     scores = b.define(b.temp("qk", dtype, (*lead, m, n)), index, mul(left, right))
     index = b.scope().index([*lead, m, n])
-    value: Expr = mul(b.read(scores, index), Const(float(factor)))
+    score = b.read(scores, index)
+    value: Expr = (
+        mul(score, Const(float(scale)))
+        if scale is not None
+        else call("div", score, call("sqrt", width))
+    )
     if mask is not None:
-        value = add(value, b.read(mask, index, dtype))
+        kept = _kept(b, mask, b.read(mask, index))
+        if kept is not None:
+            value = call("select", kept, value, Const(-math.inf))
+        else:
+            value = add(value, b.read(mask, index, dtype))
     where = [call("le", index[-1], index[-2])] if causal and not is_one(n) else []
     masked = b.define(b.temp("scores", dtype, (*lead, m, n)), index, value, where=where)
     axis = [len(lead) + 1]
@@ -155,6 +164,34 @@ def _attention(
         else:
             b.define(lse, index, add(call("log", b.read(total, row)), b.read(top, row)))
     return [out, lse] + [None] * (len(b.node.meta["val"]) - 2)
+
+
+def _kept(b: Builder, mask: Tensor, read: Expr) -> Expr | None:
+    """Which keys a mask keeps that is 0 or -inf by a condition, such as what PyTorch makes of masks of bool; None for any
+    other."""
+
+    def defined(name: str) -> Einsum | None:
+        found = [d for d in b.definitions if isinstance(d, Einsum) and d.target == name]
+        return found[0] if len(found) == 1 and not found[0].reduced and not found[0].where else None
+
+    def value(e: Expr) -> float | None:
+        d = defined(e.tensor) if isinstance(e, Access) and not e.indices else None
+        e = e if d is None else d.body
+        return float(e.value) if isinstance(e, Const) else None
+
+    d = defined(mask.name)
+    if (
+        d is None
+        or not isinstance(read, Access)
+        or not isinstance(d.body, Call)
+        or d.body.op != "select"
+    ):
+        return None
+    condition, one, other = d.body.args
+    if (value(one), value(other)) != (0.0, -math.inf):
+        return None
+    at = {i.name: e for i, e in zip(d.indices, read.indices, strict=True) if isinstance(i, Var)}
+    return substitute(condition, at)
 
 
 def _heads(b: Builder, index: Index, lead: Sequence[Expr], t: Tensor) -> Index:

@@ -77,7 +77,7 @@ def replaced(c: Cascade, new: tuple[Definition, ...]) -> Cascade:
 def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float) -> bool:
     if encodes(c, d):
         return False  # codes are stored: whoever reads them reads less
-    if is_copy(d):
+    if is_copy(d) or (_is_region(c, d) and is_elementwise(reader)):
         return True
     if recompute < 0:
         return False
@@ -103,6 +103,11 @@ def _worth(c: Cascade, d: Einsum, reader: Einsum, readers: int, recompute: float
     if _chooses(d.body):
         return True
     return _walks_once(d, reader) and ((readers == 1 and uses == 1) or cheap)
+
+
+def _is_region(c: Cascade, d: Einsum) -> bool:
+    """Whether a definition says which coordinates count, and reads nothing: known as such, loops skip the others."""
+    return c.tensors[d.target].dtype.kind == "b" and not d.reads and not d.reduced
 
 
 def encodes(c: Cascade, d: Definition) -> bool:
