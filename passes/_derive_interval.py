@@ -49,7 +49,7 @@ def interval(e: Expr, scope: Scope, depth: int = _DEPTH) -> Bounds:
     if e.spec.carries == ("add", "mul"):
         high = 0.0 if _below_zero(e.args[0], scope) else args[0][1]
         return _monotone(e, (min(args[0][0], high), high))
-    return _call(e, args)
+    return bounds_of_call(e, args)
 
 
 def _tensor(e: Access, scope: Scope, depth: int) -> Bounds:
@@ -81,7 +81,8 @@ def _monotone(e: Call, arg: Bounds) -> Bounds:
     return (min(ends), max(ends))
 
 
-def _call(e: Call, args: list[Bounds]) -> Bounds:
+def bounds_of_call(e: Call, args: list[Bounds]) -> Bounds:
+    """Bounds on the value of an operator, from those on its operands."""
     op = e.spec
     if op.result == "bool":
         return 0.0, 1.0

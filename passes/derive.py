@@ -10,6 +10,7 @@ from tcc.ir.infer import build
 from tcc.ir.target import Target
 from tcc.passes._derive_chain import chains, gathered, settled, single, ungrouped, unplaced
 from tcc.passes._derive_profit import worth
+from tcc.passes._derive_region import excluded
 from tcc.passes._derive_scope import Program
 from tcc.passes._derive_solve import Barrier, Component, solve
 from tcc.passes._prune import drop_ranks
@@ -88,7 +89,7 @@ def _applied(program: Program, new: list[Joint], fields: list[str]) -> Cascade:
     joints = tuple(
         replace(j, fields=tuple(f for f in j.fields if f.tensor in present)) for j in joints
     )
-    return build(drop_ranks(replace(c, joints=joints)))
+    return excluded(build(drop_ranks(replace(c, joints=joints))), joints)
 
 
 def _needed(c: Cascade, joints: tuple[Joint, ...]) -> Cascade:
