@@ -38,6 +38,7 @@ def inductor(function: Function) -> Callable[..., Any]:
 def tcc(function: Function) -> Callable[..., Any]:
     import tcc
 
+    torch._dynamo.reset()  # else a function that was seen with other shapes is compiled for all shapes
     compiled: Callable[..., Any] = tcc.compile(function)
     return compiled
 
