@@ -132,7 +132,9 @@ class GroupKernel(Operands):
         if self.choice.fixed and not (whole and any((n or 1) % unit for n in columns)):
             return self.usual
         rows = self.size(self.tile or "")
-        found = register_tile(rows, columns, self.m.lanes, self.m.registers, self.usual, whole)
+        found = register_tile(
+            rows, columns, self.m.lanes, self.m.registers, self.usual, whole, self.m.speeds
+        )
         return self.usual if found[1] * self.m.lanes % self.together else found
 
     def _in_column(self, b: Buffer) -> bool:

@@ -60,7 +60,7 @@ def _busy(k: Operands, tile: str, splits: list[Contraction]) -> float:
     known = [n for n in columns if n is not None]
     if rows is None or len(known) < len(columns):
         return 1.0
-    shape = register_tile(rows, known, k.m.lanes, k.m.registers, k.usual)
+    shape = register_tile(rows, known, k.m.lanes, k.m.registers, k.usual, speeds=k.m.speeds)
     return busy(rows, known, k.m.lanes, shape)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from tcc.ir.target import Target
@@ -61,25 +61,30 @@ def register_tile(
     registers: int,
     usual: tuple[int, int],
     whole: bool = False,
+    speeds: Mapping[tuple[int, int], float] | None = None,
 ) -> tuple[int, int]:
     """(rows, vectors) of the tile that keeps the arithmetic busiest; `usual` where extents are unknown or it is as good.
 
     A tile is legal when its sums, one row of vectors and one broadcast value fit in the registers. What counts is the
     part of a tile's work that is wanted at these extents, the number of independent sums, and loads per product. Of
     several products that share their rows, `columns` lists the extents. `whole`: only tiles that divide the columns.
+    `speeds`: what was measured, if anything was; it then takes the place of sums and loads, and no other tiles are legal.
     """
     if rows is None or not columns or None in columns:
         return usual
     known = [n for n in columns if n is not None]
 
     def score(tile: tuple[int, int]) -> float:
-        return busy(rows, known, lanes, tile) * (1.02 if tile == usual else 1.0)
+        part = busy(rows, known, lanes, tile)
+        if speeds:
+            part = used(rows, known, lanes, tile) * speeds[tile] / max(speeds.values())
+        return part * (1.02 if tile == usual else 1.0)
 
     tiles = [
         (r, v)
         for r in range(1, registers)
         for v in range(1, registers)
-        if r * v + (v if r > 1 else 1) + 1 <= registers
+        if r * v + (v if r > 1 else 1) + 1 <= registers and (not speeds or (r, v) in speeds)
     ]
     if whole:
         usual, *tiles = [(r, v) for r, v in tiles if not any(n % (v * lanes) for n in known)]
@@ -89,8 +94,24 @@ def register_tile(
 def busy(rows: int, columns: Sequence[int], lanes: int, tile: tuple[int, int]) -> float:
     """About which part of its peak the arithmetic reaches with such tiles."""
     r, v = tile
-    used = wanted(rows, r) * min(wanted(n, v * lanes) for n in columns)
-    return used * min(1.0, r * v / CHAINS) * min(1.0, 1 / loads(r, v))
+    part = used(rows, columns, lanes, tile)
+    return part * min(1.0, r * v / CHAINS) * min(1.0, 1 / loads(r, v))
+
+
+def used(rows: int, columns: Sequence[int], lanes: int, tile: tuple[int, int]) -> float:
+    """The part of the work of such tiles that is wanted."""
+    r, v = tile
+    return wanted(rows, r) * min(wanted(n, v * lanes) for n in columns)
+
+
+def measured(target: Target, lanes: int, usual: tuple[int, int]) -> dict[tuple[int, int], float]:
+    """GFLOP/s of the register tiles of f32 that were measured, at the depth that suits them; nothing if the usual is not
+    among them."""
+    found: dict[tuple[int, int], float] = {}
+    for x in target.tiles:
+        if x.dtype == "f32" and x.lanes == lanes:
+            found[x.rows, x.vectors] = max(found.get((x.rows, x.vectors), 0.0), x.gflops)
+    return found if usual in found else {}
 
 
 def loads(rows: int, vectors: int) -> float:

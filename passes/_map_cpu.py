@@ -29,7 +29,7 @@ from tcc.passes._cpu_dots import dots_kernels, row_operands
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_stream import StreamKernel
-from tcc.passes._cpu_tiles import Tiles, usual_tiles
+from tcc.passes._cpu_tiles import Tiles, measured, usual_tiles
 from tcc.passes._cpu_vectors import vector_nodes
 from tcc.passes._search import Search
 
@@ -46,6 +46,7 @@ class Mapper:
         self.lanes = max(1, target.resource("lane").count)
         self.registers = int(target.parameter("registers", 16))
         self.tiles = usual_tiles(target)
+        self.speeds = measured(target, self.lanes, self.tiles.register)
         self.memory: dict[str, Buffer] = {}
         self.kernels: list[Kernel | Extern] = []
         self.names = set(c.tensors) | {name for name, _ in c.groups}
