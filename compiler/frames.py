@@ -1,4 +1,4 @@
-"""A function around a module at whose own frames dynamo does not look."""
+"""A function around what has no frame of its own that dynamo would look at."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 
 def framed(fn: Any) -> Any:
-    """`fn`, or where it is a module of torch's own a function that calls it, with code of its own: dynamo skips frames
-    of `torch.nn`, and counts compilations per code object."""
+    """`fn`, or where it is a module or function of torch's own, or no Python function, one that calls it, with code of its
+    own: dynamo skips frames of torch, and counts compilations per code object."""
     import torch
     from torch._dynamo import trace_rules
 
-    if not isinstance(fn, torch.nn.Module) or not trace_rules.check(fn.forward):
+    inner = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    if hasattr(inner, "__code__") and not trace_rules.check(inner):
         return fn
 
     def call(*args: Any, **kwargs: Any) -> Any:

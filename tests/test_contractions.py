@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -78,13 +80,20 @@ def test_blocks_of_the_second_operand_are_packed_by_the_task_that_uses_them(
         assert "@L2 layout" in compiled.records.graphs[0].programs[0].ir("mapping")
 
 
-def test_torchs_own_modules_stay_compiled_after_the_first_call() -> None:
-    layer = tcc.compile(nn.Linear(8, 8).requires_grad_(False))
-    x = torch.randn(3, 8)
-    layer(x)
+@pytest.mark.parametrize(
+    "function",
+    [nn.Linear(8, 8).requires_grad_(False), torch.matmul, nn.functional.linear, torch.mm],
+    ids=["module", "builtin", "function", "operator"],
+)
+def test_torchs_own_functions_stay_compiled_after_the_first_call(function: Any) -> None:
+    compiled = tcc.compile(function)
+    x = (torch.randn(8, 8),) if isinstance(function, nn.Module) else tuple(torch.randn(2, 8, 8))
+    compiled(*x)
     with torch.profiler.profile() as profile:
-        layer(x)
-    assert not [e.key for e in profile.key_averages() if e.key in ("aten::linear", "aten::addmm")]
+        found = compiled(*x)
+    keys = [e.key for e in profile.key_averages()]
+    assert not {"aten::linear", "aten::addmm", "aten::mm", "aten::matmul"} & set(keys)
+    torch.testing.assert_close(found, function(*x))
 
 
 def test_edges_are_filled_in_once_and_windows_are_not_copied() -> None:
