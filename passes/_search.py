@@ -114,12 +114,9 @@ class Search:
     def _registers(self, products: list[_Product]) -> list[Tiles]:
         """The measured register tiles that should be fastest for some products. They may not load more per product than
         the usual one, and sums have to be about as deep as in measurements: else the tables say too little."""
-        speed: dict[tuple[int, int], float] = {}
-        measured = [x for x in self.target.tiles if x.dtype == "f32" and x.lanes == self.m.lanes]
-        depth = min((x.depth for x in measured), default=0) // 2
-        for x in measured:
-            if loads(x.rows, x.vectors) <= loads(*self.usual.register):
-                speed[x.rows, x.vectors] = max(speed.get((x.rows, x.vectors), 0.0), x.gflops)
+        most = loads(*self.usual.register)
+        speed = {tile: s for tile, s in self.m.speeds.items() if loads(*tile) <= most}
+        depth = min((x.depth for x in self.target.tiles if x.dtype == "f32"), default=0) // 2
         if not products or min(p.depth for p in products) < depth:
             return []
 
