@@ -53,6 +53,9 @@ def weight_type(spelling: str | DType) -> DType:
     """
     if isinstance(spelling, DType):
         return spelling
+    if spelling.count("[") != spelling.count("]"):
+        raise CompileError("T0146", f"the brackets of `{spelling}` do not match",
+                           helps="as in `u4[group 128, scale f16]`")  # fmt: skip
     text = _CLAUSE.sub(lambda m: f"{m[1]} k {m[2]}".rstrip(), spelling.strip())
     element, bracket, clauses = text.partition("[")
     if not bracket or (element.startswith("codebook") and not re.search(r"\]\s*\[", text)):

@@ -152,9 +152,8 @@ def packed(m: Mapper, x: Narrow, e: Expr) -> Expr:
 def _shifts(e: Call) -> bool:
     """Whether a small whole number is added or subtracted."""
     by = e.args[-1].value if isinstance(e.args[-1], Const) else 0.5
-    return (
-        e.op in ("add", "sub") and len(e.args) == 2 and float(by).is_integer() and abs(by) < EXACT
-    )
+    moves = len(e.args) == 2 and e.spec.affine and e.spec.identity == 0
+    return moves and float(by).is_integer() and abs(by) < EXACT
 
 
 def _joined(values: list[Expr], parts: list[tuple[Access, int]], number: type) -> Expr:

@@ -1,4 +1,4 @@
-"""The second operand of a product of few rows: packed block by block, next to the core that uses it, or read where it lies."""
+"""Where a product reads its second operand: in panels made ahead, in blocks packed next to the core, or where it lies."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tcc.ir.target import Target
 
@@ -40,8 +41,8 @@ class Tiles:
 def usual_tiles(target: Target) -> Tiles:
     """The tiles that the parameters of a target ask for."""
     names = [f.name for f in fields(Tiles) if f.name != "fixed"]
-    given = {n: int(target.parameters[n]) for n in names if n in target.parameters}
-    return replace(Tiles(), **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {n: int(target.parameters[n]) for n in names if n in target.parameters}
+    return Tiles(**given)
 
 
 def stored_tiles(numbers: Sequence[int]) -> Tiles:
@@ -50,8 +51,8 @@ def stored_tiles(numbers: Sequence[int]) -> Tiles:
     if len(numbers) != len(fields(Tiles)) or min(sizes) < 1 or fixed not in (0, 1):
         raise ValueError(f"{list(numbers)} are no tiles")
     names = [f.name for f in fields(Tiles)]
-    given = dict(zip(names, map(int, sizes), strict=False))
-    return replace(Tiles(fixed=bool(fixed)), **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = dict(zip(names, map(int, sizes), strict=False))
+    return Tiles(fixed=bool(fixed), **given)
 
 
 def register_tile(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tcc.ir.cascade import Einsum
 from tcc.ir.expr import Access, Var, text, variables
@@ -129,15 +129,12 @@ def lane_variable(
     `narrow`."""
     if not inner:
         return None
-    score: Callable[[str], tuple[bool, int, bool, int]] = lambda v: (  # noqa: E731
-        v not in narrow,
-        sum(
-            weight * _contiguous(a, v, buffers.get(a.tensor))
-            for a, weight in [*((a, 1) for a in d.reads), (Access(d.target, d.indices), 2)]
-        ),
-        v in d.free,
-        inner.index(v),
-    )
+
+    def score(v: str) -> tuple[bool, int, bool, int]:
+        weighed = [*((a, 1) for a in d.reads), (Access(d.target, d.indices), 2)]
+        near = sum(weight * _contiguous(a, v, buffers.get(a.tensor)) for a, weight in weighed)
+        return v not in narrow, near, v in d.free, inner.index(v)
+
     return max(inner, key=score)
 
 

@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tcc.ir.cascade import Cascade, Einsum, Joint, Rank
-from tcc.ir.expr import Size
+from tcc.ir.expr import Expr, Size
 from tcc.ir.index import poly
 from tcc.ir.mapping import Kernel, Mapping, leaves
 from tcc.ir.target import Target
@@ -136,7 +136,8 @@ class Search:
     def _resized(self, old: Tiles, name: str, value: int) -> Tiles | None:
         """The tiles with another size, if then a panel of columns fits half of the smallest cache and the rows of a task half
         of the next, or if it is smaller than before."""
-        t = replace(old, **{name: value})  # type: ignore[arg-type]
+        changed: dict[str, Any] = {name: value}
+        t = replace(old, **changed)
         if value <= getattr(old, name):
             return t if value < getattr(old, name) else None
         sizes = {x.name: x.bytes for x in self.target.levels if x.bytes}
@@ -217,8 +218,8 @@ def _fixed(c: Cascade, r: Rank) -> Rank:
     return replace(r, size=c.resolved(Size(r.name)))
 
 
-def _number(c: Cascade, e: object) -> int | None:
-    return poly(c.resolved(e)).constant  # type: ignore[arg-type]
+def _number(c: Cascade, e: Expr) -> int | None:
+    return poly(c.resolved(e)).constant
 
 
 def _sizes_known(c: Cascade, members: Sequence[Einsum]) -> bool:

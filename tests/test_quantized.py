@@ -149,3 +149,11 @@ def test_operands_of_decode_are_checked() -> None:
     ):  # fmt: skip
         with pytest.raises(CompileError, match=message):
             decode(codes, parts, spelled, "n k")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["u4[group 128", "u4 group 128]", "u4[group 128, scale f16[scale f32]"]
+)
+def test_brackets_have_to_match(spelling: str) -> None:
+    with pytest.raises(CompileError, match="brackets"):
+        tcc.quantize(torch.nn.Linear(256, 64), spelling)
