@@ -22,6 +22,7 @@ from _minilm_model import VOCABULARY, MiniLM, find_weights
 
 Function = Callable[..., Tensor]
 Made = tuple[Function, tuple[Tensor, ...]]
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # batch, head, query, key: seen?
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class Case:
     name: str
     make: Callable[[], Made]
     streams: bool = False
+    sees: Sees | None = None
 
 
 CASES: dict[str, Case] = {}
 
 
 def case(
-    name: str, *, streams: bool = False, **arguments: Any
+    name: str, *, streams: bool = False, sees: Sees | None = None, **arguments: Any
 ) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Files the decorated maker, called with `arguments`, under `name`."""
 
@@ -50,7 +52,7 @@ def case(
             torch.manual_seed(0)
             return maker(**arguments)
 
-        CASES[name] = Case(name, make, streams)
+        CASES[name] = Case(name, make, streams, sees)
         return maker
 
     return file
@@ -74,6 +76,18 @@ def matmul(m: int, n: int, k: int) -> Made:
     return torch.matmul, (torch.randn(m, k), torch.randn(k, n))
 
 
+def everything(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return torch.ones_like(query, dtype=torch.bool)
+
+
+def before(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key
+
+
+def window(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return (query >= key) & (query - key < 256)
+
+
 @case("attention explicit 12x512x64")
 def attention_explicit() -> Made:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -82,10 +96,10 @@ def attention_explicit() -> Made:
     return attention, tuple(torch.randn(3, 1, 12, 512, 64))
 
 
-@case("attention 12x1024x64", length=1024)
-@case("attention 12x4096x64", length=4096)
-@case("attention 12x1024x64 causal", length=1024, causal=True)
-@case("attention 12x4096x64 causal", length=4096, causal=True)
+@case("attention 12x1024x64", length=1024, sees=everything)
+@case("attention 12x4096x64", length=4096, sees=everything)
+@case("attention 12x1024x64 causal", length=1024, causal=True, sees=before)
+@case("attention 12x4096x64 causal", length=4096, causal=True, sees=before)
 def attention_sdpa(length: int, causal: bool = False) -> Made:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
@@ -93,21 +107,21 @@ def attention_sdpa(length: int, causal: bool = False) -> Made:
     return attention, tuple(torch.randn(3, 1, 12, length, 64))
 
 
-@case("attention 12x1024x64 window 256", length=1024)
-@case("attention 12x4096x64 window 256", length=4096)
-def attention_window(length: int, window: int = 256) -> Made:
-    """Each query sees itself and the keys before it, `window` in all."""
+@case("attention 12x1024x64 window 256", length=1024, sees=window)
+@case("attention 12x4096x64 window 256", length=4096, sees=window)
+def attention_window(length: int) -> Made:
+    """Each query sees itself and the keys before it, 256 in all."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         at = torch.arange(length)
-        before = at[:, None] - at
-        seen = (before >= 0) & (before < window)
+        distance = at[:, None] - at
+        seen = (distance >= 0) & (distance < 256)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
     return attention, tuple(torch.randn(3, 1, 12, length, 64))
 
 
-@case("attention decode 12x1x4096x64")
+@case("attention decode 12x1x4096x64", sees=everything)
 def attention_decode() -> Made:
     """One new query on a cache of 4096 keys."""
 

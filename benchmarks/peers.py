@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cases import Function
+from cases import Case, Function, everything
 from harness import Call
 from torch import Tensor, nn
 
@@ -22,10 +24,6 @@ class Built:
     call: Call
     result: Any
     seconds: float
-
-
-def eager(function: Function) -> Callable[..., Any]:
-    return function
 
 
 def inductor(function: Function) -> Callable[..., Any]:
@@ -47,17 +45,16 @@ def onnxruntime(function: Function, inputs: tuple[Tensor, ...]) -> Callable[...,
     """ONNX Runtime on the exported graph; needs the packages `onnxruntime` and `onnxscript`."""
     import onnxruntime as ort
 
-    class Module(nn.Module):
-        def forward(self, *arguments: Tensor) -> Tensor:
-            return function(*arguments)
-
-    module = function if isinstance(function, nn.Module) else Module()
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
-        torch.onnx.export(module, inputs, path, dynamo=True, verbose=False)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = as_module(function).eval()
+            torch.onnx.export(module, inputs, path, dynamo=True, verbose=False)
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
 
@@ -67,20 +64,70 @@ def onnxruntime(function: Function, inputs: tuple[Tensor, ...]) -> Callable[...,
     return run
 
 
-PEERS: dict[str, Callable[[Function], Callable[..., Any]]] = {
-    "eager": eager,
-    "inductor": inductor,
-    "tcc": tcc,
+def openvino(function: Function, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """OpenVINO on the traced module, in float32; needs the package `openvino`."""
+    import openvino as ov
+
+    model = ov.convert_model(
+        as_module(function), example_input=inputs, input=[tuple(x.shape) for x in inputs]
+    )
+    options = {
+        "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = ov.compile_model(model, "CPU", options).create_infer_request()
+
+    def run(*arguments: Tensor) -> Any:
+        return request.infer([x.numpy() for x in arguments], share_inputs=True, share_outputs=True)[
+            0
+        ]
+
+    return run
+
+
+def flex(case: Case, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """FlexAttention as Inductor compiles it, which is told what each query sees."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    rows, keys = inputs[0].shape[-2], inputs[1].shape[-2]
+    mask = None
+    if case.sees is not everything:
+        mask = create_block_mask(case.sees, None, None, rows, keys, device="cpu")
+    torch._dynamo.reset()
+    compiled: Callable[..., Any] = torch.compile(
+        lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False
+    )
+    return compiled
+
+
+def as_module(function: Function) -> nn.Module:
+    class Module(nn.Module):
+        def forward(self, *arguments: Tensor) -> Tensor:
+            return function(*arguments)
+
+    return function if isinstance(function, nn.Module) else Module()
+
+
+def applies(peer: str, case: Case) -> bool:
+    return peer != "flex" or case.sees is not None
+
+
+Maker = Callable[[Case, Function, tuple[Tensor, ...]], Callable[..., Any]]
+PEERS: dict[str, Maker] = {
+    "eager": lambda _, function, __: function,
+    "inductor": lambda _, function, __: inductor(function),
+    "onnxruntime": lambda _, function, inputs: onnxruntime(function, inputs),
+    "openvino": lambda _, function, inputs: openvino(function, inputs),
+    "flex": lambda case, _, inputs: flex(case, inputs),
+    "tcc": lambda _, function, __: tcc(function),
 }
-EXPORTERS = {"onnxruntime": onnxruntime}  # peers that have to see the inputs
 
 
-def build(peer: str, function: Function, inputs: tuple[Tensor, ...]) -> Built | str:
+def build(peer: str, case: Case, function: Function, inputs: tuple[Tensor, ...]) -> Built | str:
     """Compiles and runs once; a peer that cannot do the case gives the first line of its error."""
     start = time.perf_counter()
     try:
-        exporter = EXPORTERS.get(peer)
-        compiled = exporter(function, inputs) if exporter else PEERS[peer](function)
+        compiled = PEERS[peer](case, function, inputs)
         result = compiled(*inputs)
     except Exception as error:  # any failure of a peer is a result of the benchmark
         if "TCC_BENCHMARK_RAISE" in os.environ:

@@ -6,13 +6,15 @@
 A case is named by any part of its name. Each thread count runs in a fresh process whose pools have
 that size. Errors are against the same function in float64, relative to its largest magnitude.
 Where a case only has to move its bytes, the column `limit` is the time to move them, and `of limit`
-how close tcc comes to it. `--peers eager,inductor,onnxruntime,tcc` adds ONNX Runtime.
+how close tcc comes to it. `--peers eager,inductor,onnxruntime,openvino,flex,tcc` adds ONNX Runtime,
+OpenVINO and, for attentions, FlexAttention as Inductor compiles it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+KNOWN = ("eager", "inductor", "onnxruntime", "openvino", "flex", "tcc")
 
 
 def main() -> int:
@@ -75,7 +78,7 @@ def parse() -> argparse.Namespace:
     if not all(count.isdigit() and int(count) for count in counts):
         parser.error("--threads wants positive numbers, such as 1,2")
     options.threads = [int(count) for count in counts]
-    unknown = sorted(set(options.peers) - {"eager", "inductor", "onnxruntime", "tcc"})
+    unknown = sorted(set(options.peers) - set(KNOWN))
     if unknown:
         parser.error(f"no such peer: {unknown[0]}")
     return options
@@ -108,7 +111,7 @@ def measure_here(options: argparse.Namespace) -> list[Row]:
     import torch
     from cases import CASES, exact
     from limits import moves
-    from peers import Built, build
+    from peers import Built, applies, build
 
     threads = int(os.environ["OMP_NUM_THREADS"])
     torch.set_num_threads(threads)
@@ -125,13 +128,17 @@ def measure_here(options: argparse.Namespace) -> list[Row]:
         with torch.no_grad():
             function, inputs = CASES[name].make()
             truth = exact(function, inputs)
-            built = {peer: build(peer, function, inputs) for peer in options.peers}
+            built = {
+                peer: build(peer, CASES[name], function, inputs)
+                for peer in options.peers
+                if applies(peer, CASES[name])
+            }
             live = {peer: b for peer, b in built.items() if isinstance(b, Built)}
             calls = {peer: b.call for peer, b in live.items()}
             if CASES[name].streams:
                 calls["limit"], moved = moves(inputs, truth)
             timings = harness.measure(calls, threads=threads, **effort)
-        row: Row = {"case": name, "threads": threads}
+        row: Row = {"case": name, "threads": threads} | {peer: {} for peer in options.peers}
         if "limit" in timings:
             row["limit"] = timings["limit"].to_json() | {"bytes": moved}
         for peer, b in built.items():
@@ -143,11 +150,11 @@ def measure_here(options: argparse.Namespace) -> list[Row]:
 
 
 def report(rows: list[Row], peers: list[str], *, markdown: bool) -> str:
-    """The table, and under it the reason for each `-`."""
+    """The table, and under it the reasons for each `-`; `best` is the fastest of the others."""
     from harness import table
 
     others = [peer for peer in peers if peer != "tcc"]
-    ratios = [f"{peer}/tcc" for peer in others] if "tcc" in peers else []
+    ratios = [f"{peer}/tcc" for peer in [*others, "best"]] if "tcc" in peers else []
     errors = [peer for peer in ("tcc", "eager") if peer in peers]
     compilers = [peer for peer in ("tcc", "inductor") if peer in peers]
     limits = ["limit ms", "of limit"] if any("limit" in row for row in rows) else []
@@ -157,9 +164,10 @@ def report(rows: list[Row], peers: list[str], *, markdown: bool) -> str:
     failures: dict[str, list[str]] = {}
     for row in rows:
         line = [row["case"], *(number(row, peer, "ms", ".3f") for peer in peers)]
-        for peer in others if ratios else []:
-            both = "ms" in row[peer] and "ms" in row["tcc"]
-            line.append(f"{row[peer]['ms'] / row['tcc']['ms']:.2f}x" if both else "-")
+        times = [row[peer].get("ms", math.inf) for peer in others]
+        for time in [*times, min(times, default=math.inf)] if ratios else []:
+            both = time < math.inf and "ms" in row["tcc"]
+            line.append(f"{time / row['tcc']['ms']:.2f}x" if both else "-")
         if limits:
             line += of_limit(row)
         line += [number(row, peer, "max_error", ".0e") for peer in errors]
