@@ -248,10 +248,9 @@ class StreamKernel(StateKernel):
         """One tile of the walk."""
         plan = [self._unguarded(d, during) for d in during]
         plan, references = self._references(plan)
+        self._keep_streamed(plan)  # before what reads them is staged: it asks how they lie
         plan = self._staged(plan)
-        for d in plan:
-            if self.walk in d.free and not self.m.in_memory(d.target):
-                self._keep(d)
+        self._keep_streamed(plan)
         plan = self._reuse_streamed(plan)
         nodes: list[Node] = []
         pending: list[Einsum] = []
@@ -290,6 +289,12 @@ class StreamKernel(StateKernel):
         flush()
         return nodes
 
+    def _keep_streamed(self, plan: list[Einsum]) -> None:
+        for d in plan:
+            streamed = self.walk in d.free and not self.m.in_memory(d.target)
+            if streamed and d.target not in self.locals:
+                self._keep(d)
+
     def _reuse_streamed(self, plan: list[Einsum]) -> list[Einsum]:
         """Only what lives for one tile of the walk may be overwritten."""
         both = self.locals
@@ -317,6 +322,9 @@ class StreamKernel(StateKernel):
             ):
                 stage.append(d)
                 continue
+            if d is not None and self._joins(d, stage):
+                stage.append(d)
+                continue
             if stage:
                 inner = self._vector_nodes(stage, [*self.outer(), self.walk])
                 out.append(Loop(self.walk, 1, tuple(inner)))
@@ -324,6 +332,12 @@ class StreamKernel(StateKernel):
             if d is not None:
                 out += self._vector_nodes([d], self.outer())
         return [self._updating(n) for n in out]
+
+    def _joins(self, d: Einsum, stage: list[Einsum]) -> bool:
+        """Whether a reduction along the walk adds up what the stage makes while it is in registers."""
+        made = {x.target: [text(i) for i in x.indices] for x in stage}
+        near = all([text(i) for i in a.indices] == made.get(a.tensor) for a in d.reads)
+        return near and d.reduced == [self.walk] and self.tile in d.free and bool(d.reads)
 
     def _across(self, d: Einsum) -> str | None:
         """The walk, where something that lies along it is read, or written, in lanes of rows."""

@@ -13,7 +13,7 @@ from tcc import pipeline, targets
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.expr import Const, Expr, Size, Var, call, text
 from tcc.ir.interpret import interpret_with_bounds
-from tcc.ir.mapping import Alloc, Kernel, Loop, walk_nodes
+from tcc.ir.mapping import Alloc, Do, Kernel, Loop, walk_nodes
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.mapping_text import parse_mapping, print_mapping
 from tcc.passes._polyhedra import nonempty, tile_conditions
@@ -149,6 +149,20 @@ def test_attention_is_one_kernel_whose_scratch_does_not_grow(program: str) -> No
         }
         scratch.add(built(c).bind(shapes, strides, sizes).total)
     assert len(scratch) == 1 and scratch.pop() < 8 << 20
+
+
+def test_a_tile_of_scores_is_written_twice_and_copied_never() -> None:
+    """No copies: exponentials replace the scores they are made of, and add up where they are made."""
+    m = lowered(parse_cascade(FLAT.format(score=SCORE, where="")))
+    [kernel] = [k for k in m.kernels if isinstance(k, Kernel)]
+    nodes = list(walk_nodes(kernel.body))
+    along = [n for n in nodes if isinstance(n, Alloc) and "m" in map(text, n.buffer.dims)]
+    assert len(along) == 1
+    [tile] = [n.buffer.name for n in along]
+    writes = [n for n in nodes if isinstance(n, Do) and n.einsum.target == tile]
+    assert len(writes) == 2
+    shared = [n for n in nodes if isinstance(n, Loop) and writes[1] in n.body]
+    assert [n.update for n in shared[0].body if isinstance(n, Do)] == [False, True]
 
 
 def test_causal_tiles_are_split_into_full_and_partial_ones() -> None:
