@@ -100,9 +100,10 @@ def lowerings() -> dict[str, Lowering]:
 
 @lru_cache(maxsize=1)
 def decompositions() -> dict[Any, Any]:
-    """PyTorch's own decompositions for every operator that has no lowering here, random ones excepted."""
+    """PyTorch's own decompositions for every operator that has no lowering here, random ones excepted. (Composite ones
+    need none: the dispatcher takes them apart.)"""
     import torch
-    from torch._decomp import core_aten_decompositions, get_decompositions
+    from torch._decomp import _core_aten_decompositions_post_autograd, get_decompositions
 
     keep = set(lowerings()) | {
         "aten.native_dropout", "aten.bernoulli", "aten.rrelu_with_noise", "aten.embedding_dense_backward",
@@ -110,7 +111,7 @@ def decompositions() -> dict[Any, Any]:
     }  # fmt: skip
     aten = torch.ops.aten
     more = [aten._native_batch_norm_legit, aten._native_batch_norm_legit_functional]
-    table = {**core_aten_decompositions(), **get_decompositions(more), **own_decompositions()}
+    table = {**_core_aten_decompositions_post_autograd(), **get_decompositions(more), **own_decompositions()}
     return {op: f for op, f in table.items() if ".".join(str(op).split(".")[:2]) not in keep}
 
 
