@@ -111,7 +111,11 @@ def decompositions() -> dict[Any, Any]:
     }  # fmt: skip
     aten = torch.ops.aten
     more = [aten._native_batch_norm_legit, aten._native_batch_norm_legit_functional]
-    table = {**_core_aten_decompositions_post_autograd(), **get_decompositions(more), **own_decompositions()}
+    table = {
+        **_core_aten_decompositions_post_autograd(),
+        **get_decompositions(more),
+        **own_decompositions(),
+    }
     return {op: f for op, f in table.items() if ".".join(str(op).split(".")[:2]) not in keep}
 
 

@@ -80,24 +80,32 @@ class Einsum:
     reductions: tuple[Reduction, ...] = ()
     where: tuple[Expr, ...] = ()
     span: Span | None = field(default=None, repr=False)
+    _free: list[str] = field(init=False, repr=False)  # what passes ask for again and again
+    _reduced: list[str] = field(init=False, repr=False)
+    _reads: list[Access] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        free = variables(*self.indices)
+        names = [v for v in variables(self.body, *self.where) if v not in free]
+        listed = [r.var for r in self.reductions if r.var in names]
+        object.__setattr__(self, "_free", free)
+        object.__setattr__(self, "_reduced", list(dict.fromkeys([*listed, *names])))
+        object.__setattr__(self, "_reads", accesses(self.body, *self.where, *self.indices))
 
     @property
     def free(self) -> list[str]:
         """Variables of the target, in order of appearance."""
-        return variables(*self.indices)
+        return list(self._free)
 
     @property
     def reduced(self) -> list[str]:
         """Reduced variables, the outermost first: those listed after `::`, then the summed ones by appearance."""
-        free = set(self.free)
-        names = [v for v in variables(self.body, *self.where) if v not in free]
-        listed = [r.var for r in self.reductions if r.var in names]
-        return list(dict.fromkeys([*listed, *names]))
+        return list(self._reduced)
 
     @property
     def reads(self) -> list[Access]:
         """Every access in body, predicates and target indices."""
-        return accesses(self.body, *self.where, *self.indices)
+        return list(self._reads)
 
     def monoid(self, var: str) -> str:
         """The name of the monoid that reduces `var`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tcc.ir.cascade import Einsum, Extern
+from tcc.ir.cascade import Cascade, Einsum, Extern
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.expr import Access, Expr, Size, Var, text, variables, walk
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout_storage import check_storage
 from tcc.ir.mapping import (
     Alloc,
+    Buffer,
     Do,
     Kernel,
     Loop,
@@ -25,7 +26,8 @@ WORD = 32  # bits
 
 def verify(m: Mapping) -> Mapping:
     """`m` itself when it is well formed; raises T02xx at the first mistake."""
-    known = signature(m).tensors
+    face = signature(m)
+    packed = {n: b for n, b in buffers(m).items() if b.packed}
     outside = {t.name for t in m.inputs}
     in_memory = {b.name for b in m.memory} | {t.name for t in m.outputs}
     for b in m.memory:
@@ -34,7 +36,7 @@ def verify(m: Mapping) -> Mapping:
         if isinstance(k, Extern):
             outside |= {t.name for t in k.targets}
             continue
-        _Kernel(m, k, set(known), outside | in_memory).check()
+        _Kernel(m, k, face, packed, outside | in_memory).check()
     written = {d.einsum.target for k in m.kernels if isinstance(k, Kernel) for d in leaves(k.body)}
     written |= {t.name for k in m.kernels if isinstance(k, Extern) for t in k.targets}
     for t in m.outputs:
@@ -45,11 +47,13 @@ def verify(m: Mapping) -> Mapping:
 
 
 class _Kernel:
-    def __init__(self, m: Mapping, k: Kernel, known: set[str], visible: set[str]) -> None:
-        self.m, self.k, self.known, self.visible = m, k, known, set(visible)
-        self.signature = signature(m)
+    def __init__(
+        self, m: Mapping, k: Kernel, face: Cascade, packed: dict[str, Buffer], visible: set[str]
+    ) -> None:
+        self.m, self.k, self.visible = m, k, set(visible)
+        self.signature, self.packed = face, packed
+        self.known = set(face.tensors)
         self.extents = dict(k.variables)
-        self.packed = {n: b for n, b in buffers(m).items() if b.packed}
 
     def check(self) -> None:
         names = [v for v, _ in self.k.variables]

@@ -189,18 +189,18 @@ class Mapper:
     def _memory(self, groups: list[tuple[str, list[Definition]]]) -> None:
         """Tensors that leave their group live in memory."""
         kept = {t.name for t in (*self.c.outputs, *self.c.inputs)}
+        readers: dict[str, list[Definition]] = {}
+        for d in self.c.definitions:
+            for a in d.reads:
+                readers.setdefault(a.tensor, []).append(d)
         for _, members in groups:
+            own = {id(d) for d in members}
             inside = {t for d in members for t in targets(d)}
             shared = any(len(self.c.defining(t)) > 1 for t in inside) or isinstance(
                 members[0], Extern
             )
             for t in sorted(inside - kept):
-                outside = any(
-                    a.tensor == t
-                    for d in self.c.definitions
-                    if not any(d is m for m in members)
-                    for a in d.reads
-                )
+                outside = any(id(d) not in own for d in readers.get(t, []))
                 whole = all(
                     isinstance(i, Var)
                     for d in members
