@@ -31,6 +31,7 @@ PRODUCT = {
     "block_rows": (24, 48, 96),
     "block_columns": (96, 240, 480),
     "block_depth": (64, 256, 512),
+    "way": (0, 1, 3, 4),
 }
 STREAM = {
     "tile_rows": (4, 6),

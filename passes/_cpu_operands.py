@@ -56,6 +56,7 @@ class Operands:
         self.used: list[str] = []
         self.column: str | None = None
         self.way = Columns.PACKED
+        self.ways = [Columns.PACKED]  # that are possible, the usual one first
         self.decodes = False  # the second operand, block by block
         self.wide = False  # blocks of columns are
         self.together = 1  # columns that are decoded together, where the second operand is coded

@@ -45,12 +45,19 @@ class Columns(Enum):
 
 
 def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
-    """The way for a product that is the only one of its group: how often its second operand's elements are used, and
-    where they lie, decide."""
+    """The way for a product that is the only one of its group: the chosen one, or else the usual one."""
+    k.ways = possible = ways(k, d, s)
+    chosen = list(Columns)[k.choice.way - 1] if 0 < k.choice.way <= len(Columns) else None
+    return chosen if chosen in possible else possible[0]
+
+
+def ways(k: Operands, d: Einsum, s: Contraction) -> list[Columns]:
+    """The ways that are possible, the usual one first: how often the second operand's elements are used, and where they
+    lie, decide which that is."""
     e, column = s.column_factor, s.columns[-1]
     rows = [k.size(v) for v in s.rows]
     if not isinstance(e, Access) or not _readable(k, e, d) or k.column != column:
-        return Columns.PACKED
+        return [Columns.PACKED]
     sizes = run_and_lanes(k, e)
     if (
         s.mask
@@ -58,24 +65,31 @@ def columns_of(k: Operands, d: Einsum, s: Contraction) -> Columns:
         or len(s.reduced) > 1
         or not set(variables(e)) <= {*k.outer(), column, *s.reduced}
     ):
-        return Columns.PACKED
+        return [Columns.PACKED]
     first = s.row_factor
+    copies = isinstance(first, Access) and _readable(k, first, d)
     if sizes:
-        near = isinstance(first, Access) and _readable(k, first, d)
-        return Columns.NEAR if near else Columns.PACKED
+        return [Columns.NEAR if copies else Columns.PACKED]
     known = any(t.name == e.tensor and t.constant for t in k.c.inputs)
     count = 0 if None in rows else math.prod(n or 1 for n in rows)  # 0: a task packs for its rows
     size = k.size(column)
     along = isinstance(e.indices[-1], Var) and e.indices[-1].name == column
     fits = along and size is not None and size % (2 * k.m.lanes) == 0
-    if not known and 0 < count <= FEW and fits and size is not None and size <= SHORT:
-        if size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL:
-            return Columns.PLACE
-    if not isinstance(first, Access) or not _readable(k, first, d):
-        return Columns.PACKED
-    if count <= SOME:
-        return Columns.PACKED if known else Columns.NEAR
-    return Columns.BLOCKS if collide(k, first, d, s) else Columns.PACKED
+    possible = [Columns.PACKED]
+    if not known and count and fits:
+        possible.append(Columns.PLACE)
+    if copies:
+        possible += [Columns.BLOCKS] if known else [Columns.NEAR, Columns.BLOCKS]
+    usual = Columns.PACKED
+    if Columns.PLACE in possible and count <= FEW and size is not None and size <= SHORT and (
+        size * (k.size(s.reduced[0]) or TYPICAL) <= SMALL
+    ):  # fmt: skip
+        usual = Columns.PLACE
+    elif copies and count <= SOME:
+        usual = Columns.PACKED if known else Columns.NEAR
+    elif isinstance(first, Access) and copies and collide(k, first, d, s):
+        usual = Columns.BLOCKS
+    return sorted(possible, key=lambda way: way != usual)
 
 
 def _readable(k: Operands, e: Access, d: Einsum) -> bool:

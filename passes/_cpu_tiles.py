@@ -20,7 +20,8 @@ class Tiles:
 
     `tile_rows` x `tile_vectors` is the register tile of a product: the usual one, or, where it is `fixed`, the only one.
     Tasks of products have about `block_rows` x `block_columns` results, of which `block_depth` terms are added at once. A
-    walk has tasks of `stream_rows` and tiles of `stream_tile`, of `stream_row` where one row at a time is walked.
+    walk has tasks of `stream_rows` and tiles of `stream_tile`, of `stream_row` where one row at a time is walked. `way` is
+    how a product reads its second operand: the n-th of `_cpu_place.Columns`, where that is possible; 0: the usual one.
     """
 
     tile_rows: int = 6
@@ -31,6 +32,7 @@ class Tiles:
     stream_rows: int = 96
     stream_tile: int = 192
     stream_row: int = 2048
+    way: int = 0
     fixed: bool = False
 
     @property
@@ -47,12 +49,12 @@ def usual_tiles(target: Target) -> Tiles:
 
 def stored_tiles(numbers: Sequence[int]) -> Tiles:
     """The tiles whose fields, in order, are these numbers; ValueError where they are none."""
-    *sizes, fixed = numbers
-    if len(numbers) != len(fields(Tiles)) or min(sizes) < 1 or fixed not in (0, 1):
+    *sizes, way, fixed = numbers
+    if len(numbers) != len(fields(Tiles)) or min(sizes) < 1 or way < 0 or fixed not in (0, 1):
         raise ValueError(f"{list(numbers)} are no tiles")
     names = [f.name for f in fields(Tiles)]
     given: dict[str, Any] = dict(zip(names, map(int, sizes), strict=False))
-    return Tiles(fixed=bool(fixed), **given)
+    return Tiles(way=int(way), fixed=bool(fixed), **given)
 
 
 def register_tile(

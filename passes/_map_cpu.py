@@ -28,10 +28,11 @@ from tcc.passes._cpu_coded import coded_reads, from_values
 from tcc.passes._cpu_dots import dots_kernels, row_operands
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
+from tcc.passes._cpu_place import Columns
 from tcc.passes._cpu_stream import StreamKernel
 from tcc.passes._cpu_tiles import Tiles, measured, usual_tiles
 from tcc.passes._cpu_vectors import vector_nodes
-from tcc.passes._search import Search
+from tcc.passes._search import Built, Search
 
 
 def map_cpu(c: Cascade, target: Target, search: bool = True) -> Mapping:
@@ -90,7 +91,7 @@ class Mapper:
         if joint is None and dots_kernels(self, name, members):
             return
 
-        def build(untiled: bool = False, why: str = "") -> Kernel | None:
+        def build(untiled: bool = False, why: str = "") -> Built | None:
             k = (
                 GroupKernel(self, name, members)
                 if joint is None
@@ -102,7 +103,7 @@ class Mapper:
             if k.tile is not None:
                 found = replace(found, note=f"{k.tiles()}: {why}")
             self.kernels.append(found)
-            return found
+            return Built(found, tuple(list(Columns).index(way) + 1 for way in k.ways[1:]))
 
         choice = self.search.choose(members, joint, build)
         usual, self.tiles = self.tiles, choice.tiles

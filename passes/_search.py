@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tcc.passes._map_cpu import Mapper
 
 CLEAR = 0.97
+WAY = 0.85  # the same for a way of packing, whose time depends on what the caches hold
 REGISTERS = 2  # register tiles that are tried per number of vectors
 CORES = 8  # where the target does not say how many there are
 BLOCKS: dict[str, tuple[int, ...]] = {
@@ -28,6 +29,14 @@ BLOCKS: dict[str, tuple[int, ...]] = {
 }
 STREAMS: dict[str, tuple[int, ...]] = {"stream_rows": (48, 192), "stream_tile": (96, 384)}
 BYTES = 4  # of an element, as a rule
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A kernel, and the other ways in which it could read the second operand of its product."""
+
+    kernel: Kernel
+    ways: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +69,10 @@ class Search:
 
     def __init__(self, m: Mapper, target: Target) -> None:
         self.m, self.target = m, target
-        self.usual = m.tiles
         self.known: dict[str, Choice] = {}
 
     def choose(
-        self, members: Sequence[Einsum], joint: Joint | None, build: Callable[[], Kernel | None]
+        self, members: Sequence[Einsum], joint: Joint | None, build: Callable[[], Built | None]
     ) -> Choice:
         """The tiles for the kernel of `members`, which `build` makes with the mapper's present tiles (None: tiles do not
         matter for it); the mapper is left as it was."""
@@ -78,7 +86,7 @@ class Search:
             self.known[key] = self._search(build, joint is not None)
         return self.known[key]
 
-    def _search(self, build: Callable[[], Kernel | None], walks: bool) -> Choice:
+    def _search(self, build: Callable[[], Built | None], walks: bool) -> Choice:
         """Each size in turn with the best of those before it, for products the register tile first."""
         first = self._cost(self.usual, build)
         if first is None:
@@ -104,8 +112,16 @@ class Search:
             attempt([t for v in sizes if (t := self._resized(best, name, v)) is not None])
         if not least < CLEAR * usual:
             best, least = self.usual, usual
+        kept, before = best, least
+        attempt([replace(best, way=way) for way in first.ways])
+        if not least < WAY * before:
+            best, least = kept, before
         ranked = tuple(sorted(times, key=times.__getitem__))
         return Choice(best, least / usual, len(times), ranked)
+
+    @property
+    def usual(self) -> Tiles:
+        return self.m.tiles
 
     def _wanted(self) -> int:
         """Tasks that keep all cores busy to the end."""
@@ -146,18 +162,20 @@ class Search:
         fits = panel <= sizes.get("L1", panel * 2) // 2 and rows <= sizes.get("L2", rows * 2) // 2
         return t if fits else None
 
-    def _cost(self, tiles: Tiles, build: Callable[[], Kernel | None]) -> _Trial | None:
+    def _cost(self, tiles: Tiles, build: Callable[[], Built | None]) -> _Trial | None:
         """What such tiles lead to, packing on each call included, on one core."""
         from tcc.ir.cost import cost
 
         with self.m.trial(tiles) as made:
-            kernel = build()
-            if kernel is None:
+            built = build()
+            if built is None:
                 return None
+            kernel = built.kernel
             kernels = [k for k in made() if isinstance(k, Kernel) and not k.prepare]
             found = cost(_alone(self.m, kernels), self.target, full=False)
             extents = {v: _number(self.m.c, e) or 1 for v, e in kernel.variables}
         return _Trial(
+            built.ways,
             sum(k.seconds for k in found.kernels),
             found.kernels[-1].tasks,
             [
@@ -181,8 +199,9 @@ class _Product:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One call's seconds, the tasks of the kernel, and the products in it."""
+    """The other ways, one call's seconds, the tasks of the kernel, and the products in it."""
 
+    ways: tuple[int, ...]
     seconds: float
     tasks: int
     products: list[_Product]

@@ -110,6 +110,22 @@ def test_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(found) == str(usual) and "none of" in notes(found)[0]
 
 
+def test_ways_to_read_the_second_operand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are possible are tried; one that is not usual has to be faster by far."""
+    c = grouped(MATMUL.format(64, 1024, 1024))
+    assert {t.way for t in candidates(c, monkeypatch)} == {0, 1, 2, 4}  # usual: 3, near the core
+    made = {}
+    for way in range(1, 5):
+        mapper = Mapper(c, MEASURED, False)
+        mapper.tiles = replace(mapper.tiles, way=way)
+        made[way] = str(mapper.run())
+    assert len(set(made.values())) == 4 and made[3] == str(Mapper(c, MEASURED, False).run())
+    for margin, other in ((0.0, False), (10.0, True)):
+        monkeypatch.setattr(_search, "CLEAR", 0.0)
+        monkeypatch.setattr(_search, "WAY", margin)
+        assert (str(Mapper(c, MEASURED).run()) != made[3]) == other
+
+
 def candidates(c: Cascade, monkeypatch: pytest.MonkeyPatch) -> list[Tiles]:
     """All tiles that the search costs."""
     seen: dict[Tiles, None] = {}
