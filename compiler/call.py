@@ -83,9 +83,16 @@ class Plan:
 class Caller:
     """Runs a built program on arrays: `caller(args, kwargs, sizes)`."""
 
-    def __init__(self, cascade: Cascade, kernel: Any, result: Result | None = None) -> None:
+    def __init__(
+        self,
+        cascade: Cascade,
+        kernel: Any,
+        result: Result | None = None,
+        choose: Callable[[MappingABC[str, int]], Any] | None = None,
+    ) -> None:
         target = result.target if result else None
         self._cascade, self._kernel, self._result = cascade, kernel, result
+        self._choose = choose or (lambda sizes: kernel)  # the kernel for some sizes
         self._target = target.name if target else "numpy"
         self._on_gpu = target is not None and target.kind == "gpu"
         self._names = [t.name for t in cascade.inputs]
@@ -105,7 +112,7 @@ class Caller:
             from tcc.scaled import taken_apart
 
             whole, split = taken_apart(cascade, target)
-            self._apart = Caller(whole, kernel, result), split
+            self._apart = Caller(whole, kernel, result, choose), split
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
@@ -374,11 +381,13 @@ class Caller:
             outputs.append((tuple(shape[n] for n in seen), tuple(apart[n] for n in seen), dtype))
         return Plan(sizes, self._bound_kernel(every, strides, sizes), outputs, torch)
 
-    def _bound_kernel(self, *arguments: Any) -> Callable[..., None]:
+    def _bound_kernel(
+        self, shapes: Any, strides: Any, sizes: dict[str, int]
+    ) -> Callable[..., None]:
         from tcc.build import guarded
 
         with guarded(self._result) if self._result else contextlib.nullcontext():
-            call: Callable[..., None] = self._kernel.bind(*arguments)
+            call: Callable[..., None] = self._choose(sizes).bind(shapes, strides, sizes)
         return call
 
 

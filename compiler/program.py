@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping as MappingABC
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Const
 from tcc.ir.mapping import Mapping, signature
 
 if TYPE_CHECKING:
@@ -75,9 +78,10 @@ class Program:
         """
         from tcc.build import build
 
-        return CompiledProgram(
-            self._program, self._header, *build(self._program, target, self._header, **options)
-        )
+        def built(program: Cascade | Mapping) -> tuple[Result, Any]:
+            return build(program, target, self._header, **options)
+
+        return CompiledProgram(self._program, self._header, *built(self._program), built)
 
     def explain(self) -> Explanation:
         """What the compiler does with the program for the default target."""
@@ -101,13 +105,36 @@ class CompiledProgram(Program):
     """
 
     def __init__(
-        self, program: Cascade | Mapping, header: Header | None, result: Result, kernel: Any
+        self,
+        program: Cascade | Mapping,
+        header: Header | None,
+        result: Result,
+        kernel: Any,
+        built: Callable[[Cascade], tuple[Result, Any]] | None = None,
     ) -> None:
         super().__init__(program, header)
         self._result, self._kernel = result, kernel
+        self._built = built if isinstance(program, Cascade) else None
+        self._narrow: dict[frozenset[str], Any] = {}
         from tcc.call import Caller
 
-        self._call = Caller(self._face, kernel, result)
+        self._call = Caller(self._face, kernel, result, self._for_ones)
+
+    def _for_ones(self, sizes: MappingABC[str, int]) -> Any:
+        """The kernel for a call with these sizes: ranks of size 1 that the program leaves open are not there in a kernel
+        of its own, as a vector times a matrix runs otherwise than a matrix."""
+        if self._built is None or not isinstance(self._program, Cascade):
+            return self._kernel
+        open_ = {r.name for r in self._program.ranks if r.size is None}
+        ones = frozenset(name for name in open_ if sizes.get(name) == 1)
+        if not ones:
+            return self._kernel
+        if ones not in self._narrow:
+            ranks = tuple(
+                replace(r, size=Const(1)) if r.name in ones else r for r in self._program.ranks
+            )
+            self._narrow[ones] = self._built(replace(self._program, ranks=ranks))[1]
+        return self._narrow[ones]
 
     def __call__(
         self,

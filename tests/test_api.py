@@ -430,3 +430,15 @@ def test_memory_that_does_not_fit_is_refused(bad: Any, why: str) -> None:
         program(a, out=bad(a))
     assert caught.value.diagnostic.code == "T0149"
     np.testing.assert_array_equal(a, 1)
+
+
+def test_ranks_of_one_have_a_kernel_of_their_own() -> None:
+    """What a rank of size 1 leaves out: a vector times a matrix is no matrix product. Once per set of such ranks."""
+    f = tcc.compile(
+        "in A: f32[M,K], B: f32[K,N]\nout C: f32[M,N]\nC[m,n] = A[m,k] * B[k,n]", target="cpu"
+    )
+    rng = np.random.default_rng(0)
+    for m, n, kernels in ((3, 5, 0), (1, 5, 1), (1, 6, 1), (4, 7, 1), (1, 1, 2), (3, 1, 3)):
+        a, b = (rng.standard_normal(s).astype(np.float32) for s in ((m, 40), (40, n)))
+        np.testing.assert_allclose(f(a, b), a @ b, rtol=1e-5, atol=1e-5)
+        assert len(f._narrow) == kernels
