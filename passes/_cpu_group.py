@@ -29,6 +29,7 @@ from tcc.passes._algebra import (
     contraction,
     elements,
     plain_variables,
+    renamed_tensor,
     side_by_side,
     size_estimate,
 )
@@ -54,10 +55,12 @@ from tcc.passes._cpu_place import (
     streams_rows,
     wide,
 )
+from tcc.passes._cpu_result import in_result
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import across, column_of, lane_variable, lies_across, strided
+from tcc.passes._cpu_window import window_kernel
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
@@ -193,6 +196,9 @@ class GroupKernel(Operands):
                 if found := next((v for v in turned if v is not None), None):
                     rows.remove(found)
                     tiles = dict.fromkeys((found, lane), TURNED)
+        if (near := window_kernel(self, rows)) is not None:
+            return near
+        self.members = in_result(self, rows)
         for d in self.members:
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
@@ -219,13 +225,12 @@ class GroupKernel(Operands):
         if not d.reduced:
             return d
         extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
-        points = math.prod(size_estimate(self.c, e) for e in extents.values())
         stored = ChainMap(self.locals, self.m.memory)
         inner = [v for v in extents if v not in rows]
         lane = lane_variable(d, inner, stored, self._narrow([d]))
 
         def rule(n: Expr) -> Expr:
-            if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
+            if not isinstance(n, Access) or not self._often(n, extents):
                 return n
             if lane is None or self._leaves(n, lane, extents):
                 n = self.m.padded(n, extents)
@@ -235,6 +240,11 @@ class GroupKernel(Operands):
             return n
 
         return replace(d, body=transform(d.body, rule))
+
+    def _often(self, a: Access, extents: Mapping[str, Expr]) -> bool:
+        """Whether elements of an operand are read several times each."""
+        points = math.prod(size_estimate(self.c, e) for e in extents.values())
+        return points >= REUSE * elements(self.c, a.tensor)
 
     def _leaves(self, a: Access, v: str, extents: Mapping[str, Expr]) -> bool:
         """Whether a read leaves its tensor along a variable."""
@@ -262,7 +272,7 @@ class GroupKernel(Operands):
                 if not [v for v in plain_variables(d) if v not in rows] or a.tensor == d.target:
                     continue
                 del self.locals[d.target]
-                out[n:] = [_renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
+                out[n:] = [renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
                 break
         return out
 
@@ -455,11 +465,3 @@ def _allocated(buffers: Iterable[Buffer], body: tuple[Node, ...]) -> tuple[Node,
     for b in reversed(list(buffers)):
         body = (Alloc(b, body),)
     return body
-
-
-def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:
-    def rule(n: Expr) -> Expr:
-        return Access(new, n.indices, n.span) if isinstance(n, Access) and n.tensor == old else n
-
-    return Einsum(new if d.target == old else d.target, tuple(transform(i, rule) for i in d.indices),
-                  transform(d.body, rule), d.reductions, tuple(transform(p, rule) for p in d.where), d.span)  # fmt: skip

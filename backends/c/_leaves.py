@@ -18,6 +18,7 @@ from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
 UNROLL = 4  # vectors per iteration of a full vector loop
+LONG = 8  # vectors from which on a loop is worth some preparation
 SHORT = 8  # iterations of a loop that are written out
 _FOLD = {"add": "hsum", "mul": "hprod", "max": "hmax", "min": "hmin"}
 
@@ -202,7 +203,9 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
     sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
-    hoisted = Hoisted(len(s.lines.out), s.lines.depth, reduced_inside)
+    spans = [n for n in (old.step, size) if n is not None]
+    long = all(n >= LONG * width for n in spans)
+    hoisted = Hoisted(len(s.lines.out), s.lines.depth, reduced_inside, long=long)
     uses: dict[str, int] = {}
     for d in definitions:
         for x in walk(d.body, *d.where):
