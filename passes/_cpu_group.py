@@ -113,7 +113,7 @@ class GroupKernel(Operands):
         if near or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
         block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
-        block = -(-block // self.shape[0]) * self.shape[0]
+        block = self._row_block(block, rows)
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
@@ -127,6 +127,13 @@ class GroupKernel(Operands):
             f"register tiles of {rows} rows x {vectors} vectors, about {t.block_rows} x {t.block_columns} results a task, "
             f"{t.block_depth} terms at once"
         )
+
+    def _row_block(self, rows: int, outer: list[str]) -> int:
+        """Whole register tiles; and all rows at once where they are few more, and there are tasks without cutting them."""
+        size, tasks = self.size(self.tile or ""), [self.size(v) or 1 for v in outer]
+        if size is not None and rows < size <= rows + rows // 3 and math.prod(tasks) >= TASKS:
+            rows = size
+        return -(-rows // self.shape[0]) * self.shape[0]
 
     def _register_tile(self, columns: list[int | None]) -> tuple[int, int]:
         """Rows and vectors: what was chosen, unless only some tiles are possible and it is none of them."""

@@ -60,7 +60,7 @@ def _serves(k: Operands, e: Einsum, d: Einsum, later: list[Einsum], rows: list[s
     inner = [v for v in plain_variables(d) if v not in rows]
     if not inner or len(plain_variables(d)) != len(at) or [text(i) for i in e.indices] != at:
         return False
-    if [text(x) for x in made.shape] != [text(x) for x in result.shape]:
+    if [text(k.c.resolved(x)) for x in made.shape] != [text(k.c.resolved(x)) for x in result.shape]:
         return False
     own = [[text(i) for i in a.indices] == at for a in d.reads if a.tensor == e.target]
     return bool(own) and all(own) and not any(a.tensor == e.target for x in later for a in x.reads)

@@ -180,7 +180,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
             _scalar_leaf(s, d, [lane] if lane in d.free else [], d.reduced)
         return
     old, wide = s.intervals[lane], s.vector_bytes
-    s.vector_bytes = _vector_bytes(s, definitions, lane, kind)
+    s.vector_bytes = _vector_bytes(s, definitions, lane, kind, bool(inner))
     width = s.vector_bytes // DTYPES[kind].itemsize
     length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
     s.lines.open("{")
@@ -262,14 +262,17 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     s.vector_bytes = wide
 
 
-def _vector_bytes(s: Scope, definitions: list[Einsum], lane: str, kind: str) -> int:
+def _vector_bytes(
+    s: Scope, definitions: list[Einsum], lane: str, kind: str, sums: bool = False
+) -> int:
     """The scope's vectors, or narrower ones where the loop is too short, does little arithmetic, or stores are padded to
-    fewer lanes."""
+    fewer lanes. `sums`: it adds up terms lane by lane, which pays where wide vectors leave no tail."""
     least = CLASSES[kind][1] * DTYPES[kind].itemsize
     width = s.vector_bytes // DTYPES[kind].itemsize
     size = poly(s.extents[lane]).constant if lane in s.extents else None
     spans = [n for n in (s.intervals[lane].step, size) if n is not None]
-    narrow = not computes(definitions) or any(map(s.coded, definitions))
+    whole = sums and bool(spans) and all(n % width == 0 for n in spans)
+    narrow = not (whole or computes(definitions)) or any(map(s.coded, definitions))
     if narrow or s.vector_bytes <= least or any(n < width for n in spans):
         return min(least, s.vector_bytes)
     for d in definitions:
