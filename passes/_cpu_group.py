@@ -60,7 +60,7 @@ from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import across, column_of, lane_variable, lies_across, strided
-from tcc.passes._cpu_window import window_kernel
+from tcc.passes._cpu_window import TOGETHER, neighbours, window_kernel
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
@@ -210,7 +210,14 @@ class GroupKernel(Operands):
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
         members = [self._with_near_reads(d, rows) for d in self._reuse(self.members, rows)]
-        body: tuple[Node, ...] = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
+        few = neighbours(self, members[0], rows) if len(members) == 1 else None
+        body: tuple[Node, ...]
+        if few is not None:
+            tiles = {v: TOGETHER if v == few[1] else 1 for v in rows}
+            rows = []
+            body = (Do(members[0], ((few[0], "lane"), (few[1], "unroll"))),)
+        else:
+            body = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
         cut = [v for v in self.rows if v not in rows and v not in tiles]

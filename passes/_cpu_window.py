@@ -23,6 +23,30 @@ NEAR = 1 << 17  # bytes of a padded slice that stays next to a core
 TASKS = 8  # fewer slices leave cores idle
 
 
+TOGETHER = 4  # neighbours that share what they read along the lanes
+
+
+def neighbours(k: GroupKernel, d: Einsum, rows: list[str]) -> tuple[str, str] | None:
+    """The lanes of a reduction over windows, and the row variable along which windows overlap, the outermost one, where an
+    operand moves along the lanes and not from row to row: a few rows together load that once, and fetch what their windows
+    share once. None for any other, and where few tasks would be left."""
+    if not d.reduced or d.where or not k.short(d) or not k.m.in_memory(d.target):
+        return None
+    inner = [v for v in (*d.free, *d.reduced) if v not in rows]
+    lane = lane_variable(d, inner, ChainMap(k.locals, k.m.memory), k._narrow([d]))
+    sizes = [k.size(v) for v in rows]
+    if lane not in d.free or inner != [lane, *d.reduced] or None in sizes:
+        return None
+    if math.prod(n or 1 for n in sizes) < TASKS * TOGETHER**2:
+        return None
+    reads = accesses(d.body)
+    overlapping = [set(variables(i)) for a in reads for i in a.indices if set(variables(i)) & set(d.reduced)]  # fmt: skip
+    row = next((v for v in rows if any(v in names for names in overlapping)), None)
+    if row is None or not any({lane, row} & set(variables(a)) == {lane} for a in reads):
+        return None
+    return lane, row
+
+
 def window_kernel(k: GroupKernel, rows: list[str]) -> Kernel | None:
     """One reduction over windows, slice by slice of its operand:
 

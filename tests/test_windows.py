@@ -47,3 +47,22 @@ def test_edges_are_filled_in_slice_by_slice() -> None:
     assert "kernel pad_X_padded" in few
     large = str(c_runs.lowered(parse_cascade(program(body, (64, 560, 560)))))
     assert "kernel pad_X_padded" in large
+
+
+@pytest.mark.parametrize("sizes", [(9, 7, 16), (12, 12, 64), (13, 11, 40), (20, 9, 70)])
+@pytest.mark.parametrize("body", ["X[y + r - 1,x + s - 1,c]", "X[2*y + r - 1,x + s,c]"])
+def test_neighbours_share_what_moves_along_the_lanes(
+    body: str, sizes: tuple[int, int, int]
+) -> None:
+    y, x, channels = sizes
+    text = (
+        f"cascade windows\nranks Y={y}, X={x}, C={channels}, R=3, S=3\n"
+        f"in X: f32[Y,X,C] fill 0.5, W: f32[C,R,S]\nout Y: f32[Y,X,C]\nY[y,x,c] = {body} * W[c,r,s]\n"
+    )
+    c = parse_cascade(text)
+    assert ("y on unroll" in str(c_runs.lowered(c))) == (x * y >= 128)
+    random = np.random.default_rng(0)
+    given = {"X": random.standard_normal((y, x, channels)).astype(np.float32)}
+    given["W"] = random.standard_normal((channels, 3, 3)).astype(np.float32)
+    found = c_runs.run(c_runs.built(c), c, given)["Y"]
+    np.testing.assert_allclose(found, interpret(c, given)["Y"], rtol=2e-6, atol=5e-6)
