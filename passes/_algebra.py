@@ -18,6 +18,7 @@ from tcc.ir.expr import (
     call,
     children,
     substitute,
+    transform,
     variables,
 )
 from tcc.ir.index import evaluate_size, poly
@@ -312,3 +313,13 @@ def renamed(d: Einsum, new: dict[str, str]) -> Einsum:
 def neutral(e: Expr, op: str) -> bool:
     """Whether a constant is the identity of an operator."""
     return isinstance(e, Const) and OPS[op].identity is not None and e.value == OPS[op].identity
+
+
+def renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:
+    """The definition with another tensor where it reads or writes one."""
+
+    def rule(n: Expr) -> Expr:
+        return Access(new, n.indices, n.span) if isinstance(n, Access) and n.tensor == old else n
+
+    return Einsum(new if d.target == old else d.target, tuple(transform(i, rule) for i in d.indices),
+                  transform(d.body, rule), d.reductions, tuple(transform(p, rule) for p in d.where), d.span)  # fmt: skip

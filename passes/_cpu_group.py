@@ -29,6 +29,7 @@ from tcc.passes._algebra import (
     contraction,
     elements,
     plain_variables,
+    renamed_tensor,
     side_by_side,
     size_estimate,
 )
@@ -54,10 +55,12 @@ from tcc.passes._cpu_place import (
     streams_rows,
     wide,
 )
+from tcc.passes._cpu_result import in_result
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_tiles import register_tile
 from tcc.passes._cpu_vectors import across, column_of, lane_variable, lies_across, strided
+from tcc.passes._cpu_window import TOGETHER, neighbours, window_kernel
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 if TYPE_CHECKING:
@@ -110,7 +113,7 @@ class GroupKernel(Operands):
         if near or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
         block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
-        block = -(-block // self.shape[0]) * self.shape[0]
+        block = self._row_block(block, rows)
         body = (Loop(self.tile, block, body, "core"),)
         for v in reversed(rows):
             body = (Loop(v, 1, body, "core"),)
@@ -124,6 +127,13 @@ class GroupKernel(Operands):
             f"register tiles of {rows} rows x {vectors} vectors, about {t.block_rows} x {t.block_columns} results a task, "
             f"{t.block_depth} terms at once"
         )
+
+    def _row_block(self, rows: int, outer: list[str]) -> int:
+        """Whole register tiles; and all rows at once where they are few more, and there are tasks without cutting them."""
+        size, tasks = self.size(self.tile or ""), [self.size(v) or 1 for v in outer]
+        if size is not None and rows < size <= rows + rows // 3 and math.prod(tasks) >= TASKS:
+            rows = size
+        return -(-rows // self.shape[0]) * self.shape[0]
 
     def _register_tile(self, columns: list[int | None]) -> tuple[int, int]:
         """Rows and vectors: what was chosen, unless only some tiles are possible and it is none of them."""
@@ -193,11 +203,21 @@ class GroupKernel(Operands):
                 if found := next((v for v in turned if v is not None), None):
                     rows.remove(found)
                     tiles = dict.fromkeys((found, lane), TURNED)
+        if (near := window_kernel(self, rows)) is not None:
+            return near
+        self.members = in_result(self, rows)
         for d in self.members:
             if not self.m.in_memory(d.target):
                 self._local(d, rows)
         members = [self._with_near_reads(d, rows) for d in self._reuse(self.members, rows)]
-        body: tuple[Node, ...] = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
+        few = neighbours(self, members[0], rows) if len(members) == 1 else None
+        body: tuple[Node, ...]
+        if few is not None:
+            tiles = {v: TOGETHER if v == few[1] else 1 for v in rows}
+            rows = []
+            body = (Do(members[0], ((few[0], "lane"), (few[1], "unroll"))),)
+        else:
+            body = tuple(in_blocks(self, self._vector_nodes(members, rows), rows))
         for b in reversed(list(self.locals.values())):
             body = (Alloc(b, body),)
         cut = [v for v in self.rows if v not in rows and v not in tiles]
@@ -219,13 +239,12 @@ class GroupKernel(Operands):
         if not d.reduced:
             return d
         extents = {v: self.c.extent(v) for v in (*d.free, *d.reduced)}
-        points = math.prod(size_estimate(self.c, e) for e in extents.values())
         stored = ChainMap(self.locals, self.m.memory)
         inner = [v for v in extents if v not in rows]
         lane = lane_variable(d, inner, stored, self._narrow([d]))
 
         def rule(n: Expr) -> Expr:
-            if not isinstance(n, Access) or points < REUSE * elements(self.c, n.tensor):
+            if not isinstance(n, Access) or not self._often(n, extents):
                 return n
             if lane is None or self._leaves(n, lane, extents):
                 n = self.m.padded(n, extents)
@@ -235,6 +254,11 @@ class GroupKernel(Operands):
             return n
 
         return replace(d, body=transform(d.body, rule))
+
+    def _often(self, a: Access, extents: Mapping[str, Expr]) -> bool:
+        """Whether elements of an operand are read several times each."""
+        points = math.prod(size_estimate(self.c, e) for e in extents.values())
+        return points >= REUSE * elements(self.c, a.tensor)
 
     def _leaves(self, a: Access, v: str, extents: Mapping[str, Expr]) -> bool:
         """Whether a read leaves its tensor along a variable."""
@@ -262,7 +286,7 @@ class GroupKernel(Operands):
                 if not [v for v in plain_variables(d) if v not in rows] or a.tensor == d.target:
                     continue
                 del self.locals[d.target]
-                out[n:] = [_renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
+                out[n:] = [renamed_tensor(e, d.target, a.tensor) for e in out[n:]]
                 break
         return out
 
@@ -455,11 +479,3 @@ def _allocated(buffers: Iterable[Buffer], body: tuple[Node, ...]) -> tuple[Node,
     for b in reversed(list(buffers)):
         body = (Alloc(b, body),)
     return body
-
-
-def _renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:
-    def rule(n: Expr) -> Expr:
-        return Access(new, n.indices, n.span) if isinstance(n, Access) and n.tensor == old else n
-
-    return Einsum(new if d.target == old else d.target, tuple(transform(i, rule) for i in d.indices),
-                  transform(d.body, rule), d.reductions, tuple(transform(p, rule) for p in d.where), d.span)  # fmt: skip

@@ -91,6 +91,46 @@ def test_what_a_kernel_reads_again_or_what_is_small_goes_through_the_caches() ->
     assert "nt_f32" not in emit(c_runs.lowered(parse_cascade(text))).source
 
 
+IN_RESULT = {
+    "SOFTMAX": (SOFTMAX, 2),
+    "a chain": (
+        "cascade chain\nin X: f32[R,C]\nout Y: f32[R,C]\nA[r,c] = exp(X[r,c])\nS[r] = A[r,c]\n"
+        "B[r,c] = sigmoid(A[r,c] - S[r])\nT[r] = B[r,c]\nY[r,c] = B[r,c] * T[r]\n", 2,
+    ),
+    "shifted": (
+        "cascade shifted\nin X: f32[R,C]\nout Y: f32[R,C]\nE[r,c] = exp(X[r,c])\n"
+        "S[r] = E[r,c]\nY[r,c] = E[r,c - 1] / S[r]\n", 1,
+    ),
+    "another fill": (
+        "cascade fills\nin X: f32[R,C]\nout Y: f32[R,C] fill 3\nE[r,c] = exp(X[r,c]) where c > r\n"
+        "S[r] = E[r,c]\nY[r,c] = E[r,c] / S[r] where c > r\n", 1,
+    ),
+    "read later": (
+        "cascade later\nin X: f32[R,C]\nout Y: f32[R,C], Z: f32[R,C]\nE[r,c] = exp(X[r,c])\n"
+        "S[r] = E[r,c]\nY[r,c] = E[r,c] / S[r]\nZ[r,c] = E[r,c] + Y[r,c]\n", 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_RESULT)
+def test_rows_of_small_results_are_computed_in_them(name: str) -> None:
+    program, count = IN_RESULT[name]
+    shown = program.replace("in X", "ranks R=5, C=70\nin X", 1)
+    c = parse_cascade(shown)
+    mapping = str(c_runs.lowered(c))
+    assert mapping.count("do Y[r, c] =") == count
+    x = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
+    found = c_runs.run(c_runs.built(c), c, {"X": x})
+    for key, value in interpret(c, {"X": x}).items():
+        np.testing.assert_allclose(found[key], value, rtol=2e-6, atol=1e-7)
+
+
+def test_rows_of_large_results_have_a_place_of_their_own() -> None:
+    for sizes in ("", "ranks R=5000, C=1000\n"):
+        c = parse_cascade(SOFTMAX.replace("in X", f"{sizes}in X"))
+        assert str(c_runs.lowered(c)).count("do Y[r, c] =") == 1
+
+
 def test_the_next_row_is_fetched_while_this_one_is_computed() -> None:
     source = emit(c_runs.lowered(parse_cascade(SOFTMAX))).source
     assert source.count("__builtin_prefetch") == 2  # one walk of two cache lines per step

@@ -233,6 +233,46 @@ void turn(const {element} *x, {element} *y, i64 n) {{
     np.testing.assert_array_equal(turned, x[::-1])
 
 
+@pytest.mark.parametrize("t", ["f32x8", "f32x16", "f64x4", "i32x4", "i32x8"])
+def test_lanes_beyond_an_edge_are_the_fill(toolchain: Toolchain, t: str) -> None:
+    n, dtype = lanes(t), np.dtype({"f": "float", "i": "int"}[t[0]] + t[1:3])
+    text = vector_math.preamble([f"ldw_{t}", f"st_{t}"], 8)
+    for first in range(-2, n + 2):
+        text += f"void from{first + 2}(const {t[:3]} *x, {t[:3]} *y, i64 n) {{\n"
+        text += f"  st_{t}(y, ldw_{t}(x, {first}, n, -7));\n}}\n"
+    path = build(text, toolchain)
+    x = np.arange(1, n + 3).astype(dtype)
+    for first in range(-2, n + 2):
+        for last in range(n + 3):
+            got = run(path, f"from{first + 2}", x[:last], result=np.empty(n, dtype))
+            wanted = [x[i] if first <= i < last else -7 for i in range(n)]
+            np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("t", ["f32x4", "f32x8", "f32x16", "f64x4", "f64x8"])
+def test_a_divisor_that_stays_divides_as_any_other(toolchain: Toolchain, t: str) -> None:
+    """To the last bit, but for what is so small that a hundred of its factors of 2 are gone."""
+    element = t.split("x")[0]
+    dtype = np.float32 if element == "f32" else np.float64
+    text = vector_math.preamble([f"{name}_{t}" for name in ("divisor_of", "over", "ld", "st")], 8)
+    text += f"""
+void quotients(const {element} *x, {element} *y, i64 n) {{
+  const divisor_{t} d = divisor_of_{t}(x[0]);
+  for (i64 i = 0; i < n; i += {lanes(t)}) st_{t}(y + i, over_{t}(ld_{t}(x + i), d));
+}}
+"""
+    path = build(text, toolchain)
+    random = np.random.default_rng(11)
+    mantissas = random.uniform(-2, 2, 4096) * 2.0 ** random.integers(-20, 20, 4096)
+    special = [np.inf, -np.inf, np.nan, 0.0, -0.0, 1e30, -1e30, 3.0, 1e-45, 3e38, 1.0, 7.0]
+    divisors = [*random.uniform(-4, 4, 40), 1.0, -2.0, 3.0, 1e30, 1e-39, 0.0, np.inf, np.nan, 5e37]
+    for by in divisors:
+        x = np.array([by, *special, *mantissas, *[1.0] * 3]).astype(dtype)[:4096]
+        got = run(path, "quotients", x, result=np.empty_like(x))
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(got, x / x[0])
+
+
 def test_booleans_and_conversions(toolchain: Toolchain) -> None:
     text = vector_math.preamble(
         ["ldb", "stb", "ldbn", "stbn", "ld", "st", "any", "all", "min", "max", "abs", "sign"]

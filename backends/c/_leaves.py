@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tcc.backends.c._scalar import literal, scalar, typed
@@ -18,6 +18,7 @@ from tcc.ir.mapping import Do
 from tcc.ir.ops import MONOIDS
 
 UNROLL = 4  # vectors per iteration of a full vector loop
+LONG = 8  # vectors from which on a loop is worth some preparation
 SHORT = 8  # iterations of a loop that are written out
 _FOLD = {"add": "hsum", "mul": "hprod", "max": "hmax", "min": "hmin"}
 
@@ -54,6 +55,7 @@ def emit_do(s: Scope, leaf: Do) -> None:
     from tcc.backends.c._micro import emit_micro
     from tcc.backends.c._packed import emit_pack
     from tcc.backends.c._unpack import emit_unpacked
+    from tcc.backends.c._windows import emit_windows
 
     d = leaf.einsum
     if emit_panels(s, d) or emit_decoded(s, d):
@@ -68,7 +70,7 @@ def emit_do(s: Scope, leaf: Do) -> None:
         return
     if lanes and emit_unpacked(s, leaf):
         return
-    if lanes and leaf.on("unroll") and emit_micro(s, leaf):
+    if lanes and leaf.on("unroll") and (emit_micro(s, leaf) or emit_windows(s, leaf)):
         return
     lane = lanes[0] if lanes else None
     if lane is not None and emit_transposed(s, d, lane):
@@ -167,11 +169,13 @@ class _Sum:
 
 
 def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int, list[str]],
-                accumulate: bool = False, ahead: Sequence[Access] = (), start: str = "0") -> None:  # fmt: skip
+                accumulate: bool = False, ahead: Sequence[Access] = (), start: str = "0",
+                tile: tuple[str, int] | None = None) -> None:  # fmt: skip
     """All definitions for the interval of `lane` from `start` on: full chunks, single vectors, then the tail.
 
     `inner` lists reduced variables that are looped over inside a chunk; `accumulate`: the target holds a partial result.
-    What `ahead` reads in the next row is fetched meanwhile. Large outputs are stored past the caches.
+    What `ahead` reads in the next row is fetched meanwhile. Large outputs are stored past the caches. `tile` has a variable
+    and how many points of it from its interval's start on the loop is for, at once.
     """
     kind = vector_class(s, definitions, lane)
     if kind is None:
@@ -179,7 +183,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
             _scalar_leaf(s, d, [lane] if lane in d.free else [], d.reduced)
         return
     old, wide = s.intervals[lane], s.vector_bytes
-    s.vector_bytes = _vector_bytes(s, definitions, lane, kind)
+    s.vector_bytes = _vector_bytes(s, definitions, lane, kind, bool(inner))
     width = s.vector_bytes // DTYPES[kind].itemsize
     length, c = s.names.fresh(f"{lane}_n"), s.names.fresh(lane)
     s.lines.open("{")
@@ -198,11 +202,13 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         unroll = max(1, size // width)  # the whole row at once
     elif inner and old.step is not None and old.step >= 4 * UNROLL * width:
         unroll = 2 * UNROLL  # long rows are read in long runs
-    if _scattered(s, definitions, kind, lane, c):
+    if tile is not None or _scattered(s, definitions, kind, lane, c):
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
     sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
-    hoisted = Hoisted(len(s.lines.out), s.lines.depth, reduced_inside)
+    spans = [n for n in (old.step, size) if n is not None]
+    long = all(n >= LONG * width for n in spans)
+    hoisted = Hoisted(len(s.lines.out), s.lines.depth, reduced_inside, long=long)
     uses: dict[str, int] = {}
     for d in definitions:
         for x in walk(d.body, *d.where):
@@ -219,7 +225,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
             if id(d) in sums:
                 _add_up(s, d, emit, sums[id(d)], count)
             elif inner.get(id(d)):
-                _inner_reduction(s, d, emit, inner[id(d)], count, padded)
+                _inner_reduction(s, d, emit, inner[id(d)], count, padded, tile)
             else:
                 for e in emit:
                     _map(s, d, e, count, padded)
@@ -259,14 +265,17 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
     s.vector_bytes = wide
 
 
-def _vector_bytes(s: Scope, definitions: list[Einsum], lane: str, kind: str) -> int:
+def _vector_bytes(
+    s: Scope, definitions: list[Einsum], lane: str, kind: str, sums: bool = False
+) -> int:
     """The scope's vectors, or narrower ones where the loop is too short, does little arithmetic, or stores are padded to
-    fewer lanes."""
+    fewer lanes. `sums`: it adds up terms lane by lane, which pays where wide vectors leave no tail."""
     least = CLASSES[kind][1] * DTYPES[kind].itemsize
     width = s.vector_bytes // DTYPES[kind].itemsize
     size = poly(s.extents[lane]).constant if lane in s.extents else None
     spans = [n for n in (s.intervals[lane].step, size) if n is not None]
-    narrow = not computes(definitions) or any(map(s.coded, definitions))
+    whole = sums and bool(spans) and all(n % width == 0 for n in spans)
+    narrow = not (whole or computes(definitions)) or any(map(s.coded, definitions))
     if narrow or s.vector_bytes <= least or any(n < width for n in spans):
         return min(least, s.vector_bytes)
     for d in definitions:
@@ -358,15 +367,15 @@ def _add_up(s: Scope, d: Einsum, emit: list[Vector], sums: _Sum, count: str | No
 
 
 def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str], count: str | None,
-                     padded: bool) -> None:  # fmt: skip
-    """The lanes are kept while the reduced variables run."""
+                     padded: bool, tile: tuple[str, int] | None = None) -> None:  # fmt: skip
+    """The lanes are kept while the reduced variables run, for all points of a tile."""
     t = s.storage[d.target].dtype
     monoid = d.monoid(reduced[0])
     target = Access(d.target, d.indices)
     first = first_visit(s, d)
     inner = [p for p in d.where if set(variables(p)) & set(d.reduced)]
-    names = []
-    for e in emit:
+    names: list[str] = []
+    for _, e in _positions(s, emit, tile):
         name = s.names.fresh(d.target)
         start = _identity(e, monoid, t)
         if first is not None:
@@ -379,15 +388,31 @@ def _inner_reduction(s: Scope, d: Einsum, emit: list[Vector], reduced: list[str]
         hoisted.counters |= {
             n.name for v in reduced for n in walk(s.intervals[v].low) if isinstance(n, Var)
         }
-    for e, name in zip(emit, names, strict=True):
+    for n, e in _positions(s, emit, tile):
         fresh = Vector(s, e.kind, e.lane, e.counter, e.offset, e.count, {}, hoisted, e.uses)
         value = _masked(s, d, fresh, fresh.value(d.body, t), monoid, t, None, inner)
-        s.lines.add(f"{name} = {combine(s, monoid, name, value, t, e.type(t))};")
+        s.lines.add(f"{names[n]} = {combine(s, monoid, names[n], value, t, e.type(t))};")
     for v, old in reversed(loops):
         s.lines.close()
         s.intervals[v] = old
-    for e, name in zip(emit, names, strict=True):
-        _store(s, d, e, name, t, count, padded)
+    for n, e in _positions(s, emit, tile):
+        _store(s, d, e, names[n], t, count, padded)
+
+
+def _positions(
+    s: Scope, emit: list[Vector], tile: tuple[str, int] | None
+) -> Iterator[tuple[int, Vector]]:
+    """The vectors at all points of a tile, counted; while one is looked at, the tile's variable is that point."""
+    if tile is None:
+        yield from enumerate(emit)
+        return
+    row, rows = tile
+    old = s.intervals[row]
+    for r in range(rows):
+        s.intervals[row] = Interval(plus(old.low, Const(r)), old.high, 1, False)
+        for n, e in enumerate(emit):
+            yield r * len(emit) + n, e
+    s.intervals[row] = old
 
 
 def _map(s: Scope, d: Einsum, e: Vector, count: str | None, padded: bool) -> None:

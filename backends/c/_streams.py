@@ -70,13 +70,13 @@ def next_rows(s: Scope, ahead: Sequence[Access], e: Vector) -> list[str]:
 
 
 def fetch(s: Scope, places: Sequence[str], length: str, size: int) -> None:
-    """Prefetches `size` bytes at each place."""
+    """Prefetches `size` bytes at each place into the second level: the first holds the row at hand."""
     if not places:
         return
     s.lines.open(f"if ({length} <= {NEAR_ROW}) {{")
     for place in places:
         for at in range(0, size, LINE):
-            s.lines.add(f"__builtin_prefetch((const char *)({place}) + {at});")
+            s.lines.add(f"__builtin_prefetch((const char *)({place}) + {at}, 0, 2);")
     s.lines.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tcc.backends.c._codes import HALVES, is_coded
@@ -103,6 +104,7 @@ class Hoisted:
     depth: int
     inner: set[str] = field(default_factory=set)  # variables of loops inside the vector loop
     counters: set[str] = field(default_factory=set)  # C counters of those loops
+    long: bool = True  # whether the loop runs often enough for what takes a while to compute
     names: dict[str, str] = field(default_factory=dict)
 
     def add(self, s: Scope, key: str, wish: str, declaration: str, value: str) -> str:
@@ -256,6 +258,8 @@ class Vector:
             common = self._class(common_type(self.s, e))
             left, right = self.value(e.args[0], common), self.value(e.args[1], common)
             return f"{self.fn(e.op, common)}({left}, {right})"
+        if e.op == "div" and (divisor := self._divisor(e, t)) is not None:
+            return f"{self.fn('over', t)}({self.value(e.args[0], t)}, {divisor})"
         args = [self.value(a, t) for a in e.args]
         if t.is_integer and (n := _shift(e)) is not None:
             return f"{args[0]} >> {n}" if e.op == "floordiv" else f"{args[0]} & {2**n - 1}"
@@ -272,6 +276,21 @@ class Vector:
         if t.is_integer and e.op in ("floor", "ceil", "round", "trunc"):
             return args[0]
         return f"{self.fn(e.op, t)}({', '.join(args)})"
+
+    def _divisor(self, e: Call, t: DType) -> str | None:
+        """The name of a divisor that stays the same in a long loop, with its inverse; None for any other, and for 2^n."""
+        x, by = e.args
+        loop = self.hoisted
+        if loop is None or not loop.long or not t.is_float or set(variables(by)) & loop.inner:
+            return None
+        if self.lane in variables(by) or self.lane not in variables(x):
+            return None
+        if isinstance(by, Const) and abs(math.frexp(by.value)[0]) == 0.5:
+            return None
+        shown = typed(self.s, by, self._class(t))
+        declaration = f"const divisor_{self.type(t)} "
+        value = f"{self.fn('divisor_of', t)}({shown})"
+        return loop.add(self.s, f"divisor {text(by)}", "divisor", declaration, value)
 
     def chosen(self, d: Einsum, value: str, t: DType) -> str:
         """The value where the target exists; elsewhere its fill, or what it holds where it is only updated."""
@@ -380,17 +399,33 @@ class Vector:
         return c
 
     def _window(self, a: Access, t: DType, moving: list[tuple[Expr, Expr]]) -> str:
-        """Contiguous lanes of which some may lie outside: one load where the first and the last lie inside."""
-        if self.count is not None or any(poly(i).coefficient(self.lane) is None for i, _ in moving):
-            return self._gather(a, t)
+        """Contiguous lanes of which some may lie outside: one load where the first and the last lie inside, else a masked
+        one."""
         s = self.s
+        at = [poly(i).coefficient(self.lane) for i, _ in moving]
+        if len(moving) > 1 or at[0] is None or at[0].constant != 1 or t.kind == "b":
+            return self._gather(a, t)
+        if self._loaded(t) != t or s.storage[a.tensor].code is not None:
+            return self._gather(a, t)
+        others = [g for g in s.unsafe(a) if not any(g[0] is i for i, _ in moving)]
         old = s.intervals[self.lane]
-        tests = []
+        ends = []
         for n in (0, self.lanes - 1):
             s.intervals[self.lane] = Interval(plus(old.low, Const(self.offset + n)), old.high, 1)
-            tests.append(inside(s, s.unsafe(a)))
+            ends.append((inside(s, moving), integer_text(s, s.located(moving[0][0]))))
         s.intervals[self.lane] = old
-        return f"{' && '.join(tests)} ? {self._loaded_from(a, t)} : {self._gather(a, t)}"
+        start, size = ends[0][1], integer_text(s, moving[0][1])
+        last = f"{size} - ({start})"
+        if self.count is not None:
+            last = f"{last} < {self.count} ? {last} : {self.count}"
+        fill = literal(s.tensor(a.tensor).fill, self._class(t))
+        shown = f"{self.fn('ldw', t)}({self.place(a)}, -({start}), {last}, {fill})"
+        if self.count is None:
+            within = f"{ends[0][0]} && {ends[1][0]}"
+            shown = f"{within} ? {self._loaded_from(a, t)} : {shown}"
+        if others:
+            return f"!({inside(s, others)}) ? {self.fn('bc', t)}({fill}) : {shown}"
+        return shown
 
     def _gather(self, a: Access, t: DType) -> str:
         """Lane by lane; lanes beyond the tail read the last valid point."""

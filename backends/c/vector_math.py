@@ -13,6 +13,7 @@ gives a mask of the integer type (all ones: true), which `select` takes.
     select (mask, a, b)   firstn (n): mask of the first n lanes     any all (mask) -> int
     min max               NaN in either operand is the result, as in NumPy and PyTorch
     round                 to nearest, ties to even; sign(NaN) = NaN
+    over (x, d)           x / s for d = divisor_of (s), where s stays the same
     hsum hprod hmin hmax  across the lanes, as a tree     gather (p, index)
     lt le gt ge eq ne     masks, also for scalars (-1 or 0)
     ldb stb ldbn stbn     u8 booleans <-> masks, on i32 and i64 types
@@ -31,8 +32,10 @@ from string import Template
 from typing import Final
 
 from tcc.backends.c import _vector_text as text
+from tcc.backends.c._division_text import DIVISION, DIVISOR_TYPE
 from tcc.backends.c._stream_text import STREAM
 from tcc.backends.c._transpose_text import SECOND, SHUFFLE, TRANSPOSE
+from tcc.backends.c._wide_text import WIDE
 from tcc.ir.diagnostics import CompileError, did_you_mean
 
 # Largest error in units in the last place of f32 results; `tests/test_vector_math.py` measures it.
@@ -44,7 +47,7 @@ ULP: Final[dict[str, float]] = {
     "log1p": 2.0,
     "expm1": 2.0,
     "tanh": 2.0,
-    "sigmoid": 2.5,  # three roundings, in a quotient just under a power of two
+    "sigmoid": 3.0,  # three roundings, in a quotient just under a power of two
     "erf": 2.0,
     "sin": 2.0,
     "cos": 2.0,
@@ -162,6 +165,7 @@ def _values(kind: str, lanes: int) -> dict[str, object]:
         "V": f"{'f64' if wide else 'f32'}{suffix}",
         "C": "double" if wide else "float",
         "splat": ", ".join(["s"] * lanes),
+        "roundoff": "0x1p-53" if double else "0x1p-24",
         "count": ", ".join(str(i) for i in range(lanes)),
         "second": ", ".join(str(i) for i in (*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2))),
         "magnitude": "INT64_MAX" if wide else "INT32_MAX",
@@ -235,6 +239,8 @@ def _arithmetic(kind: str, size: int) -> Iterator[tuple[str, str]]:
         yield from _define(text.INT | text.NUMBER, values)
     else:
         yield from _define(text.VECTOR_FLOAT | text.FLOAT | text.NUMBER, values)
+        yield f"divisor_{values['T']}", Template(DIVISOR_TYPE).substitute(values)
+        yield from _division(values)
         yield from _mathematics(kind, values)
     yield from _folds(kind, size, values)
 
@@ -249,7 +255,12 @@ def _mathematics(kind: str, values: dict[str, object]) -> Iterator[tuple[str, st
     turns = Template(text.QUARTER_TURNS).substitute(values)
     yield f"quarterturn_{values['D']}", "static inline " + turns
     yield from _define({"quarter": text.QUARTER_VECTOR}, values)
-    yield from _define(text.FLOAT32, values)
+    yield from _define(text.FLOAT32 | (WIDE if values["B"] == 64 else {}), values)
+
+
+def _division(values: dict[str, object]) -> Iterator[tuple[str, str]]:
+    for name, body in _define(DIVISION, values):
+        yield name.replace("divisor_", "divisor_of_"), body
 
 
 def _folds(kind: str, size: int, values: dict[str, object]) -> Iterator[tuple[str, str]]:
