@@ -106,8 +106,8 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.choice.block_rows if one else self.choice.block_rows // 2
-        near = self.way == Columns.NEAR and self._column_tasks() >= TASKS
-        if near or self.way == Columns.BLOCKS:
+        often = self.way == Columns.NEAR or (self.way == Columns.PACKED and one)
+        if (often and self._column_tasks() >= TASKS) or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
         block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
         block = -(-block // self.shape[0]) * self.shape[0]
@@ -133,7 +133,14 @@ class GroupKernel(Operands):
             return self.usual
         rows = self.size(self.tile or "")
         found = register_tile(
-            rows, columns, self.m.lanes, self.m.registers, self.usual, whole, self.m.speeds
+            rows,
+            columns,
+            self.m.lanes,
+            self.m.registers,
+            self.usual,
+            whole,
+            self.m.speeds,
+            self.m.joined,
         )
         return self.usual if found[1] * self.m.lanes % self.together else found
 
