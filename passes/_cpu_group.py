@@ -106,8 +106,9 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.choice.block_rows if one else self.choice.block_rows // 2
-        often = self.way == Columns.NEAR or (self.way == Columns.PACKED and one)
-        if (often and self._column_tasks() >= TASKS) or self.way == Columns.BLOCKS:
+        near = self.way == Columns.NEAR and self._column_tasks() >= TASKS
+        high = self.way == Columns.PACKED and one and self._tasks(NEAR_ROWS) >= 2 * TASKS
+        if near or high or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
         block = min(ROWS, self.size(self.tile) or ROWS) if self.decodes else block
         block = -(-block // self.shape[0]) * self.shape[0]
@@ -177,6 +178,10 @@ class GroupKernel(Operands):
             return TASKS
         *outer, columns = (n or 1 for n in sizes)
         return math.prod(outer) * -(-columns // self._column_block())
+
+    def _tasks(self, block: int) -> int:
+        """How many tasks blocks of so many rows make, at least."""
+        return self._column_tasks() * -(-(self.size(self.tile or "") or 1) // block)
 
     # ---- groups without contractions
 
