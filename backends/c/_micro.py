@@ -211,7 +211,7 @@ def micro_kernel(key: str) -> str:
         steps = max(1, AHEAD // (columns * size))
         lines.append(f"{pad}const {c} *ahead = row + {steps} * sb{loops - 1};")
         for at in range(0, columns, LINE // size):
-            lines.append(f"{pad}__builtin_prefetch(ahead + {at});")
+            lines.append(f"{pad}__builtin_prefetch(ahead + {at}, 0, 2);")
     pin = rows * vectors + vectors + 1 <= (16 if width * size <= 32 else 32)
     for j in range(vectors):
         lines.append(
