@@ -389,16 +389,17 @@ class _Bench:
         per_vector = max(1, lanes * 32 // (self.toolchain.simd_bits or 128))
         rows, vectors = best_tile(found)
         registers = measure.registers(self.toolchain) // per_vector
+        longer = max(lanes, (self.toolchain.simd_bits or 128) // 32)
         disturbed = self.fork is not None and self.fork.best_s > _DISTURBED_S
         return Target(
             name="cpu", kind="cpu", backend="c",
             levels=(
                 *(x.level(disturbed) for x in self.levels),
-                Level("reg", registers * lanes * 4),
+                Level("reg", registers * longer * 4),
             ),
             resources=(Resource("core", machine.cores()), Resource("lane", lanes), Resource("unroll")),
             parameters={"tile_rows": float(rows), "tile_vectors": float(vectors),
-                        "registers": float(registers)},
+                        "registers": float(registers), "register_lanes": float(longer)},
             units=(Unit("core", ("lane",), rates=rates),),
             tiles=found,
             overheads=Overheads(
@@ -428,8 +429,8 @@ def _in_turn(calls: list[Callable[[int], object]]) -> Callable[[int], None]:
 
 
 def best_tile(found: tuple[Tile, ...]) -> tuple[int, int]:
-    """Rows and vectors of the fastest tile of f32 that divides the mapper's blocks; the generic one if that is near."""
-    generic = targets.generic()
+    """Rows and vectors of the fastest tile of f32 that divides the mapper's blocks; the usual one if that is near."""
+    generic = targets.unmeasured()
     usual = int(generic.parameter("tile_rows", 6)), int(generic.parameter("tile_vectors", 2))
     speeds: dict[tuple[int, int], list[float]] = {}
     for x in found:

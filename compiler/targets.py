@@ -1,7 +1,7 @@
 """Targets by name: the YAML files of `tcc/backends/targets`, or any file by its path.
 
 `cpu` is the one that `tcc target calibrate` measured on this machine with this version of tcc; where there is none, it is
-the safe generic one.
+the safe generic one, with the register tiles that suit the vectors of this machine's C compiler.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def find(name: str | Target | None = None) -> Target:
         return name
     name = name or options.text("TCC_TARGET")
     if name == MEASURED:
-        return calibrated() or generic()
+        return calibrated() or unmeasured()
     return _read(source_path(name))
 
 
@@ -65,6 +66,22 @@ def with_backend(backend: str) -> str | None:
 def generic() -> Target:
     """The CPU target that holds for machines that nobody has measured."""
     return _read(generic_path())
+
+
+@cache
+def unmeasured() -> Target:
+    """The generic target, which holds for a machine that nobody has measured, with register tiles for its vectors."""
+    from tcc.backends.c.toolchain import find_toolchain
+
+    found = generic()
+    try:
+        if find_toolchain().simd != "avx512":
+            return found
+    except CompileError:  # without a compiler the mapping can still be read
+        return found
+    wide = find("cpu-avx512")
+    levels = (*(x for x in found.levels if x.name != "reg"), wide.level("reg"))
+    return replace(found, levels=levels, parameters={**found.parameters, **wide.parameters})
 
 
 def generic_path() -> Path:

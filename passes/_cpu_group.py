@@ -98,6 +98,7 @@ class GroupKernel(Operands):
         rows = [v for v in self.rows if v not in (self.tile, self.column)]
         before, body = self._tile_body()
         again = self.column is not None and self._again(before)
+        self.high = not before and self._high()
         inner = [b for b in self.locals.values() if again or self._in_column(b)]
         outer = [b for b in self.locals.values() if not any(b is x for x in inner)]
         body = _allocated(inner, (*before, *body) if again else body)
@@ -109,6 +110,8 @@ class GroupKernel(Operands):
         body = _allocated(outer, body if again else (*before, *body))
         one = self.column is not None and not before
         block = self.choice.block_rows if one else self.choice.block_rows // 2
+        if self.high:
+            block = -(-(self.size(self.tile) or 1) // self._row_blocks())
         near = self.way == Columns.NEAR and self._column_tasks() >= TASKS
         if near or self.way == Columns.BLOCKS:
             block = max(block, NEAR_ROWS)
@@ -143,7 +146,14 @@ class GroupKernel(Operands):
             return self.usual
         rows = self.size(self.tile or "")
         found = register_tile(
-            rows, columns, self.m.lanes, self.m.registers, self.usual, whole, self.m.speeds
+            rows,
+            columns,
+            self.m.lanes,
+            self.m.registers,
+            self.usual,
+            whole,
+            self.m.speeds,
+            self.m.joined,
         )
         return self.usual if found[1] * self.m.lanes % self.together else found
 
@@ -171,7 +181,11 @@ class GroupKernel(Operands):
         unit = math.lcm(self.shape[1] * self.m.lanes, self.together)
         most = WIDE if self.wide else self.choice.block_columns
         most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
-        return most if size is None else max(unit, min(most, -(-size // (4 * unit)) * unit))
+        tasks = 4
+        if self.high:
+            outer = math.prod(self.size(v) or 1 for v in self.outer())
+            tasks = max(1, 2 * TASKS // (self._row_blocks() * outer))
+        return most if size is None else max(unit, min(most, -(-size // (tasks * unit)) * unit))
 
     def _column_tasks(self) -> int:
         """How many blocks of columns there are, for all rows that are not part of a tile."""
@@ -180,6 +194,18 @@ class GroupKernel(Operands):
             return TASKS
         *outer, columns = (n or 1 for n in sizes)
         return math.prod(outer) * -(-columns // self._column_block())
+
+    def _high(self) -> bool:
+        """Whether tasks have many rows and, for that, few columns: panels that were packed before come from far, and each
+        should come once."""
+        usual = self.choice.block_rows == self.m.search.usual.block_rows
+        known = None not in [self.size(v) for v in (*self.outer(), self.tile or "")]
+        packed = self.way == Columns.PACKED and not self.decodes and self.column is not None
+        return packed and usual and known
+
+    def _row_blocks(self) -> int:
+        """Into how many blocks of about as many rows the rows are cut then."""
+        return -(-(self.size(self.tile or "") or 1) // NEAR_ROWS)
 
     # ---- groups without contractions
 

@@ -59,6 +59,7 @@ class Operands:
         self.ways = [Columns.PACKED]  # that are possible, the usual one first
         self.decodes = False  # the second operand, block by block
         self.wide = False  # blocks of columns are
+        self.high = False  # tasks are: many rows of few columns
         self.together = 1  # columns that are decoded together, where the second operand is coded
         self.operands: dict[str, Access] = {}  # first operands that are computed into a buffer
 

@@ -60,7 +60,8 @@ def _busy(k: Operands, tile: str, splits: list[Contraction]) -> float:
     known = [n for n in columns if n is not None]
     if rows is None or len(known) < len(columns):
         return 1.0
-    shape = register_tile(rows, known, k.m.lanes, k.m.registers, k.usual, speeds=k.m.speeds)
+    m = k.m
+    shape = register_tile(rows, known, m.lanes, m.registers, k.usual, False, m.speeds, m.joined)
     return busy(rows, known, k.m.lanes, shape)
 
 
@@ -83,7 +84,7 @@ def collide(k: Operands, a: Access, d: Einsum, s: Contraction) -> bool:
     if stride is None or columns is None or len(s.reduced) > 1:
         return False
     rows = min(k.shape[0], rows)
-    return columns >= 8 * k.columns(d) and collisions(rows, stride * BYTES) > WAYS // 2
+    return columns >= 8 * k.columns(d) and collisions(rows, stride * BYTES) > WAYS
 
 
 def deep(k: Operands, a: Access, d: Einsum, s: Contraction) -> bool:

@@ -10,6 +10,9 @@ from tcc.ir.target import Target
 
 CHAINS = 10  # sums in flight that hide the latency of a fused multiply-add in two pipelines
 
+MOST_ROWS = 8  # of a tile that nobody measured: each has an address of its own, for which there are few registers
+MOST_VECTORS = 4  # of one of several rows: a panel of as many columns, as deep as a block, just fits the smallest cache
+
 LINE = 64  # bytes of a cache line
 SETS, WAYS = 64, 8  # of the smallest cache
 
@@ -65,6 +68,7 @@ def register_tile(
     usual: tuple[int, int],
     whole: bool = False,
     speeds: Mapping[tuple[int, int], float] | None = None,
+    joined: int = 1,
 ) -> tuple[int, int]:
     """(rows, vectors) of the tile that keeps the arithmetic busiest; `usual` where extents are unknown or it is as good.
 
@@ -72,6 +76,7 @@ def register_tile(
     part of a tile's work that is wanted at these extents, the number of independent sums, and loads per product. Of
     several products that share their rows, `columns` lists the extents. `whole`: only tiles that divide the columns.
     `speeds`: what was measured, if anything was; it then takes the place of sums and loads, and no other tiles are legal.
+    `joined`: how many vectors of `lanes` a register holds.
     """
     if rows is None or not columns or None in columns:
         return usual
@@ -87,11 +92,21 @@ def register_tile(
         (r, v)
         for r in range(1, registers)
         for v in range(1, registers)
-        if r * v + (v if r > 1 else 1) + 1 <= registers and (not speeds or (r, v) in speeds)
+        if ((r, v) in speeds if speeds else r <= MOST_ROWS and (v <= MOST_VECTORS or rows <= r < 3))
+        and legal(r, v, registers, joined)
     ]
     if whole:
         usual, *tiles = [(r, v) for r, v in tiles if not any(n % (v * lanes) for n in known)]
     return max([usual, *tiles], key=lambda t: (round(score(t), 3), t[0] * t[1], -t[0] - t[1]))
+
+
+def legal(rows: int, vectors: int, registers: int, joined: int = 1) -> bool:
+    """Whether the sums of a tile, one row of vectors and one broadcast value fit in registers of `joined` vectors."""
+
+    def fits(v: int) -> bool:
+        return rows * v + (v if rows > 1 else 1) + 1 <= registers
+
+    return fits(vectors) or (vectors % joined == 0 and fits(vectors // joined))
 
 
 def busy(rows: int, columns: Sequence[int], lanes: int, tile: tuple[int, int]) -> float:

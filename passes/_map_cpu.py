@@ -46,6 +46,7 @@ class Mapper:
         self.target = target.name
         self.lanes = max(1, target.resource("lane").count)
         self.registers = int(target.parameter("registers", 16))
+        self.joined = max(1, int(target.parameter("register_lanes", 0)) // self.lanes)
         self.tiles = usual_tiles(target)
         self.speeds = measured(target, self.lanes, self.tiles.register)
         self.memory: dict[str, Buffer] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import tcc
+from tcc.backends.c.emit import emit
 from tcc.passes._cpu_tiles import collisions, register_tile
 
 
@@ -113,6 +114,27 @@ def test_register_tiles_fit_the_rows_and_the_registers() -> None:
     assert register_tile(None, [256], 8, 16, (6, 2)) == (6, 2)
     assert register_tile(56, [64], 8, 32, (14, 2)) == (14, 2)
     assert collisions(8, 4096) == 8 and collisions(8, 4096 + 64) == 1
+
+
+@pytest.mark.parametrize("rows", [5, 16, 23, 130])
+def test_long_vectors_and_short_ones_give_the_same_product(rows: int) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(300, 200).requires_grad_(False), torch.randn(rows, 300)
+    _close(layer, x, "cpu-avx512")
+    text = "in A: f32[M, K], B: f32[K, N]\nout Z: f32[M, N]\nZ[m, n] = A[m, k] * B[k, n]"
+    mapping = tcc.parse(text).compile(target="cpu-avx512").result.mapping
+    assert mapping is not None
+    for size, vector in ((64, "f32x16"), (32, "f32x8")):
+        source = emit(mapping, vector_bytes=size).source
+        assert f"  {vector} c0_0 = {{0}}" in source and "__builtin_prefetch" in source
+
+
+def test_tasks_have_many_rows_where_panels_were_packed_ahead() -> None:
+    layer = nn.Linear(768, 768).requires_grad_(False)
+    for rows, block in ((64, 64), (136, 72), (256, 128)):
+        compiled = tcc.compile(layer, dynamic=False, target="cpu-avx512")
+        compiled(torch.randn(rows, 768))
+        assert f" by {block} on core" in str(compiled.explain())
 
 
 def _close(layer: nn.Module, x: torch.Tensor, target: str = "cpu") -> None:

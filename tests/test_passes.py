@@ -146,7 +146,7 @@ DOCUMENTED = {
         CHECK: for m by {{[0-9]+}} on core {
         CHECK: for n by {{[0-9]+}} on core {
         CHECK: for k by {{[0-9]+}} {
-        CHECK: buffer [[PANELS:[A-Za-z_]+]]: f32[k, n] @L2 layout [1/16, 0, 1%16]
+        CHECK: buffer [[PANELS:[A-Za-z_]+]]: f32[k, n] @L2 layout [1/[[N:[0-9]+]], 0, 1%[[N]]]
         CHECK: do [[PANELS]][k, n] = B[k, n] with n on lane
         CHECK: do {{.*}}[m, n] = A[m, k] * [[PANELS]][k, n] with n on lane, m on unroll
         """,

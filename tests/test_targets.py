@@ -15,7 +15,7 @@ import pytest
 
 import tcc
 from tcc import machine, targets
-from tcc.backends.c import measure
+from tcc.backends.c import measure, toolchain
 from tcc.backends.c.toolchain import find_toolchain
 from tcc.calibrate import Probe, best_tile, calibrate
 from tcc.cli import main
@@ -190,7 +190,7 @@ def test_a_calibrated_target_is_plausible(here: Path) -> None:
 
 
 def test_the_calibrated_target_is_used_and_said(here: Path) -> None:
-    assert targets.find("cpu") == targets.calibrated() != targets.generic()
+    assert targets.find("cpu") == targets.calibrated() != targets.unmeasured()
     assert targets.source_path("cpu") == here
     assert f"measured on this machine: {here}" in run("target", "list")[1]
     assert "measured on this machine" in json.loads(run("doctor", "--json")[1])["targets"]["cpu"]
@@ -213,7 +213,7 @@ def test_a_target_of_another_machine_or_tcc_does_not_count(
     assert t.machine is not None
     other = dataclasses.replace(t, machine=dataclasses.replace(t.machine, **{field: value}))
     here.write_text(print_target(other))
-    assert targets.find("cpu") == targets.generic() and capsys.readouterr().err == ""
+    assert targets.find("cpu") == targets.unmeasured() and capsys.readouterr().err == ""
     assert reason in run("target", "list")[1]
 
 
@@ -221,7 +221,7 @@ def test_the_file_is_named_by_processor_and_cores(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda: Machine("x", 3, "1"))
-    assert targets.calibrated_path() != here and targets.find("cpu") == targets.generic()
+    assert targets.calibrated_path() != here and targets.find("cpu") == targets.unmeasured()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_broken_file_is_passed_over_with_one_warning(
     text: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here.write_text(text)
-    assert targets.find("cpu") == targets.find() == targets.generic()
+    assert targets.find("cpu") == targets.find() == targets.unmeasured()
     err = capsys.readouterr().err
     assert err.count("warning") == 1 and str(here) in err and "calibrate" in err
     assert "broken" in run("target", "list")[1]
@@ -241,7 +241,7 @@ def test_bytes_that_are_no_text_are_broken_too(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here.write_bytes(b"\xff\xfe\xff")
-    assert targets.find("cpu") == targets.generic()
+    assert targets.find("cpu") == targets.unmeasured()
     assert "broken" in capsys.readouterr().err
 
 
@@ -311,7 +311,9 @@ def test_short_work_is_repeated_until_it_can_be_timed() -> None:
     assert p.repeats >= 500 and p.best_s == pytest.approx(1e-6) and p.rate == 1
 
 
-def test_another_tile_has_to_be_clearly_faster() -> None:
+def test_another_tile_has_to_be_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "unmeasured", targets.generic)
+
     def table(speed: float) -> tuple[Tile, ...]:
         shapes = {(6, 2): 100.0, (8, 2): speed, (7, 2): 300.0, (4, 3): 300.0}
         return tuple(Tile("f32", r, v, 8, 128, "L1", g) for (r, v), g in shapes.items())
@@ -324,11 +326,27 @@ def test_another_tile_has_to_be_clearly_faster() -> None:
     ("simd", "bits", "most"), [("avx2", 256, 16), ("avx512", 512, 32), ("neon", 128, 32), ("sse", 128, 16)]
 )  # fmt: skip
 def test_legal_tiles_fit_the_registers(simd: str, bits: int, most: int) -> None:
-    toolchain = dataclasses.replace(find_toolchain(), simd=simd, simd_bits=bits)
-    found = measure.legal_tiles(toolchain, "f32")
-    each = max(1, 256 // bits)
-    assert found and all((r * v + v + 1) * each <= most for r, v in found)
-    assert (6, 2) in found or each > 1
+    other = dataclasses.replace(find_toolchain(), simd=simd, simd_bits=bits)
+    found = measure.legal_tiles(other, "f32")
+
+    def registers(vectors: int) -> int:  # where all are full
+        return -(-vectors * 256 // bits)
+
+    assert found and all(registers(r * v) + registers(v) + registers(1) <= most for r, v in found)
+    assert (6, 2) in found or bits < 256
+    assert ((8, 4) in found) == (bits > 256)
+
+
+def test_a_machine_with_long_registers_has_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find_toolchain()
+    for simd, tile in (("avx512", (8.0, 4.0)), ("avx2", (6.0, 2.0)), ("neon", (6.0, 2.0))):
+        other = dataclasses.replace(found, simd=simd)
+        monkeypatch.setattr(toolchain, "find_toolchain", lambda other=other: other)
+        targets.unmeasured.cache_clear()
+        t = targets.unmeasured()
+        assert (t.parameter("tile_rows", 0), t.parameter("tile_vectors", 0)) == tile
+        assert t.rate("exp", "f32") == GENERIC.rate("exp", "f32")
+    targets.unmeasured.cache_clear()
 
 
 def test_caches_are_read_as_the_system_tells_them(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tcc.backends.c._scalar import scalar, typed
 from tcc.backends.c._scope import Interval, Scope, plus, span_text
-from tcc.backends.c._vector import CLASSES, Vector
+from tcc.backends.c._vector import Vector
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, text, variables, walk
 
 
 def emit_masked(
-    s: Scope, d: Einsum, lane: str, row: str, vectors: int, kind: str, update: bool
+    s: Scope, d: Einsum, lane: str, row: str, vectors: int, width: int, kind: str, update: bool
 ) -> None:
     """T[rows, columns] ⊕= Σ A[row, …] · B[…, column] where …, with named accumulators.
 
@@ -30,7 +30,6 @@ def emit_masked(
     s.lines.add(f"const int64_t {last} = {span_text(s, old[row])} - 1, {counter} = 0;")
     s.counters[counter] = Const(old[lane].step or 1)
     s.intervals[lane] = Interval(plus(old[lane].low, Var(counter)), old[lane].high, None, False)
-    width = CLASSES[kind][1]
     wide, s.vector_bytes = s.vector_bytes, width * DTYPES[kind].itemsize
     uses: dict[str, int] = {}
     for n in walk(*d.where):

@@ -6,9 +6,15 @@ from tcc.backends.c._codes import word
 from tcc.backends.c._masked import emit_masked
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._vector import CLASSES, vector_class
+from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, variables
 from tcc.ir.index import Poly, poly
 from tcc.ir.mapping import Do
+
+MOST_SUMS = 32  # accumulators of a tile
+WIDE_SUMS = 8  # a tile with fewer of them waits for each
+AHEAD = 4096  # bytes of operand B that are fetched ahead of their use
+LINE = 64  # bytes of a cache line
 
 
 def emit_micro(s: Scope, leaf: Do) -> bool:
@@ -32,8 +38,10 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     if any(s.storage[x.tensor].dtype != t for x in (a, b)) or s.unsafe(a) or s.unsafe(b):
         return False
     rows, columns = s.intervals[row].step, s.intervals[lane].step
-    width = CLASSES[t.name][1]
-    if rows is None or columns is None or columns % width or rows * (columns // width) > 30:
+    if rows is None or columns is None or columns % CLASSES[t.name][1]:
+        return False
+    width = tile_lanes(rows, columns, t, s.vector_bytes)
+    if rows * (columns // width) > MOST_SUMS:
         return False
     others = [v for v in (*d.free,) if v not in (lane, row)]
     if any(s.intervals[v].step != 1 for v in others):
@@ -54,8 +62,16 @@ def emit_micro(s: Scope, leaf: Do) -> bool:
     masks = [x for p in d.where for x in accesses(p) if lane in variables(x)]
     if kind != t.name or not all(_whole_tiles(s, x, lane, columns) for x in masks):
         return False
-    emit_masked(s, d, lane, row, columns // width, kind, leaf.update)
+    emit_masked(s, d, lane, row, columns // width, width, kind, leaf.update)
     return True
+
+
+def tile_lanes(rows: int, columns: int, t: DType, vector_bytes: int) -> int:
+    """Elements of a vector of such a tile: as many as a register of `vector_bytes` holds, if that leaves enough sums to
+    hide the latency of one, else those of the mapping's vectors."""
+    least = CLASSES[t.name][1]
+    width = max(least, vector_bytes // t.itemsize)
+    return width if columns % width == 0 and rows * (columns // width) >= WIDE_SUMS else least
 
 
 def _whole_tiles(s: Scope, x: Access, v: str, tile: int) -> bool:
@@ -167,7 +183,8 @@ class _Plan:
 def micro_kernel(key: str) -> str:
     """The C text of a micro-kernel: `rows` x `vectors` accumulators that stay in registers.
 
-    Operand A is read one element per row at a time, operand B one row of vectors; `first` starts from zero.
+    Operand A is read one element per row at a time, operand B one row of vectors, and fetched ahead: from memory and far
+    caches it comes while the arithmetic goes on. `first` starts from zero.
     """
     _, r, v, w, n, t, of, element = key.split(":")
     rows, vectors, width, loops = int(r), int(v), int(w), int(n)
@@ -189,7 +206,13 @@ def micro_kernel(key: str) -> str:
     shift_a = " + ".join(f"k{k} * sa{k}" for k in range(loops)) or "0"
     lines.append(f"{pad}const {c} *row = {shift_b};")
     lines.append(f"{pad}const int64_t at = {shift_a};")
-    pin = rows * vectors + vectors + 1 <= 16
+    columns, size = vectors * width, DTYPES[t].itemsize
+    if loops:
+        steps = max(1, AHEAD // (columns * size))
+        lines.append(f"{pad}const {c} *ahead = row + {steps} * sb{loops - 1};")
+        for at in range(0, columns, LINE // size):
+            lines.append(f"{pad}__builtin_prefetch(ahead + {at}, 0, 2);")
+    pin = rows * vectors + vectors + 1 <= (16 if width * size <= 32 else 32)
     for j in range(vectors):
         lines.append(
             f"{pad}{vec} b{j} = ld_{vec}(row + {j * width});" + (f" PIN(b{j});" if pin else "")

@@ -79,6 +79,8 @@ _RESERVED = {
     "u64",
     "linux",
     "grain",
+    "few",
+    "enough",
     "used",
     "total",
     "stopped",

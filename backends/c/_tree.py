@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tcc.backends.c.emit import Emitter
 
 PARALLEL_POINTS = 1 << 15  # below about 20 us of work, threads cost more than they save
+GRAIN_POINTS = 1 << 18  # tasks of as much work are handed out one by one
 
 
 class Tree:
@@ -115,7 +116,9 @@ class Tree:
         s.lines.add(
             f"char *local = scratch + omp_get_thread_num() * n[{self._scratch_index()}] + used;"
         )
-        s.lines.add(f"const int64_t grain = {total} / (8 * omp_get_num_threads()) + 1;")
+        s.lines.add(f"const int64_t few = {total} / (8 * omp_get_num_threads());")
+        s.lines.add(f"const double enough = {GRAIN_POINTS} * (double){total} / ({points} + 1);")
+        s.lines.add("const int64_t grain = 1 + ((double)few < enough ? few : (int64_t)enough);")
         s.lines.add("#else")
         s.lines.add("char *local = scratch + used;")
         s.lines.add("#endif")

@@ -7,17 +7,19 @@ functions are the very text that the backend emits into programs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
-from tcc.backends.c._micro import micro_kernel
+from tcc.backends.c._micro import micro_kernel, tile_lanes
 from tcc.backends.c._scope import C_TYPES
 from tcc.backends.c._vector import CLASSES
 from tcc.backends.c.toolchain import Toolchain
 from tcc.backends.c.vector_math import preamble
+from tcc.ir.dtype import DTYPES
 
 FUNCTIONS = (
     "div", "sqrt", "rsqrt", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "pow",
 )  # fmt: skip
-MOST_ACCUMULATORS = 24  # the backend emits no larger tile
+MOST_ACCUMULATORS = 24  # of a tile that is worth trying
 MOST_ROWS = 12
 _CHAINS = {
     16: 12,
@@ -48,31 +50,41 @@ def widths(toolchain: Toolchain, dtype: str) -> tuple[int, ...]:
 
 
 def legal_tiles(toolchain: Toolchain, dtype: str) -> tuple[tuple[int, int], ...]:
-    """Rows x vectors of the micro-kernels whose accumulators, one row of B and one element of A stay in registers."""
-    width = lanes(dtype) * _BYTES[dtype] * 8
-    each = max(1, -(-width // toolchain.simd_bits)) if toolchain.simd_bits else 1
-    return tuple(
-        (rows, vectors)
-        for vectors in (1, 2, 3, 4)
-        for rows in range(1, MOST_ROWS + 1)
-        if rows * vectors <= MOST_ACCUMULATORS
-        and (rows * vectors + vectors + 1) * each <= registers(toolchain)
-    )
+    """Rows x vectors of `lanes` elements of the micro-kernels whose accumulators, one row of B and one element of A stay in
+    registers."""
+    found = []
+    for vectors, rows in product((1, 2, 3, 4, 6), range(1, MOST_ROWS + 1)):
+        width = _tile_lanes(toolchain, dtype, rows, vectors)
+        wide = vectors * lanes(dtype) // width
+        bits = width * _BYTES[dtype] * 8
+        each = max(1, -(-bits // toolchain.simd_bits)) if toolchain.simd_bits else 1
+        if rows * wide <= MOST_ACCUMULATORS and (rows * wide + wide + 1) * each <= registers(
+            toolchain
+        ):
+            found.append((rows, vectors))
+    return tuple(found)
+
+
+def _tile_lanes(toolchain: Toolchain, dtype: str, rows: int, vectors: int) -> int:
+    """Elements of the vectors that the backend prints for a tile."""
+    size = max(32, (toolchain.simd_bits or 128) // 8)
+    return tile_lanes(rows, vectors * lanes(dtype), DTYPES[dtype], size)
 
 
 def tiles(toolchain: Toolchain, dtype: str) -> str:
     """`tile_RxV(repeats, a, b, out, depth, panels)`: the micro-kernel over `panels` operands B in turn; A is rows x
     depth, each B depth x (V vectors), row-major."""
-    width, found = lanes(dtype), legal_tiles(toolchain, dtype)
-    vector = f"{dtype}x{width}"
-    parts = [preamble([f"{op}_{vector}" for op in ("ld", "st", "bc")], lanes("f32"))]
-    for rows, vectors in found:
-        columns = width * vectors
+    found = {t: _tile_lanes(toolchain, dtype, *t) for t in legal_tiles(toolchain, dtype)}
+    used = [f"{dtype}x{width}" for width in sorted(set(found.values()))]
+    parts = [preamble([f"{op}_{v}" for v in used for op in ("ld", "st", "bc")], lanes("f32"))]
+    for (rows, vectors), width in found.items():
+        columns = lanes(dtype) * vectors
         starts = ", ".join(f"a + {r} * depth" for r in range(rows))
         call = (
             f"tile{rows}x{columns}_1_{dtype}({starts}, at, depth, 1, {columns}, out, {columns}, 1);"
         )
-        parts.append(micro_kernel(f"micro:{rows}:{vectors}:{width}:1:{dtype}::{C_TYPES[dtype]}"))
+        shape = f"{rows}:{columns // width}:{width}"
+        parts.append(micro_kernel(f"micro:{shape}:1:{dtype}::{C_TYPES[dtype]}"))
         parts.append(
             f"void tile_{rows}x{vectors}(int64_t repeats, const {dtype} *a, const {dtype} *b, {dtype} *out,"
             " int64_t depth, int64_t panels) {\n"

@@ -191,7 +191,9 @@ def tile_seconds(target: Target, t: DType, rows: int, columns: int) -> tuple[flo
     peak = (target.rate("mul_add", t.name) or ghz * 2 * width) * 1e9
     # two multiply-adds start per cycle and take four or five: fewer than ten leave the unit waiting
     busy = min(1.0, rows * vectors / 10)
-    spilled = 1.0 if rows * vectors + vectors + 1 <= 16 else 2.0
+    joined = max(1, int(target.parameter("register_lanes", 0)) // target.resource("lane").count)
+    held = joined * target.parameter("registers", 16)
+    spilled = 1.0 if rows * vectors + vectors + joined <= held else 2.0
     return rows * vectors * width / peak / busy * spilled, run
 
 
