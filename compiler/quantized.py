@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tcc.ir.cascade import Tensor as Declared
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import DType, Scaled
 from tcc.ir.dtype_codes import integer_range
@@ -29,6 +30,7 @@ from tcc.ir.dtype_scaled import (
 )
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Const
+from tcc.ir.packed import check_packed, per_byte, unpacked
 from tcc.ir.scaled_parts import Part, parts_of
 from tcc.scales import encode_closely
 from tcc.stored import as_tensor, torch_dtype
@@ -162,6 +164,33 @@ def _(codes: Tensor, parts: list[Tensor], kind: str, axes: str) -> Tensor:
     t, names = dtype(kind), tuple(axes.split())
     shape = _checked([codes, *parts], t, names)
     return codes.new_empty(shape, dtype=torch_dtype(torch, t.compute))
+
+
+@torch.library.custom_op("tcc::unpack", mutates_args=())  # type: ignore[untyped-decorator]
+def unpack_op(stored: Tensor, kind: str) -> Tensor:
+    """The elements [..., N] of 1, 2 or 4 bits in bytes [..., N * bits / 8], the first in the lowest bits."""
+    t = packed_tensor(kind)
+    return torch.from_numpy(unpacked(t, stored.detach().numpy()))
+
+
+@unpack_op.register_fake  # type: ignore[untyped-decorator]
+def _(stored: Tensor, kind: str) -> Tensor:
+    t = packed_tensor(kind)
+    if stored.dtype is not torch.uint8 or not stored.dim():
+        raise CompileError("T0150", f"bytes are unpacked, not {stored.dtype} of {stored.dim()} dimensions",
+                           helps="pass a tensor of torch.uint8")  # fmt: skip
+    shape = (*stored.shape[:-1], stored.shape[-1] * per_byte(t))
+    return stored.new_empty(shape, dtype=torch_dtype(torch, t.dtype))
+
+
+def packed_tensor(kind: str) -> Declared:
+    """A packed tensor of a type of elements; T0150 where it cannot be packed."""
+    t = Declared("bytes", dtype(kind), (Const(0),), packed=True)
+    check_packed(t, None, False)
+    if not t.dtype.is_integer:
+        raise CompileError("T0150", f"`tcc::unpack` gives integers, not {t.dtype}",
+                           helps="unpack unsigned codes, and decode them")  # fmt: skip
+    return t
 
 
 def _array(t: Tensor) -> Any:

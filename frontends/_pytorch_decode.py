@@ -1,4 +1,4 @@
-"""The operator `tcc::decode`: a scaled tensor from its parts, as the arithmetic that its type means.
+"""The operators `tcc::decode`, a scaled tensor from its parts as the arithmetic that its type means, and `tcc::unpack`.
 
 Its operands keep the types of the parts (`u4` codes in uint8, scales of f16, …), which PyTorch cannot say, so that
 whatever reads the tensor decodes it where it is read.
@@ -6,15 +6,45 @@ whatever reads the tensor decodes it where it is read.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tcc.frontends._pytorch_builder import Builder, Lowering, Value
-from tcc.ir.dtype import DType
+from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
+from tcc.ir.cascade import Tensor
+from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.dtype_text import dtype
-from tcc.ir.expr import Const
+from tcc.ir.expr import Access, Cast, Const, call
+from tcc.ir.packed import BYTE, per_byte
 from tcc.ir.scaled_parts import parts_of, value_at
 
-DECODE = "tcc.decode"
+DECODE, UNPACK = "tcc.decode", "tcc.unpack"
+
+
+def packed_input(node: Any, t: Tensor) -> Tensor:
+    """A graph's input that only `tcc::unpack` reads, in one way, as a packed tensor; any other as it is."""
+    kinds = {u.args[1] if str(u.target).rpartition(".")[0] == UNPACK else None for u in node.users}
+    if len(kinds) != 1 or None in kinds:
+        return t
+    t = replace(t, dtype=dtype(str(*kinds)), packed=True)
+    return replace(t, shape=(*t.shape[:-1], call("mul", t.shape[-1], Const(per_byte(t)))))
+
+
+def _unpack(b: Builder, stored: Value, kind: str) -> Value:
+    """The elements of a packed input; of other bytes by division."""
+    out, t = b.out(), dtype(kind)
+    index = b.scope().index(out.shape)
+    if isinstance(stored, Tensor) and stored.packed:
+        return b.define(out, index, Access(stored.name, tuple(index)))
+    if t.kind != "u":
+        raise NotLowered("signed codes in bytes that are computed")
+    per = BYTE // t.bits
+    *others, last = index
+    byte = Cast(DTYPES["i32"], Access(stored.name, (*others, call("floordiv", last, Const(per)))))
+    value = call("floordiv", byte, Const(2 ** (t.bits * (per - 1))))
+    for n in reversed(range(per - 1)):
+        here = call("eq", call("mod", last, Const(per)), Const(n))
+        value = call("select", here, call("floordiv", byte, Const(2 ** (t.bits * n))), value)
+    return b.define(out, index, call("mod", value, Const(2**t.bits)))
 
 
 def part_type(node: Any) -> DType | None:
@@ -39,6 +69,6 @@ def _decode(b: Builder, codes: Value, parts: Value, kind: str, axes: str) -> Val
     return b.define(out, index, value)
 
 
-LOWERINGS: dict[str, Lowering] = {DECODE: _decode}
+LOWERINGS: dict[str, Lowering] = {DECODE: _decode, UNPACK: _unpack}
 
-__all__ = ["LOWERINGS", "part_type"]
+__all__ = ["LOWERINGS", "packed_input", "part_type"]

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
-from tcc.frontends._pytorch_decode import part_type
+from tcc.frontends._pytorch_decode import packed_input, part_type
 from tcc.frontends._pytorch_decompositions import own_decompositions
 from tcc.frontends._pytorch_extern import extern_call, run_extern
 from tcc.frontends._pytorch_order import Order, in_memory_order, memory_order
@@ -191,8 +191,10 @@ class _Capture:
             self.inputs.append(Input(rank=e.rank if isinstance(e, Size) else None))
             return e
         t = self.b.spec(self.b.fresh(self.names.get(position, node.name)), val, part_type(node))
+        t = packed_input(node, t)
         self.inputs.append(Input(tensor=t.name))
-        self.lies(t, val)
+        if not t.packed:
+            self.lies(t, val)
         return self.declare(t)
 
     def lies(self, t: Tensor, fake: Any) -> None:
