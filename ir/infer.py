@@ -444,7 +444,7 @@ class _Inference:
         if op.result == "bool":
             return BOOL
         if op.result == "int" and t.is_float:
-            raise CompileError("T0116", f"`{op.infix}` needs integers, not {t}", span,
+            raise CompileError("T0116", f"`{op.infix or op.name}` needs integers, not {t}", span,
                                helps="convert it: `i64(…)`")  # fmt: skip
         if op.result == "float" and not t.is_float:
             return F32 if t.bits else _WEAK_FLOAT
