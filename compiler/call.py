@@ -120,6 +120,8 @@ class Caller:
         self._in = [orders.get(t.name) for t in self._cascade.inputs]
         self._out = [orders.get(t.name) for t in self._cascade.outputs]
         self._permuted = any(o is not None for o in self._out)
+        if self._apart is not None:
+            self._apart[0].permute(orders)
 
     def _turned(self, values: list[Any]) -> list[Any]:
         """Views of a caller's arrays with the declared order of dimensions."""
