@@ -3,7 +3,8 @@
 A coded tensor is passed as the address of a `tcc_coded`, which `compiler/coded.py` fills. `decode_T` decodes whole runs
 with all their lanes, up to four at once; `tcc.ir.dtype_coded` states the format. With AVX-512 the 16 lanes of a run are
 those of a vector: words are spread to the lanes that need one, and a table of 2^8 bytes is looked up in registers.
-Elsewhere lanes take their words one after the other, and then step side by side. Neither reads outside of the arguments, whatever the words are.
+Elsewhere lanes take their words one after the other, and then step side by side. Neither reads outside of the arguments,
+whatever the words are.
 """
 
 from __future__ import annotations
