@@ -101,12 +101,12 @@ class Caller:
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
         self._scaled = any(is_scaled(t) for t in (*cascade.inputs, *cascade.outputs))
-        self._apart: tuple[Caller, Any] | None = None  # over the parts of scaled inputs
+        self._apart: tuple[Caller, Any, Any] | None = None  # over the parts of scaled inputs
         if self._scaled and target is not None and target.backend != "numpy":
             from tcc.scaled import taken_apart
 
-            whole, split = taken_apart(cascade, target)
-            self._apart = Caller(whole, kernel, result), split
+            whole, split, join = taken_apart(cascade, target)
+            self._apart = Caller(whole, kernel, result), split, join
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
@@ -164,8 +164,12 @@ class Caller:
     ) -> Any:
         """The outputs for `values` in the order of the inputs, written into `out` if that is given."""
         if self._apart is not None:
-            caller, split = self._apart
-            return caller.run(split(values), sizes, out)
+            caller, split, join = self._apart
+            found = caller.run(split(values), sizes, out)
+            if len(caller._out) == len(self._out):
+                return found
+            outs = join(list(found))
+            return outs[0] if len(outs) == 1 else self._pack(*outs)
         if out is not None and (self._on_gpu or self._scaled):
             raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
                                helps="leave it out, and copy the result")  # fmt: skip
