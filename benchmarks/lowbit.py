@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = ["u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8"]
 OTHERS = ["bool", "i4", "i8", "nf4", "f4e2m1", "posit4_1", "f6e3m2", "f8e4m3fn", "f8e5m2", "posit8_0", "bf16"]  # fmt: skip
 GROUP = 128
+COPIES = 3  # of the f32 matrix, which take turns, so that none stays in a cache
 
 
 def product(name: str, rows: int, size: int) -> str:
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.set_num_threads(args.threads)
     rng, size = np.random.default_rng(0), args.size
-    dense = torch.randn(size, size)
+    dense = cycle([torch.randn(size, size) for _ in range(COPIES)])
     scale = torch.from_numpy((rng.random((size, size // GROUP)) + 0.5).astype(np.float16))
     names = args.types.split(",")
     weights = {n: codes(dtypes.dtype(n), (size, size), rng) for n in names}
@@ -79,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         row, line = x[0].clone(), torch.empty(size)
 
         def peer(rows: int = rows, x: Any = x, out: Any = out, row: Any = row, line: Any = line) -> Any:  # fmt: skip
-            return torch.mv(dense, row, out=line) if rows == 1 else torch.mm(x, dense.T, out=out)
+            w = next(dense)
+            return torch.mv(w, row, out=line) if rows == 1 else torch.mm(x, w.T, out=out)
 
         calls: dict[str, Any] = {"torch": peer}
         for n in names:
@@ -101,59 +104,90 @@ def main(argv: list[str] | None = None) -> int:
 
 
 ATTENTION = """
-    ranks H=12, M={keys}, E=32, B=2
-    in  Q: f32[H, B, E], K: {store}, KS: f32[H, B, E], V: {store}, VS: f32[H, M]
-    out Z: f32[H, B, E]
-    QK[h, m]   = ({first}) / 8.0
+    ranks H=12, M={keys}, E=64
+    in  Q: f32[H, E], K: {store}, KS: f32[H, E], V: {store}, VS: f32[H, M]
+    out Z: f32[H, E]
+    QK[h, m] = Q[h, e] * ({k} * KS[h, e]) / 8.0
+    GM[h]    = QK[h, m] :: max(m)
+    SN[h, m] = exp(QK[h, m] - GM[h])
+    SD[h]    = SN[h, m]
+    Z[h, e]  = SN[h, m] / SD[h] * ({v} * VS[h, m])
+"""
+TAIL = """
+    ranks H=12, P={old}, T={recent}, M=P+T, E=64
+    in  Q: f32[H, E], KC: u4[H, P, E] packed, KS: f32[H, E], KR: f32[H, T, E]
+    in  VC: u4[H, P, E] packed, VS: f32[H, P], VR: f32[H, T, E]
+    out Z: f32[H, E]
+    K[h, m, e] = select(m < P, (f32(KC[h, m + 0, e]) - 8.0) * KS[h, e], KR[h, m - P, e])
+    V[h, m, e] = select(m < P, (f32(VC[h, m + 0, e]) - 8.0) * VS[h, m + 0], VR[h, m - P, e])
+    QK[h, m]   = Q[h, e] * K[h, m, e] / 8.0
     GM[h]      = QK[h, m] :: max(m)
     SN[h, m]   = exp(QK[h, m] - GM[h])
     SD[h]      = SN[h, m]
-    L[h, e]    = SN[h, m] / SD[h] * ({low})
-    R[h, e]    = SN[h, m] / SD[h] * ({high})
-    Z[h, b, e] = select(b == 0, L[h, e], R[h, e])
+    Z[h, e]    = SN[h, m] / SD[h] * V[h, m, e]
 """
+RECENT = 128  # keys that are kept in f32
 
 
 def attention(keys: int, threads: int, rounds: int) -> int:
     """One query of 12 heads of 64 over keys with a scale per channel and values with one per token: f32 by torch and by
-    tcc, codes of 8 bits, of 4 bits in bytes of their own, and two to a byte."""
+    tcc, codes of 8 bits, of 4 and 2 bits packed, and of 4 bits with the last keys in f32. `predicted` are the bytes that
+    move by the cost model over those that the arrays have."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import torch
     from harness import measure
 
     import tcc
-
-    def program(store: str, half: str) -> Any:
-        k = [half.format(x="K", b=b, by="% 16" if not b else "// 16") for b in (0, 1)]
-        v = [half.format(x="V", b=b, by="% 16" if not b else "// 16") for b in (0, 1)]
-        first = " + ".join(f"Q[h, {b}, e] * (({k[b]}) * KS[h, {b}, e])" for b in (0, 1))
-        low, high = (f"({x}) * VS[h, m]" for x in v)
-        return tcc.compile(
-            ATTENTION.format(keys=keys, store=store, first=first, low=low, high=high)
-        )
+    from tcc.cost_report import predicted
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    q, ks, vs = torch.randn(12, 2, 32), torch.rand(12, 2, 32) / 8, torch.rand(12, keys)
-    k, v = (torch.randint(0, 16, (12, keys, 2, 32), dtype=torch.uint8) for _ in "kv")
-    pair = [x[:, :, 0] | x[:, :, 1] << 4 for x in (k, v)]
-    kf, vf = (k.float() - 8) * ks[:, None], (v.float() - 8) * vs[..., None, None]
-    ones = torch.ones_like(ks), torch.ones_like(vs)
+    q = torch.randn(12, 64)
     calls: dict[str, Any] = {}
-    flat = [x.reshape(1, 12, -1, 64) for x in (q, kf, vf)]
-    calls["torch f32"] = lambda: torch.nn.functional.scaled_dot_product_attention(*flat)
-    for name, store, half, given in [
-        ("tcc f32", "f32[H, M, B, E]", "{x}[h, m, {b}, e]", (q, kf, ones[0], vf, ones[1])),
-        ("8 bits", "u8[H, M, B, E]", "f32({x}[h, m, {b}, e]) - 8.0", (q, k, ks, v, vs)),
-        ("4 bits, a byte each", "u4[H, M, B, E]", "f32({x}[h, m, {b}, e]) - 8.0", (q, k, ks, v, vs)),
-        ("4 bits, two a byte", "u8[H, M, E]", "f32(i32({x}[h, m, e]) {by}) - 8.0", (q, pair[0], ks, pair[1], vs)),
-    ]:  # fmt: skip
-        f = program(store, half)
-        calls[name] = lambda f=f, given=given: f(*given)
-        torch.testing.assert_close(f(*given).reshape(-1), calls["torch f32"]().reshape(-1))
+    moved: dict[str, float] = {}
+
+    def add(name: str, text: str, *given: Any, want: Any) -> None:
+        f = tcc.compile(text)
+        torch.testing.assert_close(f(*given), want, rtol=1e-4, atol=1e-5)
+        calls[name] = lambda: f(*given)
+        found = predicted(f.result.program, f.result.target, {}, threads)
+        assert found is not None
+        levels = {level for k in found.kernels for level in k.moved} - {"L1", "L2", "reg"}
+        most = max(sum(k.moved.get(level, 0) for k in found.kernels) for level in levels)
+        moved[name] = most / sum(x.nbytes for x in (*given, want))
+
+    for bits in (8, 4, 2):
+        middle = 2 ** (bits - 1)
+        ks, vs = torch.rand(12, 64) / middle, torch.rand(12, keys) / middle
+        k, v = (torch.randint(0, 2 * middle, (12, keys, 64), dtype=torch.uint8) for _ in "kv")
+        kf, vf = (k.float() - middle) * ks[:, None], (v.float() - middle) * vs[..., None]
+        flat = [x.reshape(1, 12, -1, 64) for x in (q, kf, vf)]
+        want = torch.nn.functional.scaled_dot_product_attention(*flat).reshape(12, 64)
+        if bits == 8:
+            calls["torch f32"] = lambda flat=flat: torch.nn.functional.scaled_dot_product_attention(*flat)  # fmt: skip
+            plain = ATTENTION.format(keys=keys, store="f32[H, M, E]", k="K[h, m, e]", v="V[h, m, e]")  # fmt: skip
+            plain = plain.replace(" * KS[h, e]", "").replace(" * VS[h, m]", "")
+            plain = plain.replace("KS: f32[H, E], ", "").replace(", VS: f32[H, M]", "")
+            add("tcc f32", plain, q, kf, vf, want=want)
+        store = f"u{bits}[H, M, E]" + " packed" * (bits < 8)
+        code = f"(f32({{}}[h, m, e]) - {middle}.0)"
+        text = ATTENTION.format(keys=keys, store=store, k=code.format("K"), v=code.format("V"))
+        if bits == 4:
+            add("4 bits, a byte each", text.replace(" packed", ""), q, k, ks, v, vs, want=want)
+        per = 8 // bits
+        if per > 1:
+            shifts = torch.arange(per, dtype=torch.uint8) * bits
+            k, v = (x.unflatten(-1, (-1, per)).bitwise_left_shift(shifts).sum(-1, dtype=torch.uint8) for x in (k, v))  # fmt: skip
+        add(f"{bits} bits" + ", packed" * (bits < 8), text, q, k, ks, v, vs, want=want)
+        if bits == 4:
+            old = keys - RECENT
+            given = [k[:, :old], ks, kf[:, old:].clone(), v[:, :old], vs[:, :old], vf[:, old:].clone()]  # fmt: skip
+            add(f"4 bits, last {RECENT} f32", TAIL.format(old=old, recent=RECENT), q, *given, want=want)  # fmt: skip
     times = measure(calls, threads=threads, rounds=rounds, budget_s=60.0)
+    print("| keys and values | ms | of tcc's f32 | predicted |\n|---|---|---|---|")
     for name, t in times.items():
-        print(f"{name:20s} {t.ms:7.3f} ms   {times['tcc f32'].ms / t.ms:.2f} of tcc's f32")
+        told = f"{moved[name]:.3f}" if name in moved else ""
+        print(f"| {name} | {t.ms:.3f} | {times['tcc f32'].ms / t.ms:.2f} | {told} |")
     return 0
 
 

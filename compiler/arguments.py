@@ -11,7 +11,7 @@ import numpy as np
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import from_numpy
-from tcc.stored import coded, is_scaled, torch_dtype
+from tcc.stored import coded, is_scaled, numpy_dtype, stored_type, torch_dtype
 
 Array = Any
 
@@ -82,17 +82,19 @@ def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
         raise _refused(t, "a masked array", "pass its `.data`, and the mask as a tensor of its own")
     if isinstance(value, (np.ndarray, np.generic)):
         array = coded(np.asarray(value), t)
-        if array.dtype != t.dtype.numpy:
+        if array.dtype != numpy_dtype(t):
             found = from_numpy(array.dtype)
-            _wrong_type(t, str(found or array.dtype), f"`{t.name}.astype(np.{t.dtype.numpy.name})`")
-        if not array.dtype.isnative or not array.flags.aligned or array.dtype is not t.dtype.numpy:
-            array = np.array(array, dtype=t.dtype.numpy, copy=True, order="C")
+            _wrong_type(
+                t, str(found or array.dtype), f"`{t.name}.astype(np.{numpy_dtype(t).name})`"
+            )
+        if not array.dtype.isnative or not array.flags.aligned or array.dtype is not numpy_dtype(t):
+            array = np.array(array, dtype=numpy_dtype(t), copy=True, order="C")
         return array.view(np.ndarray)
     if isinstance(value, (bool, int, float)) and not t.shape:
         return _scalar(value, t)
     if value is None or isinstance(value, (list, tuple, int, float, bool)):
         kind = "None" if value is None else f"a {type(value).__name__}"
-        raise _refused(t, kind, f"pass an array: `np.asarray(…, dtype=np.{t.dtype.numpy.name})`")
+        raise _refused(t, kind, f"pass an array: `np.asarray(…, dtype=np.{numpy_dtype(t).name})`")
     raise _refused(
         t,
         f"a {type(value).__module__}.{type(value).__name__}",
@@ -101,7 +103,7 @@ def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
 
 
 def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
-    wanted = torch_dtype(torch, t.dtype)
+    wanted = torch_dtype(torch, stored_type(t))
     if value.layout is not torch.strided or value.is_nested:
         raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
     if value.device.type != "cpu" and not (on_gpu and value.device.type == "cuda"):
@@ -126,7 +128,7 @@ def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
         raise _refused(
             t, "a tensor without storage", "call the program outside of `vmap` and the like"
         ) from None
-    return value.clone() if pointer % t.dtype.itemsize else value
+    return value.clone() if pointer % numpy_dtype(t).itemsize else value
 
 
 def _scalar(value: bool | int | float, t: Tensor) -> Array:

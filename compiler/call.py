@@ -24,10 +24,11 @@ from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind
+from tcc.ir.packed import elements_shape
 from tcc.pipeline import Result
 from tcc.results import arranged, checked
 from tcc.samples import Shaped
-from tcc.stored import is_scaled, to_numpy, to_torch, torch_dtype
+from tcc.stored import is_scaled, numpy_dtype, stored_type, to_numpy, to_torch, torch_dtype
 
 Array = Any
 Order = tuple[int, ...]  # a permutation of dimensions
@@ -100,19 +101,19 @@ class Caller:
         # per input: its NumPy type, its torch type once torch is there, the bits that an address of
         # aligned element has not
         self._inputs: list[tuple[Any, Any, int]] = [
-            (t.dtype.numpy, None, t.dtype.itemsize - 1) for t in cascade.inputs
+            (numpy_dtype(t), None, numpy_dtype(t).itemsize - 1) for t in cascade.inputs
         ]
         self._torch: Any = None  # the module, once a caller may pass its tensors
         self._tensor: Any = Caller  # its tensor classes; until then a class that no argument has
         self._parameter: Any = Caller
         self._plans: dict[Any, Plan] = {}
         self._scaled = any(is_scaled(t) for t in (*cascade.inputs, *cascade.outputs))
-        self._apart: tuple[Caller, Any] | None = None  # over the parts of scaled inputs
+        self._apart: tuple[Caller, Any, Any] | None = None  # over the parts of scaled inputs
         if self._scaled and target is not None and target.backend != "numpy":
             from tcc.scaled import taken_apart
 
-            whole, split = taken_apart(cascade, target)
-            self._apart = Caller(whole, kernel, result, choose), split
+            whole, split, join = taken_apart(cascade, target)
+            self._apart = Caller(whole, kernel, result, choose), split, join
         self._constants = [n for n, t in enumerate(cascade.inputs) if t.constant]
         self._seen: dict[int, Any] = {}  # constant inputs by address
         self._pack = _result_type(cascade)
@@ -126,6 +127,8 @@ class Caller:
         self._in = [orders.get(t.name) for t in self._cascade.inputs]
         self._out = [orders.get(t.name) for t in self._cascade.outputs]
         self._permuted = any(o is not None for o in self._out)
+        if self._apart is not None:
+            self._apart[0].permute(orders)
 
     def _turned(self, values: list[Any]) -> list[Any]:
         """Views of a caller's arrays with the declared order of dimensions."""
@@ -168,8 +171,12 @@ class Caller:
     ) -> Any:
         """The outputs for `values` in the order of the inputs, written into `out` if that is given."""
         if self._apart is not None:
-            caller, split = self._apart
-            return caller.run(split(values), sizes, out)
+            caller, split, join = self._apart
+            found = caller.run(split(values), sizes, out)
+            if len(caller._out) == len(self._out):
+                return found
+            outs = join(list(found))
+            return outs[0] if len(outs) == 1 else self._pack(*outs)
         if out is not None and (self._on_gpu or self._scaled):
             raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
                                helps="leave it out, and copy the result")  # fmt: skip
@@ -197,7 +204,8 @@ class Caller:
             self._plans[known] = plan
         if plan.copies:
             for i in plan.copies:
-                values[i] = np.ascontiguousarray(values[i])
+                v = values[i]
+                values[i] = np.ascontiguousarray(v) if isinstance(v, np.ndarray) else v.contiguous()
             return self.run(values, sizes, out)
         return self._run(plan, values, pointers, out)
 
@@ -327,7 +335,8 @@ class Caller:
         it."""
         c = self._cascade
         check_sizes(given)
-        sizes = bind(c, dict(zip(self._names, (Shaped(tuple(v.shape)) for v in values))), given)
+        shapes = (elements_shape(t, tuple(v.shape)) for t, v in zip(c.inputs, values))
+        sizes = bind(c, dict(zip(self._names, map(Shaped, shapes))), given)
         fixed(c, given, sizes)
         return sizes
 
@@ -338,7 +347,7 @@ class Caller:
         what is wrong."""
         if self._torch is None and "torch" in sys.modules:
             torch = sys.modules["torch"]
-            types = [torch_dtype(torch, t.dtype) for t in self._cascade.inputs]
+            types = [torch_dtype(torch, stored_type(t)) for t in self._cascade.inputs]
             self._inputs = [
                 (n, kind, mask) for (n, _, mask), kind in zip(self._inputs, types, strict=True)
             ]
@@ -352,10 +361,10 @@ class Caller:
         torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
         for i, (v, t) in enumerate(zip(values, c.inputs, strict=True)):
-            size = t.dtype.itemsize
+            size = numpy_dtype(t).itemsize
             steps = list(v.strides) if isinstance(v, np.ndarray) else [s * size for s in v.stride()]
             steps = [s if n > 1 else size for s, n in zip(steps, v.shape)]
-            if any(s % size for s in steps):
+            if any(s % size for s in steps) or (t.packed and steps[-1] != size):
                 copies.append(i)
             strides[t.name] = tuple(s // size for s in steps)
         runs = hasattr(self._kernel, "bind")
@@ -370,7 +379,9 @@ class Caller:
         passed = {t.name for t in c.inputs} & {t.name for t in c.outputs}
         if not runs or passed or 0 in sizes.values():
             return Plan(sizes, torch=torch)
-        every = {t.name: tuple(v.shape) for t, v in zip(c.inputs, values, strict=True)}
+        every = {
+            t.name: elements_shape(t, tuple(v.shape)) for t, v in zip(c.inputs, values, strict=True)
+        }
         outputs = []
         for t, order in zip(c.outputs, self._out, strict=True):
             every[t.name] = tuple(evaluate_size(s, sizes) for s in t.shape)

@@ -16,7 +16,7 @@ from tcc.ir.mapping import Mapping, signature
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.scaled_parts import rank_groups
 from tcc.samples import agreement, all_sizes, numbers, random_inputs
-from tcc.scaled import unscaled_inputs
+from tcc.scaled import scaled_outputs, unscaled_inputs
 
 _ROUNDS = ((3, 5, 2, 7, 4), (1,), (9, 6, 17))  # sizes that the ranks take in turn
 
@@ -30,7 +30,7 @@ def same_meaning(
     can; of joints that are new, also on one that does not walk as its definitions say."""
     face = before if isinstance(before, Cascade) else signature(before)
     ranks = [r.name for r in face.ranks if r.size is None]
-    groups = rank_groups(face.inputs)
+    groups = rank_groups((*face.inputs, *face.outputs))
     for n, turns in enumerate(_ROUNDS[: 3 if ranks else 1]):
         sizes = {r: n * groups.get(r, 1) for r, n in zip(ranks, itertools.cycle(turns))}
         try:
@@ -42,6 +42,8 @@ def same_meaning(
         if isinstance(before, Cascade) and isinstance(after, Cascade):
             inputs = unscaled_inputs(before, after, inputs)
         got, more = _interpreted(after, inputs, sizes, extern)
+        if isinstance(before, Cascade) and isinstance(after, Cascade):
+            got = scaled_outputs(before, after, got)
         for name, value in want.items():
             bound = sum(b[name] for b in (bounds, more) if name in b)
             if (

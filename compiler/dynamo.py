@@ -24,6 +24,7 @@ from tcc.frontends.pytorch import (
 from tcc.graph_arguments import arguments, reader, result_of, row_major
 from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError, Span
+from tcc.ir.dtype_scaled import Encoded
 from tcc.lookups import checked
 
 Tensor = Any  # torch.Tensor
@@ -105,7 +106,10 @@ def interpreter(captured: Captured) -> Execute:
     def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
         import numpy as np
 
-        arrays = {name: t.detach().numpy() for name, t in tensors.items()}
+        arrays = {
+            name: t.detach().numpy() if isinstance(t, torch.Tensor) else t
+            for name, t in tensors.items()
+        }
         arrays |= {n: arrays[n].transpose(o) for n, o in orders.items() if n in arrays}
         found = interpret(c, arrays, sizes, extern=extern)
         made = {name: torch.from_numpy(np.array(a, order="C")) for name, a in found.items()}
@@ -137,8 +141,9 @@ def built(target: str | None = None, **options: Any) -> Factory:
         grad_enabled = torch.is_grad_enabled
 
         def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
-            values = tensors if not grad_enabled() else {n: t.detach() for n, t in tensors.items()}
-            values = dict(values)
+            values = dict(tensors)
+            if grad_enabled():
+                values = {n: t if isinstance(t, Encoded) else t.detach() for n, t in values.items()}
             for step, ins, outs, free in steps:
                 if isinstance(step, Extern):
                     found = run_extern(step, values, sizes)
@@ -196,6 +201,8 @@ def compile_graph(
 
     whole = getattr(execute, "whole", None)
     at = dict(tensors)
+    if any(i.parts for i in captured.inputs):
+        whole = None
     if whole is None or not direct or not simple or not set(whole[1]) <= set(at):
         return checked(run, captured, programs)
     import torch
@@ -293,6 +300,7 @@ def with_constants(captured: Captured) -> Captured:
     c = captured.cascade
     if not names:
         return captured
+    names -= {t.name for t in c.inputs if t.dtype.in_parts}  # what they become is not kept
     inputs = tuple(replace(t, constant=t.name in names) for t in c.inputs)
     tensors = {**c.tensors, **{t.name: t for t in inputs}}
     return replace(captured, cascade=replace(c, inputs=inputs, tensors=tensors))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tcc.frontends._pytorch_order import Order
 from tcc.frontends._pytorch_sizes import is_one, product
 from tcc.frontends.pytorch import Captured, Output
+from tcc.ir.cascade import Tensor as Declared
+from tcc.ir.dtype import Coded
+from tcc.ir.dtype_coded import PARTS
+from tcc.ir.dtype_scaled import Encoded
 from tcc.ir.expr import Const, Size
 from tcc.ir.index import evaluate_size, same
 
@@ -34,17 +38,44 @@ def arguments(
     return tensors, ranks, shapes
 
 
+def _gathered(t: Declared, places: tuple[int, ...]) -> Callable[[Sequence[Any]], Encoded]:
+    """A function of a graph's arguments that gives a coded tensor: checked where its parts have changed."""
+    assert isinstance(t.dtype.form, Coded)
+    last: list[tuple[Any, Any]] = [((), None)]
+
+    def gather(args: Sequence[Any]) -> Encoded:
+        mine = [args[n] for n in places]
+        key = [(p.data_ptr(), p.shape, None if p.is_inference() else p._version) for p in mine]
+        known, whole = last[0]
+        if key != known or None in [version for *_, version in key]:
+            codes, *parts = (p.detach().numpy() for p in mine)
+            whole = Encoded(t.dtype, t.axes, codes, dict(zip(PARTS, parts, strict=True)))
+            last[0] = key, whole
+        return cast(Encoded, whole)
+
+    return gather
+
+
 def reader(
     captured: Captured,
 ) -> Callable[[Sequence[Any]], tuple[dict[str, Tensor], dict[str, int]]]:
     """A function of a graph's arguments that gives its tensors and the sizes of its ranks."""
     tensors, ranks, shapes = arguments(captured)
+    types = {t.name: t for t in captured.cascade.inputs}
+    coded = {
+        i.tensor: _gathered(types[i.tensor], (n, *i.parts))
+        for n, i in enumerate(captured.inputs)
+        if i.tensor is not None and i.parts
+    }
 
     def read(args: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, int]]:
         sizes = {rank: args[n] for rank, n in ranks}
         for rank, n, d in shapes:
             sizes[rank] = args[n].shape[d]
-        return {name: args[n] for name, n in tensors}, sizes
+        values = {name: args[n] for name, n in tensors}
+        for name, gathered in coded.items():
+            values[name] = gathered(args)
+        return values, sizes
 
     return read
 

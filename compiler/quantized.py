@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tcc.coded_linear import CodedLinear
+from tcc.ir.cascade import Tensor as Declared
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType, Scaled
+from tcc.ir.dtype import Coded, DType, Scaled
+from tcc.ir.dtype_coded import encode_coded
 from tcc.ir.dtype_codes import integer_range
 from tcc.ir.dtype_scaled import (
     Encoded,
@@ -29,6 +32,7 @@ from tcc.ir.dtype_scaled import (
 )
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import Const
+from tcc.ir.packed import check_packed, per_byte, unpacked
 from tcc.ir.scaled_parts import Part, parts_of
 from tcc.scales import encode_closely
 from tcc.stored import as_tensor, torch_dtype
@@ -53,6 +57,8 @@ def weight_type(spelling: str | DType) -> DType:
     """
     if isinstance(spelling, DType):
         return spelling
+    if re.search(r"\[\s*coded\b", spelling):
+        return dtype(spelling)
     if spelling.count("[") != spelling.count("]"):
         raise CompileError("T0146", f"the brackets of `{spelling}` do not match",
                            helps="as in `u4[group 128, scale f16]`")  # fmt: skip
@@ -162,6 +168,33 @@ def _(codes: Tensor, parts: list[Tensor], kind: str, axes: str) -> Tensor:
     t, names = dtype(kind), tuple(axes.split())
     shape = _checked([codes, *parts], t, names)
     return codes.new_empty(shape, dtype=torch_dtype(torch, t.compute))
+
+
+@torch.library.custom_op("tcc::unpack", mutates_args=())  # type: ignore[untyped-decorator]
+def unpack_op(stored: Tensor, kind: str) -> Tensor:
+    """The elements [..., N] of 1, 2 or 4 bits in bytes [..., N * bits / 8], the first in the lowest bits."""
+    t = packed_tensor(kind)
+    return torch.from_numpy(unpacked(t, stored.detach().numpy()))
+
+
+@unpack_op.register_fake  # type: ignore[untyped-decorator]
+def _(stored: Tensor, kind: str) -> Tensor:
+    t = packed_tensor(kind)
+    if stored.dtype is not torch.uint8 or not stored.dim():
+        raise CompileError("T0150", f"bytes are unpacked, not {stored.dtype} of {stored.dim()} dimensions",
+                           helps="pass a tensor of torch.uint8")  # fmt: skip
+    shape = (*stored.shape[:-1], stored.shape[-1] * per_byte(t))
+    return stored.new_empty(shape, dtype=torch_dtype(torch, t.dtype))
+
+
+def packed_tensor(kind: str) -> Declared:
+    """A packed tensor of a type of elements; T0150 where it cannot be packed."""
+    t = Declared("bytes", dtype(kind), (Const(0),), packed=True)
+    check_packed(t, None, False)
+    if not t.dtype.is_integer:
+        raise CompileError("T0150", f"`tcc::unpack` gives integers, not {t.dtype}",
+                           helps="unpack unsigned codes, and decode them")  # fmt: skip
+    return t
 
 
 def _array(t: Tensor) -> Any:
@@ -304,7 +337,7 @@ def quantize(
         if unknown:
             raise CompileError("T0148", f"there is no linear layer `{unknown[0]}`",
                                helps=f"layers: {', '.join(name for name, _ in found[:8])}, …")  # fmt: skip
-    made: dict[str, QuantizedLinear] = {}
+    made: dict[str, nn.Module] = {}
     for name, layer in found:
         if not chosen(name, layer) or (given is not None and name not in given):
             continue
@@ -326,11 +359,14 @@ def quantize(
 
 def _encoded(weight: Tensor, t: DType | None, search: bool) -> Encoded:
     assert t is not None
+    if isinstance(t.form, Coded):
+        encoded: Encoded = encode_coded(weight.detach().float().numpy(), t, AXES)
+        return encoded
     encode = encode_closely if search else encode_scaled
     return encode(weight.detach().double().numpy(), t, AXES)
 
 
-def _layer(layer: nn.Linear, weight: Encoded, activations: DType | None) -> QuantizedLinear:
+def _layer(layer: nn.Linear, weight: Encoded, activations: DType | None) -> nn.Module:
     if weight.shape != tuple(layer.weight.shape):
         raise CompileError("T0148", f"a weight of shape {list(weight.shape)}, not {list(layer.weight.shape)}",
                            helps="give [out_features, in_features]")  # fmt: skip
@@ -339,7 +375,14 @@ def _layer(layer: nn.Linear, weight: Encoded, activations: DType | None) -> Quan
         if length and layer.in_features % length:
             raise CompileError("T0147", f"groups of {length} do not divide the {layer.in_features} input features",
                                helps="choose a divisor")  # fmt: skip
-    made = QuantizedLinear(weight, layer.bias, activations)
+    made: nn.Module
+    if isinstance(weight.dtype.form, Coded):
+        if activations is not None:
+            raise CompileError("T0147", f"activations of {activations} with weights of {weight.dtype}",
+                               helps="coded weights are multiplied in f32: leave out `activations`")  # fmt: skip
+        made = CodedLinear(weight, layer.bias)
+    else:
+        made = QuantizedLinear(weight, layer.bias, activations)
     made.train(layer.training)
     return made
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import DType
+from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.dtype_codes import same_bits
+from tcc.ir.packed import packed_bytes, unpacked
 
 Array = Any
 _TORCH = {
@@ -24,6 +25,16 @@ def torch_dtype(torch: Any, dtype: DType) -> Any:
     return getattr(torch, _TORCH.get(name, dtype.numpy.name), None)
 
 
+def stored_type(t: Tensor) -> DType:
+    """The type of what is passed for a tensor: bytes, where it is packed."""
+    return DTYPES["u8"] if t.packed else t.dtype
+
+
+def numpy_dtype(t: Tensor) -> np.dtype[Any]:
+    """The NumPy type of what is passed for a tensor."""
+    return stored_type(t).numpy
+
+
 def is_scaled(t: Tensor) -> bool:
     """Whether a tensor comes as an `Encoded`."""
     return t.dtype.in_parts
@@ -31,7 +42,7 @@ def is_scaled(t: Tensor) -> bool:
 
 def coded(array: Array, t: Tensor) -> Array:
     """The codes of an array that has them, or has the same values as `ml_dtypes` arrays do; T0148 if neither."""
-    if t.dtype.native or array.dtype == t.dtype.numpy:
+    if t.dtype.native or t.packed or array.dtype == t.dtype.numpy:
         return array
     try:
         return same_bits(array, t.dtype)
@@ -42,6 +53,8 @@ def coded(array: Array, t: Tensor) -> Array:
 
 def to_numpy(value: Any, t: Tensor) -> Any:
     """An argument as the interpreter takes it."""
+    if t.packed:
+        return unpacked(t, value if isinstance(value, np.ndarray) else value.numpy())
     if isinstance(value, np.ndarray) or is_scaled(t):
         return value
     value = value.detach()
@@ -51,6 +64,11 @@ def to_numpy(value: Any, t: Tensor) -> Any:
         bits = torch.uint8 if t.dtype.itemsize == 1 else torch.uint16
         value = value.contiguous().view(bits)
     return value.numpy()
+
+
+def passed(t: Tensor, elements: Array) -> Array:
+    """What a call takes for the elements that an interpreter takes."""
+    return packed_bytes(t, elements) if t.packed else elements
 
 
 def to_torch(torch: Any, stored: Array, t: Tensor) -> Any:

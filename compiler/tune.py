@@ -15,9 +15,11 @@ from tcc.ir.cascade import Cascade
 from tcc.ir.expr import Const
 from tcc.ir.infer import build as verified
 from tcc.ir.mapping import Mapping
+from tcc.ir.packed import elements_shape
 from tcc.ir.target import Target
 from tcc.passes.unscale import unscale
 from tcc.samples import every_size, random_inputs, shape_of
+from tcc.stored import passed
 from tcc.tuned import Measured, load, save
 
 _ROUNDS = 7
@@ -65,7 +67,8 @@ def tune(
     known = every_size(c, dict(sizes))
     c = verified(replace(c, ranks=tuple(replace(r, size=Const(known[r.name])) for r in c.ranks)))
     c = unscale(c, target)
-    arrays = random_inputs(c, {}, np.random.default_rng(0))
+    elements = random_inputs(c, {}, np.random.default_rng(0))
+    arrays = {t.name: passed(t, elements[t.name]) for t in c.inputs}
     arrays |= {t.name: np.empty(shape_of(c, t, {}), t.dtype.numpy) for t in c.outputs}
     names = [n for n in pipeline.names_for(target) if n != "map"]
     grouped = pipeline.run(c, target, pipeline.passes(names)).program
@@ -123,7 +126,8 @@ def _call(c: Cascade, target: Target, arrays: dict[str, Any]) -> Callable[[], No
     assert isinstance(m, Mapping)
     program = backend(target).build(m, target)
     strides = {n: tuple(s // a.itemsize for s in a.strides) for n, a in arrays.items()}
-    bound = program.bind({n: a.shape for n, a in arrays.items()}, strides, {})
+    shapes = {n: elements_shape(c.tensors[n], a.shape) for n, a in arrays.items()}
+    bound = program.bind(shapes, strides, {})
     pointers = [arrays[t.name].ctypes.data for t in program.tensors]
     return lambda: bound(pointers)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from tcc.frontends._pytorch_builder import Builder, Lowering, NotLowered, Value
-from tcc.frontends._pytorch_decode import part_type
+from tcc.frontends._pytorch_decode import coded_input, packed_input, part_type, role_in_expand
 from tcc.frontends._pytorch_decompositions import own_decompositions
 from tcc.frontends._pytorch_extern import extern_call, run_extern
 from tcc.frontends._pytorch_order import Order, in_memory_order, memory_order
@@ -32,6 +32,7 @@ class Input:
 
     tensor: str | None = None
     rank: str | None = None
+    parts: tuple[int, ...] = ()  # of a coded tensor: the graph inputs that are its other parts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,9 +196,24 @@ class _Capture:
             e = self.b.size(val)
             self.inputs.append(Input(rank=e.rank if isinstance(e, Size) else None))
             return e
+        role = role_in_expand(node)
+        if role is not None:
+            return self.coded(position, node, *role)
         t = self.b.spec(self.b.fresh(self.names.get(position, node.name)), val, part_type(node))
+        t = packed_input(node, t)
         self.inputs.append(Input(tensor=t.name))
-        self.lies(t, val)
+        if not t.packed:
+            self.lies(t, val)
+        return self.declare(t)
+
+    def coded(self, position: int, node: Any, call: Any, place: int) -> Value:
+        """The codes of a coded tensor stand for all of it; its other parts are no tensors of the cascade."""
+        if place:
+            self.inputs.append(Input())
+            return None
+        t = coded_input(self.b, self.b.fresh(self.names.get(position, node.name)), call)
+        given = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        self.inputs.append(Input(tensor=t.name, parts=tuple(given.index(n) for n in call.args[1])))
         return self.declare(t)
 
     def lies(self, t: Tensor, fake: Any) -> None:

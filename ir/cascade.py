@@ -38,7 +38,9 @@ class Rank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A tensor's type: element type, one size expression per dimension, and its value outside its bounds."""
+    """A tensor's type: element type, one size expression per dimension, and its value outside its bounds.
+
+    A `packed` input comes as bytes, in which the codes of its last dimension lie without gaps, the first lowest."""
 
     name: str
     dtype: DType
@@ -48,6 +50,12 @@ class Tensor:
     constant: bool = (
         False  # an input whose content rarely changes: what is derived from it is kept between runs
     )
+    packed: bool = field(default=False, kw_only=True)
+
+    @property
+    def bits(self) -> int:
+        """Of one element in memory."""
+        return self.dtype.packed_bits if self.packed else 8 * self.dtype.itemsize
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -55,7 +63,7 @@ class Tensor:
         return tuple(s.rank.lower() if isinstance(s, Size) else "" for s in self.shape)
 
     def __str__(self) -> str:
-        constant = " constant" if self.constant else ""
+        constant = " packed" * self.packed + " constant" * self.constant
         shape = f"[{', '.join(text(s) for s in self.shape)}]" if self.shape else ""
         fill = f" fill {text(Const(self.fill))}" if self.fill else ""
         return f"{self.name}: {self.dtype}{shape}{fill}{constant}"

@@ -42,8 +42,9 @@ ranks: "ranks" rank ("," rank)*
 rank: NAME ["=" expr]
 inputs: "in" tensor ("," tensor)*
 outputs: "out" tensor ("," tensor)*
-tensor: NAME ":" (NAME | DTYPE) ["[" [expr ("," expr)*] "]"] [FILL expr] [CONSTANT]
+tensor: NAME ":" (NAME | DTYPE) ["[" [expr ("," expr)*] "]"] [FILL expr] [PACKED] [CONSTANT]
 CONSTANT.1: /constant(?=\s|,)/
+PACKED.1: /packed(?=\s|,)/
 FILL: /fill(?=\s)/
 definition: NAME ["[" [expr ("," expr)*] "]"] "=" expr ["::" reduction ("," reduction)*] ["where" predicate ("," predicate)*]
 reduction: NAME "(" NAME ("," NAME)* ")"
@@ -170,8 +171,8 @@ class Block:
     def tensor(self, node: Any) -> Tensor:
         name, spelling, *rest = node.children
         element = dtype(str(spelling), self.span(spelling))
-        constant = any(getattr(e, "type", "") == "CONSTANT" for e in rest)
-        rest = [e for e in rest if getattr(e, "type", "") != "CONSTANT"]
+        words = {getattr(e, "type", "") for e in rest} & {"CONSTANT", "PACKED"}
+        rest = [e for e in rest if getattr(e, "type", "") not in words]
         fill = 0.0
         marks = [i for i, e in enumerate(rest) if getattr(e, "type", "") == "FILL"]
         if marks:
@@ -185,7 +186,8 @@ class Block:
             if isinstance(n, Size) and not n.rank[0].isupper():
                 raise CompileError("T0120", f"rank `{n.rank}` starts with a lower-case letter", n.span,
                                    helps=f"ranks are upper case, their variables lower case: `{n.rank.upper()}`")  # fmt: skip
-        return Tensor(str(name), element, shape, fill, self.span(node), constant)
+        constant, packed = "CONSTANT" in words, "PACKED" in words
+        return Tensor(str(name), element, shape, fill, self.span(node), constant, packed=packed)
 
     def definition(self, node: Any) -> Einsum:
         parts = [p for p in node.children if p is not None]

@@ -37,6 +37,7 @@ WORD = 16  # bits
 LENGTH = 4096  # an entry of the table is symbol + LENGTH * bits of its code
 MOST = 12  # bits of a code at most
 _AT_ONCE = 1 << 21  # elements that are encoded or decoded in one go
+PARTS = ("words", "start", "table")  # beside the codes
 
 
 def coded_form(t: DType) -> Coded:

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tcc.ir.cascade import (
-    Cascade,
-    Definition,
-    Einsum,
-    Extern,
-    Rank,
-    Recurrence,
-    Tensor,
-    targets,
-)
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Recurrence, Tensor, targets
 from tcc.ir.diagnostics import CompileError, Label, Span, did_you_mean
 from tcc.ir.dtype import BOOL, F32, I64, DType, merge, promote
 from tcc.ir.dtype_scaled import check_conversion, check_declared
@@ -35,6 +26,7 @@ from tcc.ir.expr import (
 )  # fmt: skip
 from tcc.ir.index import Poly, bounds, evaluate_size, is_size, nonnegative, poly
 from tcc.ir.ops import INDEX_REDUCTIONS, MONOIDS
+from tcc.ir.packed import check_packed
 from tcc.ir.schedule import schedule
 from tcc.ir.sizes import check_sizes
 
@@ -129,8 +121,10 @@ class _Inference:
         self.tensors[t.name] = t
 
     def _check_groups(self, t: Tensor) -> None:
-        sizes = {r.name: self._value(r) for r in self.ranks.values()} if t.dtype.form else {}
+        needed = t.dtype.form or t.packed
+        sizes = {r.name: self._value(r) for r in self.ranks.values()} if needed else {}
         shape = tuple(sizes.get(s.rank) if isinstance(s, Size) else None for s in t.shape)
+        check_packed(t, shape[-1] if shape else None, t in self.c.outputs)
         check_declared(t.dtype, t.axes, shape, t.span)
 
     def _check_elements(self, t: Tensor) -> None:
@@ -450,7 +444,7 @@ class _Inference:
         if op.result == "bool":
             return BOOL
         if op.result == "int" and t.is_float:
-            raise CompileError("T0116", f"`{op.infix}` needs integers, not {t}", span,
+            raise CompileError("T0116", f"`{op.infix or op.name}` needs integers, not {t}", span,
                                helps="convert it: `i64(…)`")  # fmt: skip
         if op.result == "float" and not t.is_float:
             return F32 if t.bits else _WEAK_FLOAT

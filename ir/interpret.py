@@ -23,7 +23,7 @@ from tcc.ir.index import evaluate_size
 from tcc.ir.infer import expression_dtype, reduced_dtype
 from tcc.ir.ops import MONOIDS, identity_of
 from tcc.ir.sizes import resolution_order, size_value, solve_sizes
-from tcc.ir.storage import as_stored, load, loading_error, positions
+from tcc.ir.storage import as_stored, filled, load, loading_error, positions, settle
 
 Array = Any
 CHUNK = 1 << 21  # points of an iteration space that are evaluated at once
@@ -141,16 +141,15 @@ class _Interpreter:
         for t in self.c.inputs:
             data = load(t, inputs[t.name])
             self.values[t.name] = Value(data, None, loading_error(t, data) if self.bounds else None)
+        exact: dict[str, Value] = {}  # of scaled outputs, which others read as they are stored
         for step in steps(self.c):
             self.step(step)
+            settle(self.c, step, self.values, exact)
         out = {}
         for t in self.c.outputs:
-            v = self.values[t.name]
-            data = v.data
-            if v.present is not None:
-                data = np.where(v.present, data, np.asarray(t.fill, data.dtype))
+            v = exact.get(t.name, self.values[t.name])
+            data, error = filled(v, t), v.error
             rounded = t.dtype.store(data, t.axes)
-            error = v.error
             if error is not None and t.dtype.native:
                 error = v.error + t.dtype.roundoff * np.abs(np.nan_to_num(data, posinf=0, neginf=0))
             out[t.name] = Value(rounded, v.present, error)

@@ -39,7 +39,6 @@ ON: /on(?=\s)/
 until: "until" expr "hold" body
 alloc: "buffer" buffer body
 buffer: NAME ":" (NAME | DTYPE) "[" [expr ("," expr)*] "]" "@" NAME [PACKED] [layout] [CONSTANT]
-PACKED: /packed(?=\s)/
 layout: "layout" groups
 do: DO definition ["with" binding ("," binding)*]
 DO: /(do|update)(?=\s)/

@@ -76,6 +76,18 @@ def _int_pow(a: Array, b: Array) -> Array:
     return np.power(np.asarray(a, dtype=np.float64), b)
 
 
+def _popcount(x: Array) -> Array:
+    """How many bits are set in the two's complement of integers, in their own type."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "iu":
+        return x.astype(bool)
+    v = x.astype(np.uint64) & np.uint64(2 ** (8 * x.dtype.itemsize) - 1)
+    count = np.zeros(v.shape, np.uint64)
+    for n in range(8 * x.dtype.itemsize):
+        count += v >> np.uint64(n) & np.uint64(1)
+    return count.astype(x.dtype)
+
+
 _BOUND = 2 / math.sqrt(math.pi)
 _ROWS = [
     # infix, loosest first
@@ -130,6 +142,7 @@ _ROWS = [
        carries=("mul", "mul"), power=-0.5, partials=("-0.5 * out * out * out",)),
     Op("abs", 1, np.abs, derivative=lambda x: np.ones_like(x), ulp=0, carries=("mul", "mul"), partials=("sign(x)",)),
     Op("sign", 1, np.sign, discontinuous=True, ulp=0, partials=("0",)),
+    Op("popcount", 1, _popcount, "int", discontinuous=True, ulp=0),
     Op("floor", 1, np.floor, discontinuous=True, ulp=0, partials=("0",)),
     Op("ceil", 1, np.ceil, discontinuous=True, ulp=0, partials=("0",)),
     Op("round", 1, np.round, discontinuous=True, ulp=0, partials=("0",)),

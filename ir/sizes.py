@@ -64,7 +64,7 @@ def size_value(size: Expr, sizes: Mapping[str, int], rank: Rank) -> int:
 def solve_sizes(c: Cascade, shapes: Mapping[str, tuple[int, ...]], sizes: dict[str, int]) -> None:
     """Adds ranks that an input's shape determines: `2*P + R - 2 = n` gives P once R is known."""
     open_ = {r.name for r in c.ranks if r.size is None}
-    pairs = ((s, n) for t in c.inputs for s, n in zip(t.shape, shapes.get(t.name, ())))
+    pairs = ((c.resolved(s), n) for t in c.inputs for s, n in zip(t.shape, shapes.get(t.name, ())))
     _solve(list(pairs), open_, sizes)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tcc.ir.cascade import Tensor
+from tcc.ir.cascade import Cascade, Einsum, Tensor, targets
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import Coded, DType, Scaled
 
@@ -52,6 +53,22 @@ def as_stored(
     moved = np.maximum(*(np.abs(end - made) for end in ends))
     lost = np.isnan(moved) | ((ends[0] > ends[1]) & (t.is_integer and not t.saturate))
     return made, np.where(lost, np.inf, moved)
+
+
+def settle(c: Cascade, step: object, values: dict[str, Any], exact: dict[str, Any]) -> None:
+    """What reads a scaled output, once that is complete, reads what is stored; `exact` keeps what it is made from."""
+    t = c.tensors.get(step.target) if isinstance(step, Einsum) else None
+    if t is None or not isinstance(t.dtype.form, Scaled) or t.dtype.form.table is not None:
+        return
+    if sum(t.name in targets(d) for d in c.definitions) > 1:
+        return
+    v = exact[t.name] = values[t.name]
+    values[t.name] = replace(v, data=t.dtype.load(t.dtype.store(filled(v, t), t.axes), t.axes))
+
+
+def filled(v: Any, t: Tensor) -> Array:
+    """The data of a tensor, its fill where it does not exist."""
+    return v.data if v.present is None else np.where(v.present, v.data, np.asarray(t.fill, v.data.dtype))  # fmt: skip
 
 
 def positions(target: tuple[Array, ...], shape: tuple[int, ...]) -> Array:

@@ -23,6 +23,7 @@ from tcc.ir.layout import Digit, Layout
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
 from tcc.ir.ops import MONOIDS
 from tcc.passes._algebra import Contraction, contraction, plain_variables, product
+from tcc.passes._cpu_invariant import before_walk, uniform_first
 from tcc.passes._cpu_masks import ends, masked_tiles
 from tcc.passes._cpu_stage import reading, shared_around
 from tcc.passes._cpu_state import StateKernel
@@ -74,11 +75,16 @@ class StreamKernel(StateKernel):
         for d in self.members:
             if not self.m.in_memory(d.target) and self.walk not in d.free:
                 self._keep(d)
+        if self.tile is None:
+            ahead, during = before_walk(self, during)
+            before += ahead
         nodes: list[Node] = self._rows_first(before)
         nodes += self._rows_first(
             [x for d in self.members if d.target in self.fields for x in self._start(d)]
         )
-        loops = self._walks(during)
+        loops: list[Node] = self._walks(during)
+        if self.tile is None:
+            loops = [uniform_first(self, n) for n in loops]
         nodes += [*self.prelude, *loops]
         nodes += self._rows_first(after)
         body = tuple(nodes)

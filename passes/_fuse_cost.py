@@ -42,7 +42,7 @@ class Estimate:
         return math.prod(sizes) / min(ROWS, max(sizes, default=1))
 
     def bytes(self, tensor: str) -> float:
-        return elements(self.c, tensor) * self.c.tensors[tensor].dtype.itemsize
+        return elements(self.c, tensor) * self.c.tensors[tensor].bits / 8
 
     def traffic(self, size: float) -> float:
         """Seconds to move so many bytes between a core and the smallest memory that holds them with room to spare."""

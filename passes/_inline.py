@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial, reduce
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, targets
 from tcc.ir.expr import (
@@ -14,12 +15,14 @@ from tcc.ir.expr import (
     Size,
     Var,
     accesses,
+    call,
     substitute,
+    text,
     transform,
     variables,
     walk,
 )
-from tcc.ir.index import within
+from tcc.ir.index import bounds, nonnegative, poly, simplify_index, within
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import contraction, is_copy, is_elementwise, operations
 
@@ -127,9 +130,17 @@ def decodes(c: Cascade, d: Einsum) -> bool:
 
 
 def _walked_plainly(d: Einsum, reader: Einsum) -> bool:
-    """Whether the reader reads d at variables alone, so that windows are not decoded again and again."""
+    """Whether the reader reads d at variables alone, perhaps shifted, so that windows are not decoded again and again."""
     reads = (a for a in reader.reads if a.tensor == d.target)
-    return all(isinstance(i, Var | Const) for a in reads for i in a.indices)
+    return all(len(variables(i)) <= 1 and _shifted(i) for a in reads for i in a.indices)
+
+
+def _shifted(i: Expr) -> bool:
+    """Whether an index is a number, or a variable plus one."""
+    names = variables(i)
+    return all(poly(i).without(v).constant is not None for v in names) and all(
+        (one := poly(i).coefficient(v)) is not None and one.constant == 1 for v in names
+    )
 
 
 def _chooses(e: Expr) -> bool:
@@ -153,27 +164,26 @@ def _walks_once(d: Einsum, reader: Einsum) -> bool:
 
 
 def _inlined(c: Cascade, d: Einsum, reader: Einsum) -> Einsum | None:
-    """`reader` with d's body in place of reads of d, or None when a read may lie outside."""
+    """`reader` with d's body in place of reads of d, or None when a read may lie outside; what is decoded is then chosen
+    where the read lies inside."""
     names = [i.name for i in d.indices if isinstance(i, Var)]
-    extents = c.extents(reader)
-    shape = c.tensors[d.target].shape
-    for a in reader.reads:
-        if a.tensor == d.target:
-            for i, s in zip(a.indices, shape, strict=True):
-                if not (isinstance(i, Var) and c.same_size(extents[i.name], s)) and not within(
-                    i, s, extents
-                ):
-                    return None
+    guards = {text(a): _guard(c, a, reader) for a in reader.reads if a.tensor == d.target}
+    if any(g is not None for g in guards.values()) and not decodes(c, d):
+        return None
 
     def rule(n: Expr) -> Expr:
+        if isinstance(n, Call) and n.op == "select":
+            held = text(n.args[0])
+            return replace(
+                n, args=(n.args[0], transform(n.args[1], partial(_known, held)), n.args[2])
+            )
         if isinstance(n, Access) and n.tensor == d.target:
             value = substitute(d.body, dict(zip(names, n.indices, strict=True)))
-            t = c.tensors[d.target].dtype
-            return (
-                value
-                if expression_dtype(c, d.body) == t and not _literal(value)
-                else Cast(t, value)
-            )
+            t, guard = c.tensors[d.target].dtype, guards[text(n)]
+            if expression_dtype(c, d.body) != t or _literal(value):
+                value = Cast(t, value)
+            fill = Cast(t, Const(c.tensors[d.target].fill))
+            return value if guard is None else call("select", guard, value, fill)
         return n
 
     body = transform(reader.body, rule)
@@ -183,6 +193,25 @@ def _inlined(c: Cascade, d: Einsum, reader: Einsum) -> Einsum | None:
     where = tuple(transform(p, rule) for p in reader.where)
     indices = tuple(transform(i, rule) for i in reader.indices)
     return replace(reader, indices=indices, body=body, where=where)
+
+
+def _known(held: str, n: Expr) -> Expr:
+    """select(p, a, b) --> a where p holds."""
+    return n.args[1] if isinstance(n, Call) and n.op == "select" and text(n.args[0]) == held else n
+
+
+def _guard(c: Cascade, a: Access, reader: Einsum) -> Expr | None:
+    """That a read lies inside its tensor, where that is not certain."""
+    extents, held = c.extents(reader), list[Expr]()
+    for i, s in zip(a.indices, c.tensors[a.tensor].shape, strict=True):
+        if (isinstance(i, Var) and c.same_size(extents[i.name], s)) or within(i, s, extents):
+            continue
+        plain = simplify_index(i, extents)
+        span = bounds(plain, extents)
+        if span is None or not nonnegative(span[0]):
+            held.append(call("le", Const(0), plain))
+        held.append(call("lt", plain, s))
+    return reduce(lambda x, y: call("and", x, y), held) if held else None
 
 
 def _literal(e: Expr) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, Extern
+from tcc.ir.dtype_codes import integer_range
 from tcc.ir.expr import (
     Access,
     Call,
@@ -113,11 +114,13 @@ def _is_true(e: Expr) -> bool:
 
 
 def _fold_node(c: Cascade, n: Expr) -> Expr:
-    """x + 0 --> x;  x · 1 --> x;  op(constants) --> constant;  select(true, a, b) --> a;  t(x) --> x for x of type t."""
+    """x + 0 --> x;  x · 1 --> x;  op(constants) --> constant;  select(true, a, b) --> a;  t(x) --> x for x of type t;
+    t(u(x)) --> t(x) where u is an integer type that holds all that a tensor of x's stores."""
     if isinstance(n, Cast):
         if not isinstance(n.arg, Const) and expression_dtype(c, n.arg) == n.dtype:
             return n.arg
-        return n
+        narrow = _narrower(c, n.arg)
+        return n if narrow is n.arg else replace(n, arg=narrow)
     if not isinstance(n, Call):
         return n
     if n.op == "select" and isinstance(n.args[0], Const):
@@ -136,6 +139,17 @@ def _fold_node(c: Cascade, n: Expr) -> Expr:
         value = poly(n).constant
         return n if value is None else Const(value)
     return n
+
+
+def _narrower(c: Cascade, e: Expr) -> Expr:
+    """What is read in u(x), where u holds all that x's tensor stores; any other expression as it is."""
+    if not isinstance(e, Cast) or not isinstance(e.arg, Access) or not e.dtype.native:
+        return e
+    t = c.tensors[e.arg.tensor]
+    if not (t.dtype.is_integer and e.dtype.is_integer):
+        return e
+    (low, high), (least, most) = integer_range(t.dtype), integer_range(e.dtype)
+    return e.arg if least <= min(low, t.fill) and max(high, t.fill) <= most else e
 
 
 def _keeps_type(c: Cascade, part: Expr, whole: Expr) -> bool:

@@ -10,6 +10,7 @@ from tcc.ir.expr import Access, Const, Expr, Size, Var, call, transform
 from tcc.ir.index import within
 from tcc.ir.scaled_parts import Names, divided, parts_of, rank_groups, value_at
 from tcc.ir.target import Target
+from tcc.passes._scaled_outputs import encoded, stored_by_parts
 
 
 def unscale(c: Cascade, target: Target) -> Cascade:
@@ -19,14 +20,16 @@ def unscale(c: Cascade, target: Target) -> Cascade:
     W[n, k]   -->   (f32(W_codes[n, k]) - 8) * f32(W_scale[n, k // 128])
 
     A rank K of unknown size that has groups is K_GROUPS * 128 from then on. A read that may lie outside is
-    `select(inside, …, fill)`. Outputs stay as they are, and so do inputs that are outputs or that externs read.
+    `select(inside, …, fill)`. Inputs that are outputs or that externs read stay as they are. Scaled outputs become their
+    parts, too, where `_scaled_outputs` says how.
     """
     kept = {t.name for t in c.outputs}
     kept |= {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
     scaled = [t for t in c.inputs if isinstance(t.dtype.form, Scaled) and t.name not in kept]
-    if not scaled:
+    stored = [t for t in c.outputs if stored_by_parts(c, t) is not None]
+    if not scaled and not stored:
         return c
-    c = replace(c, ranks=_grouped(c, scaled))
+    c = replace(c, ranks=_grouped(c, [*scaled, *stored]))
 
     def over(size: Expr, n: int) -> Expr:
         return divided(c.resolved(size), n)
@@ -45,7 +48,13 @@ def unscale(c: Cascade, target: Target) -> Cascade:
     made = tuple(_read(c, d, names) if isinstance(d, Einsum) else d for d in c.definitions)
     from tcc.ir.infer import build
 
-    return build(replace(c, inputs=tuple(inputs), definitions=made))
+    c = replace(c, inputs=tuple(inputs), definitions=made)
+    taken |= {r.name for r in c.ranks}
+    for t in stored:
+        d = stored_by_parts(c, t)
+        assert d is not None
+        c = encoded(c, t, d, taken)
+    return build(c)
 
 
 def _fresh(name: str, taken: set[str]) -> str:

@@ -129,6 +129,12 @@ def attention(where: str = "", e: int = 64, f: int = 64) -> str:
     return ATTENTION.format(where=where, e=e, f=f)
 
 
+BITS = """cascade bits
+in A: i32[M,N], B: i64[M,N]
+out Y: i32[M,N], Z: i64[M,N]
+Y[m,n] = popcount(A[m,n] ^ 5)
+Z[m,n] = popcount(B[m,n] - 3)
+"""
 PROGRAMS = {
     "linear": LINEAR,
     "batched": BATCHED,
@@ -144,6 +150,7 @@ PROGRAMS = {
     "scan": SCAN,
     "two kernels": TWO_KERNELS,
     "odd names": ODD,
+    "bits": BITS,
 }
 SIZES = [
     {"M": 1, "K": 7, "N": 37, "B": 3, "R": 7, "C": 1, "P": 7, "H": 2, "M1": 3},

@@ -3,7 +3,8 @@
 A coded tensor is passed as the address of a `tcc_coded`, which `compiler/coded.py` fills. `decode_T` decodes whole runs
 with all their lanes, up to four at once; `tcc.ir.dtype_coded` states the format. With AVX-512 the 16 lanes of a run are
 those of a vector: words are spread to the lanes that need one, and a table of 2^8 bytes is looked up in registers.
-Elsewhere lanes are decoded one after the other. Neither reads outside of the arguments, whatever the words are.
+Elsewhere lanes take their words one after the other, and then step side by side. Neither reads outside of the arguments,
+whatever the words are.
 """
 
 from __future__ import annotations
@@ -82,24 +83,23 @@ def _scalar(t: DType, real: str) -> str:
     every = WORD // form.window
 
     def steps(count: int) -> str:
-        return f"""      for (int64_t l = 0; l < {lanes}; l++) {{
-        uint32_t b = bits[l], h = held[l];
-        if (h < {WORD}) {{
-          b |= (uint32_t)words[next] << h;
-          h += {WORD};
-          if (next < last) next++;
-        }}
-        #pragma GCC unroll {count}
-        for (int64_t u = 0; u < {count}; u++) {{
-          const uint32_t entry = table[b & {2**form.window - 1}];
+        return f"""      if (next > last) next = last;  /* no lane takes more than one word at once */
+      for (int64_t l = 0; l < {lanes}; l++) {{
+        const uint32_t takes = held[l] < {WORD};  /* a branch would be guessed wrong half the time */
+        bits[l] |= (words[next] & -takes) << (held[l] & 31);
+        held[l] += {WORD} * takes;
+        next += takes;
+      }}
+      for (int64_t u = 0; u < {count}; u++) {{
+        uint32_t entry[{lanes}];
+        for (int64_t l = 0; l < {lanes}; l++) entry[l] = table[bits[l] & {2**form.window - 1}];
+        for (int64_t l = 0; l < {lanes}; l++) {{
           const {kind} r = raw[(t + u) * {lanes} + l];
-          const {kind} c = ({kind})(r >> {m} << {m + e} | ({kind})(entry % {LENGTH}) << {m} | (r & {hex(2**m - 1)}ull));
-          b >>= entry / {LENGTH};
-          h -= entry / {LENGTH};
+          const {kind} c = ({kind})(r >> {m} << {m + e} | ({kind})(entry[l] % {LENGTH}) << {m} | (r & {hex(2**m - 1)}ull));
+          bits[l] >>= entry[l] / {LENGTH};
+          held[l] -= entry[l] / {LENGTH};
           {store}
         }}
-        bits[l] = b;
-        held[l] = h;
       }}"""
 
     rest = f"    t = {run // every * every};\n{steps(run % every)}\n" if run % every else ""

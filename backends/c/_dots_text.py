@@ -88,14 +88,14 @@ def dot_functions(used: set[str]) -> list[str]:
 def _kernel(rows: int, bits: int) -> str:
     """`rows` x 64 sums over `length` products, of columns that have `bits` bits each.
 
-    The columns are taken a few vectors at a time, so that their sums stay in registers. Where there is one row, what a
-    byte holds is not shifted into place: each part of the bytes has sums of its own, which are.
+    The columns are taken a few vectors at a time, so that their sums stay in registers. Where there is one row, the
+    second of two parts of a byte is not shifted into place: it has sums of its own, which are.
     """
     p = 8 // bits
-    vectors = 4 if rows == 1 and p <= 2 else 2
+    vectors = 4 if rows == 1 else 2
     narrow, apart = bits < 8, rows == 1 and bits < 8
     sums = [f"{i}_{v}" for i in range(rows) for v in range(vectors)]
-    parts = list(range(p)) if apart else [0]
+    parts = [0, 1] if apart else [0]
     add = "dot_add" if narrow else "dot_add8"
     mask = f"0x{int(f'{2**bits - 1:02x}' * 4, 16):08x}"
     x = [f"const int8_t *x{i}" for i in range(rows)]
@@ -149,9 +149,13 @@ def _kernel(rows: int, bits: int) -> str:
         lines.append(f"{pad}{{")
         for v in range(vectors):
             part = f"w{v} >> {bits * q} & {mask}" if q else f"w{v} & {mask}"
-            part = f"dot_part(w{v}, {bits * q}, {mask})" if apart else part if narrow else f"w{v}"
+            if apart:
+                pair = f"w{v} >> {bits * (q - q % 2)}" if q > 1 else f"w{v}"
+                part = f"dot_part({pair}, {bits * (q % 2)}, {mask})"
+            elif not narrow:
+                part = f"w{v}"
             lines.append(f"{pad}  const dot_bytes u{v} = {part};")
-        into = f"s{q if apart else 0}_" if narrow else "c"
+        into = f"s{q % 2 if apart else 0}_" if narrow else "c"
         for i in range(rows):
             lines.append(
                 f"{pad}  const dot_sums f{i} = dot_four(x{i} + k * {STEP * p} + {STEP * q});"

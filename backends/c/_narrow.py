@@ -9,20 +9,23 @@ from tcc.backends.c._codes import is_coded, stored_type
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import Access, Cast, Expr
+from tcc.ir.packed import BYTE
 
 if TYPE_CHECKING:
     from tcc.backends.c._scope import Scope
 
+WORD = 32  # bits
 _STORED = {"int8_t": "i8", "uint8_t": "u8", "int16_t": "i16", "uint16_t": "u16"}
 
 
 def narrow(s: Scope, tensor: str) -> str | None:
-    """What a tensor of such integers is stored as (`i8 u8 i16 u16`), where an element is its stored value."""
+    """What a tensor of such integers is stored as (`i8 u8 i16 u16`), where an element is its stored value; of packed
+    inputs, `i4` and the like."""
     place = s.storage[tensor]
     t = place.code or place.dtype
-    if not t.is_integer or t.bits > 16 or place.packed:
+    if not t.is_integer or t.bits > 16 or (place.packed and place.layout is not None):
         return None
-    return _STORED.get(place.element)
+    return f"{t.kind}{place.packed}" if place.packed else _STORED.get(place.element)
 
 
 def widened(s: Scope, e: Expr) -> bool:
@@ -49,7 +52,7 @@ def cut(s: Scope, d: Einsum) -> Expr | None:
 def narrow_functions(used: set[str]) -> list[str]:
     """The C text of the loads and stores in use: `ld_i8_i32x8`, `ldn_…`, `st_…`, `stn_…`."""
     found = {m.groups() for f in used if (m := re.fullmatch(r"(?:ldn?|stn?)_([iu]8|[iu]16)_i32x(\d+)", f))}  # fmt: skip
-    out = []
+    out = _packed_functions(used)
     for t, lanes in sorted(found):
         c = {v: k for k, v in _STORED.items()}[t]
         mine = {f for f in used if f.endswith(f"_{t}_i32x{lanes}")}
@@ -105,3 +108,49 @@ _WIDEN = {
 """,
 }
 _LOW = "(long long __attribute__((vector_size(16)))){(long long)v, 0}"  # 8 bytes, in a register
+
+
+def _packed_functions(used: set[str]) -> list[str]:
+    """The loads in use of lanes that lie in bytes without gaps: `ld_u4_i32x8(p, at)`, `ldn_…(p, at, n)`."""
+    out = []
+    names = (re.fullmatch(r"(ldn?)_([iu])([124])_i32x(\d+)", f) for f in sorted(used))
+    for whole, kind, *numbers in (m.groups() for m in names if m):
+        bits, lanes = map(int, numbers)
+        vector, per = f"i32x{lanes}", BYTE // bits
+        words = ", ".join(f"w >> {n * bits // WORD * WORD}" for n in range(lanes))
+        fields = {
+            "$name": f"{whole}_{kind}{bits}_{vector}", "$v": vector, "$bits": str(bits), "$last": str(per - 1),
+            "$log": str(per.bit_length() - 1),
+            "$mask": str(2**bits - 1), "$bytes": str(lanes // per), "$lanes": str(lanes),
+            "$sign": f" << {WORD - bits} >> {WORD - bits}" if kind == "i" else "",
+            "$counted": ", int64_t n" if whole == "ldn" else "", "$count": "n" if whole == "ldn" else str(lanes),
+            "$words": f"({vector})(w - (words){{0}})" if lanes * bits <= WORD else f"({vector}){{{words}}}",
+            "$size": str(4 * lanes),
+            "$shifts": ", ".join(str(n * bits % WORD) for n in range(lanes)),
+            "$n": str(max(8, lanes * bits)),
+        }  # fmt: skip
+        text = _PACKED if whole == "ld" else _PACKED.replace(_QUICK, "")
+        for field, value in fields.items():
+            text = text.replace(field, value)
+        out.append(text)
+    return out
+
+
+_QUICK = """  if ((at & $last) == 0) {
+    typedef uint$n_t words __attribute__((vector_size($size)));
+    uint$n_t w = 0;
+    memcpy(&w, p + (at >> $log), $bytes);
+    v = $words >> ($v){$shifts} & $mask;
+    return v$sign;
+  }
+"""
+_PACKED = (
+    """static inline $v $name(const uint8_t *p, int64_t at$counted) {
+  $v v = {0};
+"""
+    + _QUICK
+    + """  for (int l = 0; l < $lanes; l++)
+    if (l < $count) v[l] = p[(at + l) >> $log] >> (at + l & $last) * $bits & $mask;
+  return v$sign;
+}"""
+)

@@ -1,6 +1,7 @@
 """Codes without gaps in C: `codeW(p, at)` reads the W bits of the element at a position, `set_codeW` writes them.
 
-A packed buffer is an array of 32-bit words; the element at position p lies in word p·W/32, from bit p·W%32 on.
+A packed buffer is an array of 32-bit words; the element at position p lies in word p·W/32, from bit p·W%32 on. Packed
+inputs are bytes that may start anywhere: `bitsW(p, at)` reads them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tcc.backends.c._scope import C_TYPES, Scope, integer_text
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Access, Expr
 from tcc.ir.mapping import Do
+from tcc.ir.packed import BYTE
 
 WORD = 32  # bits
 
@@ -35,18 +37,27 @@ def _code(bits: int) -> tuple[str, str]:
     )
 
 
+def _bits(bits: int) -> str:
+    per, mask = BYTE // bits, 2**bits - 1
+    return (
+        f"static inline uint32_t bits{bits}(const uint8_t *p, int64_t at) {{ "
+        f"return p[at / {per}] >> at % {per} * {bits} & {mask}; }}"
+    )
+
+
 _CODE = {
     name: text
     for bits in (1, 2, 4, 8, 16)
     for name, text in zip((f"code{bits}", f"set_code{bits}"), _code(bits), strict=True)
-}
+} | {f"bits{bits}": _bits(bits) for bits in (1, 2, 4)}
 
 
 def read_packed(s: Scope, tensor: str, at: str) -> str:
     """The value of the element at a position."""
     place = s.storage[tensor]
     assert place.code is not None
-    code = f"{s.use(f'code{place.packed}')}({place.pointer}, {at})"
+    function = "code" if place.strides is None else "bits"  # from words, from bytes
+    code = f"{s.use(f'{function}{place.packed}')}({place.pointer}, {at})"
     t = place.code
     if t.kind == "b":
         return code

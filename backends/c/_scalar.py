@@ -230,6 +230,8 @@ def _integer_call(s: Scope, op: str, args: list[str], t: DType, shown: str) -> s
         return f"(({name}){s.use('int_pow')}({args[0]}, {args[1]}))"
     if op in ("max", "min"):
         return f"({args[0]} {'>' if op == 'max' else '<'} {args[1]} ? {args[0]} : {args[1]})"
+    if op == "popcount":
+        return f"(({name})__builtin_popcountll((uint{t.bits}_t)({args[0]})))"
     if op == "abs":
         return args[0] if t.kind != "i" else f"({args[0]} < 0 ? ({name})-({args[0]}) : {args[0]})"
     if op == "sign":

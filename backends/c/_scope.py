@@ -47,9 +47,9 @@ class Storage:
 
     @property
     def element(self) -> str:
-        """The C type of a stored element; of the words, where elements are packed."""
+        """The C type of a stored element; of words or bytes, where elements are packed."""
         if self.packed:
-            return "uint32_t"
+            return "uint32_t" if self.strides is None else "uint8_t"
         return stored_type(self.code or self.dtype)
 
 

@@ -55,6 +55,7 @@ def emit_unpacked(s: Scope, leaf: Do) -> bool:
     d, lane = leaf.einsum, leaf.on("lane")[0]
     place = s.storage[d.target]
     packed = {text(a): a for a in accesses(d.body) if s.storage[a.tensor].packed}
+    packed = {t: a for t, a in packed.items() if s.storage[a.tensor].layout is not None}
     if not packed or place.dtype != F32 or place.code is not None or d.where:
         return False
     if lane not in d.free or any(d.monoid(v) != "sum" for v in d.reduced):
@@ -134,7 +135,11 @@ def _computable(s: Scope, d: Einsum, lane: str) -> bool:
     """Whether all values along the lanes are f32, i32 or bool; codes are one of these when they are decoded."""
 
     def visit(e: Expr) -> bool:
-        if lane not in variables(e) or (isinstance(e, Access) and s.storage[e.tensor].packed):
+        if lane not in variables(e) or (
+            isinstance(e, Access)
+            and s.storage[e.tensor].packed
+            and s.storage[e.tensor].layout is not None
+        ):
             return True
         if isinstance(e, Var) or s.dtype(e).name not in ("f32", "i32", "bool"):
             return False

@@ -316,7 +316,7 @@ class Vector:
         code = s.storage[a.tensor].code
         stored = s.storage[a.tensor]
         looked_up = code is not None and code.name not in HALVES and not narrow(s, a.tensor)
-        looked_up = looked_up or bool(stored.packed)
+        looked_up = looked_up or bool(stored.packed and not narrow(s, a.tensor))
         near = step is not None and (
             step.constant == 1 or (step.constant == 2 and code is None and t.is_float)
         )
@@ -336,10 +336,28 @@ class Vector:
     def _loaded_from(self, a: Access, t: DType) -> str:
         """Lanes that are one or two elements apart, all of them inside."""
         step = self.step(a)
+        if self.s.storage[a.tensor].packed:
+            where = self._in_bytes(a)
+            if self.count is None:
+                return f"{self._memory('ld', a.tensor, t)}({where})"
+            return f"{self._memory('ldn', a.tensor, t)}({where}, {self.count})"
         two = "2" if step is not None and step.constant == 2 else ""
         if self.count is None:
             return f"{self._memory('ld' + two, a.tensor, t)}({self.place(a)})"
         return f"{self._memory('ld' + two + 'n', a.tensor, t)}({self.place(a)}, {self.count})"
+
+    def _in_bytes(self, a: Access) -> str:
+        """`place` for packed elements: the byte at which a row starts, and the element from there."""
+        s, stored = self.s, self.s.storage[a.tensor]
+        rest, per = poly(s.address(a)).without(self.counter), 8 // stored.packed
+        pointer, first = stored.pointer, ""
+        if all(factor % per == 0 for factor in rest.terms.values()):
+            rest = Poly({key: n // per for key, n in rest.terms.items()}, rest.atoms)
+            base = integer_text(s, rest.expr())
+            pointer = f"{pointer} + {base}" if base != "0" else pointer
+        else:
+            first = f"{integer_text(s, rest.expr())} + "
+        return f"{pointer}, {first}{self.counter}{f' + {self.offset}' if self.offset else ''}"
 
     def place(self, a: Access) -> str:
         """Where the lanes of an access start that are one or two elements apart: a row pointer made before the loop, plus the

@@ -42,7 +42,7 @@ from tcc.ir.cascade import Tensor
 from tcc.ir.coded_leaf import undecodable
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import Coded
-from tcc.ir.expr import Const, Expr, Var
+from tcc.ir.expr import Const, Expr, Var, call
 from tcc.ir.index import poly
 from tcc.ir.mapping import (
     Buffer,
@@ -51,6 +51,7 @@ from tcc.ir.mapping import (
     leaves,
     signature,
 )
+from tcc.ir.packed import per_byte
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class Emitter:
         """How an outer tensor is stored, without its name."""
         t = next((t for t in self.tensors if t.name == name), None)
         if t is not None:
-            return f"strided, unit {self.unit.get(name, len(t.shape) - 1)}"
+            return f"{'packed ' * t.packed}strided, unit {self.unit.get(name, len(t.shape) - 1)}"
         b = next(b for b in self.m.memory if b.name == name)
         return f"{'packed ' * b.packed}{b.layout}"
 
@@ -248,8 +249,11 @@ class Emitter:
         t = next((t for t in self.tensors if t.name == name), None)
         if t is not None:
             strides = tuple(self._stride(t, d) for d in range(len(t.shape)))
-            code = t.dtype if is_coded(t.dtype) else None
-            return Storage(self.names.of("tensor", name), computed(t.dtype), strides, code=code)
+            code = t.dtype if is_coded(t.dtype) or t.packed else None
+            if t.packed:  # rows are whole bytes, whose distances are in bytes
+                strides = (*(call("mul", s, Const(per_byte(t))) for s in strides[:-1]), Const(1))
+            return Storage(self.names.of("tensor", name), computed(t.dtype), strides, code=code,
+                           packed=t.bits if t.packed else 0)  # fmt: skip
         b = next((b for b in self.m.memory if b.name == name), None)
         if b is None:
             return None
@@ -294,7 +298,8 @@ class Emitter:
     def _entry(self, name: str, kernels: list[Kernel]) -> str:
         body = []
         for i, t in enumerate(self.tensors):
-            body.append(f"  {stored_type(t.dtype)} *{self.names.of('tensor', t.name)} = p[{i}];")
+            stored = "uint8_t" if t.packed else stored_type(t.dtype)
+            body.append(f"  {stored} *{self.names.of('tensor', t.name)} = p[{i}];")
         at = len(self.tensors)
         for constant, index in ((False, at), (True, at + 1)):
             slots = self._slots(constant)

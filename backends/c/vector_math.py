@@ -33,6 +33,7 @@ from typing import Final
 
 from tcc.backends.c import _vector_text as text
 from tcc.backends.c._division_text import DIVISION, DIVISOR_TYPE
+from tcc.backends.c._popcount_text import POPCOUNT, SCALAR_POPCOUNT
 from tcc.backends.c._stream_text import STREAM
 from tcc.backends.c._transpose_text import SECOND, SHUFFLE, TRANSPOSE
 from tcc.backends.c._wide_text import WIDE
@@ -161,6 +162,9 @@ def _values(kind: str, lanes: int) -> dict[str, object]:
         "D": f"f64x{lanes // 2}" if lanes > 1 else "f64",
         "L": "" if double else "f",  # libm's suffix
         "K": "pd" if wide else "ps",  # x86's suffix
+        "P": "q" if wide else "d",
+        "Q": "di" if wide else "si",
+        "Z": "long long" if wide else "int",
         "M": "uint8_t" if lanes <= 8 else "uint16_t",  # x86's lane mask
         "V": f"{'f64' if wide else 'f32'}{suffix}",
         "C": "double" if wide else "float",
@@ -205,7 +209,7 @@ def _scalar(kind: str) -> Iterator[tuple[str, str]]:
     values = _values(kind, 1)
     yield from _define(text.SCALAR, values)
     if kind in ("i32", "i64"):
-        yield from _define(text.SCALAR_INT | text.INT | text.NUMBER, values)
+        yield from _define(text.SCALAR_INT | text.INT | SCALAR_POPCOUNT | text.NUMBER, values)
         return
     yield from _define(text.SCALAR_FLOAT | text.FLOAT | text.NUMBER, values)
     yield from _define({"pow": text.LIBM_POW}, values)
@@ -236,7 +240,7 @@ def _lane_access(kind: str, size: int) -> Iterator[tuple[str, str]]:
 def _arithmetic(kind: str, size: int) -> Iterator[tuple[str, str]]:
     values = _values(kind, size // _BYTES[kind])
     if kind in ("i32", "i64"):
-        yield from _define(text.INT | text.NUMBER, values)
+        yield from _define(text.INT | POPCOUNT | text.NUMBER, values)
     else:
         yield from _define(text.VECTOR_FLOAT | text.FLOAT | text.NUMBER, values)
         yield f"divisor_{values['T']}", Template(DIVISOR_TYPE).substitute(values)

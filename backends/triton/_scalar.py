@@ -87,6 +87,14 @@ HELPERS = {
     return tl.where(y == 1, x, tl.where(y == float("inf"), y, found))''',
     "sign": '''"""-1, 0 or 1."""
     return tl.where(x > 0, 1, tl.where(x < 0, -1, x))''',
+    "popcount": '''"""How many bits are set: fields of 2, 4 and 8 bits are added up."""
+    v = x.to(tl.int64)
+    if x.dtype.primitive_bitwidth < 64:
+        v = v & ((1 << x.dtype.primitive_bitwidth) - 1)
+    v = v - ((v >> 1) & 0x5555555555555555)
+    v = (v & 0x3333333333333333) + ((v >> 2) & 0x3333333333333333)
+    v = (v + (v >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((v * 0x0101010101010101) >> 56).to(x.dtype)''',
     "trunc": '''"""The next integer towards 0."""
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))''',
     "round": '''"""The nearest integer, halves to even."""

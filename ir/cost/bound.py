@@ -89,7 +89,7 @@ def _whole(
 
 
 def _bytes(t: Tensor, sizes: MappingABC[str, int]) -> int:
-    return math.prod(evaluate_size(n, sizes) for n in t.shape) * t.dtype.itemsize
+    return math.prod(evaluate_size(n, sizes) for n in t.shape) * t.bits // 8
 
 
 def _holding(target: Target, size: float) -> Level:

@@ -207,7 +207,7 @@ def _uses(
         )
         b = stored.get(a.tensor)
         layout = b.layout if b is not None else row_major(len(shape))
-        width = t.dtype.itemsize if b is None else b.bits / 8
+        width = (t if b is None else b).bits / 8
         fast = tuple(
             (d.dimension, evaluated(extent, sizes))
             for d, extent in reversed(list(zip(layout.digits, layout.extents(shape))))

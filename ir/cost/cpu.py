@@ -270,7 +270,7 @@ def _vector(
         if not _stays_inside(a, lane, s, tensors, sizes):
             guarded += 1  # lanes are checked and read one by one
         elif contiguous(a, lane, stored):
-            load += width * tensors[a.tensor].dtype.itemsize / (level.gbps() * 1e9)
+            load += width * tensors[a.tensor].bits / 8 / (level.gbps() * 1e9)
         else:
             scattered += 1
     if lane in free:

@@ -285,7 +285,7 @@ def _peak(
 
     def size(name: str) -> int:
         t = types[name]
-        bits = packed.get(name, 8 * t.dtype.itemsize)
+        bits = packed.get(name, t.bits)
         return (math.prod(evaluate_size(n, sizes) for n in t.shape) * bits + 7) // 8
 
     packed = {b.name: b.bits for b in m.memory if b.packed}

@@ -1,0 +1,63 @@
+"""Packed inputs: codes of 1, 2 or 4 bits without gaps, in the bytes of a row; arrays of bytes and of elements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tcc.ir.cascade import Tensor
+from tcc.ir.diagnostics import CompileError
+
+Array = Any
+BYTE = 8  # bits
+
+
+def per_byte(t: Tensor) -> int:
+    """How many elements share a byte: 1 where a tensor is not packed."""
+    return BYTE // t.bits if t.packed else 1
+
+
+def check_packed(t: Tensor, last: int | None, out: bool) -> None:
+    """T0150 for tensors that cannot be packed: outputs, numbers, other widths, and rows that are no whole bytes."""
+    if not t.packed:
+        return
+    per = BYTE // t.dtype.packed_bits if t.dtype.packed_bits < BYTE else 0
+    if out:
+        wrong, advice = "is an output", "only inputs are packed"
+    elif not t.shape:
+        wrong, advice = "has no dimension", "leave out `packed`"
+    elif t.dtype.in_parts or not per or t.dtype.bits != t.dtype.packed_bits:
+        wrong = f"has elements of type {t.dtype}"
+        advice = "elements of 1, 2 and 4 bits can be packed; scales are inputs of their own"
+    elif last is not None and last % per:
+        wrong = f"has rows of {last} elements, {per} to a byte"
+        advice = "make the last dimension a whole number of bytes"
+    else:
+        return
+    raise CompileError("T0150", f"`{t.name}` is packed, but {wrong}", t.span, helps=advice)
+
+
+def elements_shape(t: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor whose bytes have a shape."""
+    return (*shape[:-1], shape[-1] * per_byte(t)) if t.packed and shape else shape
+
+
+def packed_bytes(t: Tensor, elements: Array) -> Array:
+    """[…, N] elements as […, N·W/8] bytes: element i has the bits i·W … i·W + W - 1 of its row, the lowest first."""
+    per = per_byte(t)
+    codes = np.asarray(elements).astype(np.uint8) & ((1 << t.bits) - 1)
+    shape = (*codes.shape[:-1], -1, per)
+    shifts = np.arange(per, dtype=np.uint8) * t.bits
+    return np.bitwise_or.reduce(codes.reshape(shape) << shifts, axis=-1, dtype=np.uint8)
+
+
+def unpacked(t: Tensor, stored: Array) -> Array:
+    """The elements in rows of bytes, as the interpreter takes them: values of integers, codes of other types."""
+    shifts = np.arange(per_byte(t), dtype=np.uint8) * t.bits
+    codes = np.asarray(stored)[..., None] >> shifts & ((1 << t.bits) - 1)
+    codes = codes.reshape(elements_shape(t, np.shape(stored)))
+    if t.dtype.kind == "i":
+        low = 1 << (t.bits - 1)
+        return ((codes ^ low).astype(np.int8) - np.int8(low)).astype(t.dtype.numpy)
+    return codes.astype(t.dtype.numpy)

@@ -1,0 +1,209 @@
+"""Inputs whose codes lie without gaps: their bytes, what C reads of them, attention over packed keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tcc
+from tcc import dtypes
+from tcc.cost_report import predicted
+from tcc.ir.cascade_text import parse_cascade
+from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype_text import dtype
+from tcc.ir.packed import packed_bytes, unpacked
+
+torch = pytest.importorskip("torch")
+TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "nf4", "f4e2m1", "posit4_1"]
+
+
+def declared(name: str) -> Any:
+    return parse_cascade(f"in X: {name}[M, N] packed\nout Z: f32\nZ = f32(X[m, n])").inputs[0]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_bytes_hold_the_elements_of_a_row(name: str) -> None:
+    t, kind = declared(name), dtype(name)
+    assert str(t) == f"X: {name}[M, N] packed"
+    rng = np.random.default_rng(0)
+    low = -(2 ** (kind.bits - 1)) if kind.kind == "i" else 0
+    x = rng.integers(low, low + 2**kind.bits, (3, 16)).astype(kind.numpy)
+    stored = packed_bytes(t, x)
+    assert stored.shape == (3, 2 * kind.bits) and stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored.ravel(), dtypes.pack(x, name))
+    found = unpacked(t, stored)
+    assert found.dtype == x.dtype
+    np.testing.assert_array_equal(found, x)
+
+
+PROGRAM = """
+    in  X: {t}[M, N] packed, Y: f32[N]
+    out A: f32[M, N], B: f32[M], C: f32[M, N], D: f64[M], F: f32[N]
+    A[m, n] = f32(X[m, n]) * 2.0
+    B[m]    = f32(X[m, n]) * Y[n]
+    C[m, n] = f32(X[m, n + 1]) - f32(X[m, n - 3])
+    D[m]    = f64(X[m, n]) * f64(X[M - 1 - m, n])
+    F[n]    = f32(X[m, n])
+"""
+
+
+@pytest.mark.parametrize("name", ["u1", "i2", "u4", "nf4"])
+def test_c_reads_packed_inputs_as_the_interpreter_does(name: str) -> None:
+    text, t, kind = PROGRAM.format(t=name), declared(name), dtype(name)
+    compiled, truth = tcc.compile(text), tcc.compile(text, target="numpy")
+    rng = np.random.default_rng(1)
+    for m, n in ((1, 8), (5, 40), (9, 104)):
+        low = -(2 ** (kind.bits - 1)) if kind.kind == "i" else 0
+        x = rng.integers(low, low + 2**kind.bits, (m, n)).astype(kind.numpy)
+        y = rng.standard_normal(n).astype(np.float32)
+        stored = packed_bytes(t, x)
+        wide = np.zeros((m, stored.shape[1] + 3), np.uint8)
+        wide[:, 1:-2] = stored  # rows that start at odd bytes
+        value = np.asarray(kind.load(x)).astype(np.float64)
+        for given in (stored, wide[:, 1:-2], torch.from_numpy(stored)):
+            got = [np.asarray(g) for g in compiled(given, y)]
+            want = [np.asarray(g) for g in truth(given, y)]
+            for g, w in zip(got, want, strict=True):
+                np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(got[0], (2 * value).astype(np.float32))
+    apart = np.asfortranarray(stored)  # rows with gaps between their bytes
+    np.testing.assert_allclose(compiled(apart, y)[1], value @ y, rtol=1e-4, atol=1e-4)
+
+
+def test_matrix_products_read_packed_operands() -> None:
+    f = tcc.compile("""
+        in  A: f32[M, K], W: u4[N, K] packed, V: i4[K, N] packed
+        out Y: f32[M, N], Z: f32[M, N]
+        Y[m, n] = A[m, k] * (f32(W[n, k]) - 8.0)
+        Z[m, n] = A[m, k] * f32(V[k, n])""")
+    rng = np.random.default_rng(2)
+    for m in (1, 33):
+        a = rng.standard_normal((m, 96)).astype(np.float32)
+        w, v = rng.integers(0, 16, (70, 96)), rng.integers(-8, 8, (96, 70))
+        y, z = f(a, dtypes.pack(w, "u4").reshape(70, 48), dtypes.pack(v, "i4").reshape(96, 35))
+        np.testing.assert_allclose(y, a.astype(np.float64) @ (w - 8.0).T, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(z, a.astype(np.float64) @ v, rtol=1e-4, atol=1e-4)
+
+
+ATTENTION = """
+    ranks H=8, M={m}, E=64
+    in  Q: f32[H, {p}E], K: {t}[H, M, E] packed, KS: f32[H, E], V: {t}[H, M, E] packed, VS: f32[H, M]
+    out Z: f32[H, {p}E]
+    QK[h, {i}m] = Q[h, {i}e] * ((f32(K[h, m, e]) - {zero}) * KS[h, e]) / 8.0
+    GM[h{j}]    = QK[h, {i}m] :: max(m)
+    SN[h, {i}m] = exp(QK[h, {i}m] - GM[h{j}])
+    SD[h{j}]    = SN[h, {i}m]
+    Z[h, {i}e]  = SN[h, {i}m] / SD[h{j}] * ((f32(V[h, m, e]) - {zero}) * VS[h, m])
+"""
+
+
+def cache(bits: int, m: int, rng: Any) -> tuple[Any, ...]:
+    """Keys with a scale per channel and values with one per token: packed, scales, and their values."""
+    k, v = rng.integers(0, 2**bits, (2, 8, m, 64))
+    ks, vs = rng.random((8, 64), np.float32) / 8, rng.random((8, m), np.float32)
+    packed = [dtypes.pack(x, f"u{bits}").reshape(8, m, -1) for x in (k, v)]
+    zero = 2 ** (bits - 1)
+    return (*packed, ks, vs, (k - zero) * ks[:, None].astype(float), (v - zero) * vs[..., None])
+
+
+def attended(q: Any, k: Any, v: Any) -> Any:
+    """Attention in float64; q is [H, P, E]."""
+    s = np.einsum("hpe,hme->hpm", q.astype(float), k) / 8
+    w = np.exp(s - s.max(-1, keepdims=True))
+    return np.einsum("hpm,hme->hpe", w / w.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_attention_walks_packed_keys_once_and_moves_their_bytes(bits: int) -> None:
+    m, rng = 4100, np.random.default_rng(bits)
+    names = {"m": m, "t": f"u{bits}", "zero": float(2 ** (bits - 1))}
+    one = tcc.compile(ATTENTION.format(p="", i="", j="", **names))
+    kc, vc, ks, vs, k, v = cache(bits, m, rng)
+    q = rng.standard_normal((8, 20, 64)).astype(np.float32)
+    got = one(q[:, 0], kc, ks, vc, vs)
+    np.testing.assert_allclose(got, attended(q[:, :1], k, v)[:, 0], rtol=2e-4, atol=1e-5)
+    assert len(one.result.program.kernels) == 1
+    found = predicted(one.result.program, one.result.target, {})
+    assert found is not None
+    counted = sum(x.nbytes for x in (q[:, 0], kc, ks, vc, vs, got))
+    assert abs(max(found.kernels[0].moved.values()) / counted - 1) < 0.1
+    many = tcc.compile(ATTENTION.format(p="P, ", i="p, ", j=", p", **names))
+    np.testing.assert_allclose(many(q, kc, ks, vc, vs), attended(q, k, v), rtol=2e-4, atol=1e-5)
+
+
+TAIL = """
+    ranks H=8, M=P+T, E=64
+    in  Q: f32[H, E], KC: u4[H, P, E] packed, KS: f32[H, E], KR: f32[H, T, E]
+    in  VC: u4[H, P, E] packed, VS: f32[H, P], VR: f32[H, T, E]
+    out Z: f32[H, E]
+    K[h, m, e] = select(m < P, (f32(KC[h, m + 0, e]) - 8.0) * KS[h, e], KR[h, m - P, e])
+    V[h, m, e] = select(m < P, (f32(VC[h, m + 0, e]) - 8.0) * VS[h, m + 0], VR[h, m - P, e])
+    QK[h, m]   = Q[h, e] * K[h, m, e] / 8.0
+    GM[h]      = QK[h, m] :: max(m)
+    SN[h, m]   = exp(QK[h, m] - GM[h])
+    SD[h]      = SN[h, m]
+    Z[h, e]    = SN[h, m] / SD[h] * V[h, m, e]
+"""
+
+
+def test_recent_keys_stay_in_full_precision() -> None:
+    """A packed prefix and a tail of f32, as text and as a function of PyTorch: one walk, nothing decoded in memory."""
+    rng = np.random.default_rng(5)
+
+    def attention(q: Any, kc: Any, ks: Any, kr: Any, vc: Any, vs: Any, vr: Any) -> Any:
+        k = torch.cat([(torch.ops.tcc.unpack(kc, "u4").float() - 8) * ks[:, None], kr], 1)
+        v = torch.cat([(torch.ops.tcc.unpack(vc, "u4").float() - 8) * vs[..., None], vr], 1)
+        return torch.nn.functional.scaled_dot_product_attention(q[:, None], k, v)[:, 0]
+
+    from tcc import quantized  # noqa: F401, the operator
+
+    text, function = tcc.compile(TAIL), tcc.compile(attention)
+    for p, t in ((300, 40), (64, 1)):
+        kc, vc, ks, vs, k, v = cache(4, p, rng)
+        q, kr, vr = (
+            rng.standard_normal(s).astype(np.float32) for s in ((8, 64), (8, t, 64), (8, t, 64))
+        )
+        want = attended(q[:, None], np.concatenate([k, kr], 1), np.concatenate([v, vr], 1))[:, 0]
+        given = (q, kc, ks, kr, vc, vs, vr)
+        np.testing.assert_allclose(text(*given), want, rtol=2e-4, atol=1e-5)
+        tensors = [torch.from_numpy(x) for x in given]
+        np.testing.assert_allclose(function(*tensors), want, rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(attention(*tensors), want, rtol=2e-4, atol=1e-5)
+    told = str(function.explain())
+    assert "left to PyTorch" not in told and "300, 64" not in told.split("memory\n")[-1]
+
+
+def test_computed_bytes_are_unpacked_by_division() -> None:
+    from tcc import quantized  # noqa: F401, the operator
+
+    def f(x: Any) -> Any:
+        return torch.ops.tcc.unpack(x ^ 255, "u2").float()
+
+    x = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
+    torch.testing.assert_close(tcc.compile(f)(x), f(x))
+
+
+@pytest.mark.parametrize(
+    ("declaration", "part"),
+    [
+        ("in X: u3[N] packed\nout Z: i32\nZ = X[n]", "type u3"),
+        ("in X: f32[N] packed\nout Z: f32\nZ = X[n]", "type f32"),
+        ("in X: u4 packed\nout Z: i32\nZ = X", "no dimension"),
+        ("ranks N=7\nin X: u4[N] packed\nout Z: i32\nZ = X[n]", "rows of 7"),
+        ("in X: u4[N]\nout Z: u4[N] packed\nZ[n] = X[n]", "an output"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(declaration: str, part: str) -> None:
+    with pytest.raises(CompileError, match=part) as caught:
+        tcc.compile(declaration)
+    assert caught.value.diagnostic.code == "T0150"
+
+
+def test_arguments_are_bytes() -> None:
+    f = tcc.compile("in X: u4[M, N] packed, Y: f32[N]\nout Z: f32[M]\nZ[m] = f32(X[m, n]) * Y[n]")
+    with pytest.raises(CompileError, match="is f32"):
+        f(np.zeros((2, 4), np.float32), np.zeros(8, np.float32))
+    with pytest.raises(CompileError, match="T0125"):
+        f(np.zeros((2, 8), np.uint8), np.zeros(8, np.float32))
