@@ -15,6 +15,7 @@ from tcc.backends.c.emit import emit
 from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.interpret import interpret
+from tcc.passes import _cpu_result
 
 SOFTMAX = """cascade softmax
 in X: f32[R,C]
@@ -126,6 +127,7 @@ def test_rows_of_small_results_are_computed_in_them(name: str) -> None:
 
 
 def test_rows_of_large_results_have_a_place_of_their_own() -> None:
+    assert _cpu_result.KEPT == _streams.STREAM_BYTES  # one of both, never neither
     for sizes in ("", "ranks R=5000, C=1000\n"):
         c = parse_cascade(SOFTMAX.replace("in X", f"{sizes}in X"))
         assert str(c_runs.lowered(c)).count("do Y[r, c] =") == 1
