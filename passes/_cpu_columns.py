@@ -14,14 +14,14 @@ from tcc.passes._cpu_sums import partial
 from tcc.passes._cpu_vectors import LANE_CHUNK
 
 if TYPE_CHECKING:
-    from tcc.passes._cpu_group import GroupKernel
+    from tcc.passes._cpu_vector_kernel import VectorKernel
 
 COLUMNS = 1024  # columns of a task that reduces along rows: their results stay next to the core
 TOGETHER = 8  # rows read together: as many lines of one cache set as stay in it
 BLOCK = 64  # rows that are added up before they are added to the rest
 
 
-def column_kernel(k: GroupKernel, column: str, rows: list[str]) -> Kernel:
+def column_kernel(k: VectorKernel, column: str, rows: list[str]) -> Kernel:
     """Reductions along a strided variable: lanes over columns, a few rows at a time."""
     for d in k.members:
         if not k.m.in_memory(d.target):
@@ -39,7 +39,7 @@ def column_kernel(k: GroupKernel, column: str, rows: list[str]) -> Kernel:
     return Kernel(k.name, k.m.extents(names), nodes)
 
 
-def _column_sum(k: GroupKernel, d: Einsum, column: str, rows: list[str]) -> list[Node]:
+def _column_sum(k: VectorKernel, d: Einsum, column: str, rows: list[str]) -> list[Node]:
     """Rows in turn; a sum of many floats in blocks, so that chains of roundings stay short:
 
     T_wide = 0;  for each block { part = 0; part += …; T_wide = T_wide + part };  T = T_wide
@@ -71,7 +71,7 @@ def _column_sum(k: GroupKernel, d: Einsum, column: str, rows: list[str]) -> list
     ]
 
 
-def _columns_per_task(k: GroupKernel, column: str) -> int:
+def _columns_per_task(k: VectorKernel, column: str) -> int:
     """Columns per task: few enough for several tasks, many enough to read whole pages."""
     size = poly(k.c.resolved(k.c.extent(column))).constant
     return COLUMNS if size is None else min(COLUMNS, -(-size // (4 * LANE_CHUNK)) * LANE_CHUNK)

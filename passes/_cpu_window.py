@@ -17,7 +17,7 @@ from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_vectors import lane_variable
 
 if TYPE_CHECKING:
-    from tcc.passes._cpu_group import GroupKernel
+    from tcc.passes._cpu_vector_kernel import VectorKernel
 
 NEAR = 1 << 17  # bytes of a padded slice that stays next to a core
 TASKS = 8  # fewer slices leave cores idle
@@ -26,7 +26,7 @@ TASKS = 8  # fewer slices leave cores idle
 TOGETHER = 4  # neighbours that share what they read along the lanes
 
 
-def neighbours(k: GroupKernel, d: Einsum, rows: list[str]) -> tuple[str, str] | None:
+def neighbours(k: VectorKernel, d: Einsum, rows: list[str]) -> tuple[str, str] | None:
     """The lanes of a reduction over windows, and the row variable along which windows overlap, the outermost one, where an
     operand moves along the lanes and not from row to row: a few rows together load that once, and fetch what their windows
     share once. None for any other, and where few tasks would be left."""
@@ -47,7 +47,7 @@ def neighbours(k: GroupKernel, d: Einsum, rows: list[str]) -> tuple[str, str] | 
     return lane, row
 
 
-def window_kernel(k: GroupKernel, rows: list[str]) -> Kernel | None:
+def window_kernel(k: VectorKernel, rows: list[str]) -> Kernel | None:
     """One reduction over windows, slice by slice of its operand:
 
     for c on core { P[c, y, x] = X[c, y - 1, x - 1];  for y { T[c, y, x] = Σ P[c, y + r, x + s] · W[c, r, s] } }
@@ -110,7 +110,7 @@ def window_kernel(k: GroupKernel, rows: list[str]) -> Kernel | None:
     )
 
 
-def _leaving(k: GroupKernel, d: Einsum, rows: list[str]) -> Access | None:
+def _leaving(k: VectorKernel, d: Einsum, rows: list[str]) -> Access | None:
     """The one operand that is read several times, and beyond its edges along the lanes."""
     extents = {v: k.c.extent(v) for v in (*d.free, *d.reduced)}
     inner = [v for v in extents if v not in rows]
