@@ -61,13 +61,18 @@ class _Dots:
             m.making = {d.target for d in self.before}
             m.kernels.append(GroupKernel(m, m.fresh(f"{self.name}_rows"), self.before).build())
             m.making = {dot.d.target, *(d.target for d in self.after)}
-        columns, rows = self._columns(), self._rows()
+        one = dot.row is None or self.size(dot.row) == 1
+        planes = dot.planes if one and constant(m.c, dot.columns.value) else [(dot.bits, 0)]
+        columns, rows = [self._columns(*plane) for plane in planes], self._rows()
         target, at = dot.d.target, dot.d.indices
         if m.in_memory(target) or not self.after:
             target = self._tensor(f"{target}_sum", I32, dot.d.free)
             at = tuple(Var(v) for v in dot.d.free)
-        leaf = Einsum(target, at, call("mul", Cast(I32, rows), columns),
-                      (Reduction(dot.deep, "sum"),), (), dot.d.span)  # fmt: skip
+        sums_over = (Reduction(dot.deep, "sum"),)
+        leaves = [
+            Einsum(target, at, call("mul", Cast(I32, rows), x), sums_over, (), dot.d.span)
+            for x in columns
+        ]
         value: Expr = Access(target, at)
         if sums is not None:
             value = call("sub", value, call("mul", sums, Const(dot.offset)))
@@ -76,7 +81,7 @@ class _Dots:
         after = [self._reading(d, value) for d in self.after]
         if target != dot.d.target:
             after.insert(0, Einsum(dot.d.target, dot.d.indices, value, (), (), dot.d.span))
-        m.kernels.append(self._kernel(leaf, after))
+        m.kernels.append(self._kernel(leaves, after))
 
     # ---- operands
 
@@ -111,20 +116,22 @@ class _Dots:
     def _row_layout(self, a: Access) -> Layout:
         return row_layout(self.m.c, self.dot, a)
 
-    def _columns(self) -> Expr:
-        """The second operand, packed: 64 columns side by side, of each four values along the reduction; what else a byte
-        has room for follows at a distance of four."""
+    def _columns(self, bits: int, low: int) -> Expr:
+        """The second operand, or its bits from one on, packed: 64 columns side by side, of each four values along the
+        reduction; what else a byte has room for follows at a distance of four."""
         dot = self.dot
         e = dot.columns.value
         others = [v for v in variables(e) if v not in (dot.column, dot.deep)]
         order = [*others, dot.column, dot.deep]
-        t = DTYPES["u8"] if dot.bits == 8 else parse_dtype(f"u{dot.bits}")
+        t = DTYPES["u8"] if bits == 8 else parse_dtype(f"u{bits}")
         name = self._tensor(f"{dot.d.target}_columns", t, order)
         keep = constant(self.m.c, e)
-        self._in_memory(name, packed_layout(len(order), dot.bits), keep, dot.bits < 8)
+        self._in_memory(name, packed_layout(len(order), bits), keep, bits < 8)
         if dot.offset:
             e = call("add", e, Const(dot.offset))
-        if dot.bits == 8:
+        if low:
+            e = call("floordiv", e, Const(2**low))
+        if bits == 8:
             e = Cast(t, e)
         access = Access(name, tuple(Var(v) for v in order))
         body: Node = Do(Einsum(name, access.indices, e))
@@ -134,7 +141,8 @@ class _Dots:
         self.m.kernels.append(
             Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), (body,), keep)
         )
-        return Cast(I32, access) if dot.bits == 8 else access
+        read: Expr = Cast(I32, access) if bits == 8 else access
+        return call("mul", read, Const(2**low)) if low else read
 
     def _rows(self) -> Access:
         """The first operand in bytes, contiguous along the reduction: where it lies, or copied."""
@@ -227,9 +235,10 @@ class _Dots:
 
     # ---- the kernel
 
-    def _kernel(self, leaf: Einsum, after: list[Einsum]) -> Kernel:
+    def _kernel(self, products: list[Einsum], after: list[Einsum]) -> Kernel:
         """for n by 64, m by 48 { for g { D = …;  Y += f(D) };  … }"""
         m, dot = self.m, self.dot
+        leaf = products[0]
         for d in (leaf, *after):
             if not m.in_memory(d.target):
                 names = plain_variables(d)
@@ -237,13 +246,13 @@ class _Dots:
                     d.target, m.types[d.target].dtype, tuple(map(Var, names)), "L1", self._tile(names)
                 )  # fmt: skip
         bind = ((dot.column, "lane"), *(((dot.row, "unroll"),) if dot.row else ()))
-        product_: Node = Do(leaf, bind)
+        parts: tuple[Node, ...] = tuple(Do(d, bind, update=d is not leaf) for d in products)
         if dot.row:
-            product_ = Loop(dot.row, ROWS, (product_,))
+            parts = tuple(Loop(dot.row, ROWS, (p,)) for p in parts)
         if (self.size(dot.deep) or DEPTH + 1) > DEPTH:
-            product_ = Loop(dot.deep, DEPTH, (product_,))
+            parts = (Loop(dot.deep, DEPTH, parts),)
         late = next((n for n, d in enumerate(after) if not d.reduced), len(after))
-        near: tuple[Node, ...] = (product_, *self._vectors(after[:late]))
+        near: tuple[Node, ...] = (*parts, *self._vectors(after[:late]))
         sums = self.locals.pop(leaf.target, None)
         if sums is not None and late:  # one group at a time
             near = (Alloc(sums, near),)

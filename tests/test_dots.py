@@ -108,6 +108,15 @@ def test_first_operands_of_other_widths_are_exact(row: str, rng: np.random.Gener
     both(pairs(row), {"M": 9, "N": 70, "K": 21}, rng)
 
 
+def test_one_row_reads_weights_of_5_and_6_bits_in_two_parts(rng: np.random.Generator) -> None:
+    names = ("u5", "i6", "u7")
+    lines = ["in A: i8[K]", *(f"in B_{t}: {t}[N, K] constant" for t in names)]
+    lines += [f"out C_{t}: i32[N]" for t in names]
+    lines += [f"C_{t}[n] = i32(A[k]) * i32(B_{t}[n, k])" for t in names]
+    source = both(parse_cascade("\n".join(lines)), {"N": 67, "K": 300}, rng)
+    assert set(re.findall(r"void dots1x64_(u\d)\(", source)) == {"u1", "u2", "u4", "u8"}
+
+
 def test_vectors_and_batches(rng: np.random.Generator) -> None:
     c = parse_cascade(
         "in A: i8[K], B: i4[N, K], D: i8[L, M, K], E: u8[L, N, K]\nout C: i32[N], F: i32[L, M, N]\n"

@@ -64,10 +64,10 @@ def test_the_parts_mean_the_whole(t: str) -> None:
 def test_a_cache_is_extended_by_quantised_keys() -> None:
     """What is appended is stored by one program and read by the next."""
     torch = pytest.importorskip("torch")
-    store = tcc.compile("in X: f32[H, T, E]\nout K: i8[group e, scale f32][H, T, E]\nK[h, t, e] = X[h, t, e]")  # fmt: skip
+    kind = "i8[group e, scale f32][H, T, E]"
+    store = tcc.compile(f"in X: f32[H, T, E]\nout K: {kind}\nK[h, t, e] = X[h, t, e]")
     scores = tcc.compile(
-        "in Q: f32[H, E], K: i8[group e, scale f32][H, T, E]\n"
-        "out S: f32[H, T]\nS[h, t] = Q[h, e] * K[h, t, e]"
+        f"in Q: f32[H, E], K: {kind}\nout S: f32[H, T]\nS[h, t] = Q[h, e] * K[h, t, e]"
     )
     x, q = torch.randn(2, 5, 64), torch.randn(2, 64)
     k = store(x)

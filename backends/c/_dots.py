@@ -83,7 +83,13 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
     if not (isinstance(body, Call) and body.spec.name == "mul") or d.monoid(d.reduced[0]) != "sum":
         return False
     lane, deep, row = lanes[0], d.reduced[0], rows[0] if rows else None
-    a, b = (x.arg if isinstance(x, Cast) else x for x in body.args)
+    times, shift = body.args[1], 0  # columns, perhaps times a power of two
+    if isinstance(times, Call) and times.op == "mul" and isinstance(times.args[1], Const):
+        by = int(times.args[1].value)
+        if by < 1 or by & (by - 1):
+            return False
+        times, shift = times.args[0], by.bit_length() - 1
+    a, b = (x.arg if isinstance(x, Cast) else x for x in (body.args[0], times))
     if (
         not (isinstance(a, Access) and isinstance(b, Access))
         or s.storage[d.target].dtype.name != "i32"
@@ -121,7 +127,7 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
                 f"{base} + ({r} < {last} ? {r} : {last}) * ({at_a[row]})" for r in range(1, n)
             ]
         s.functions.add(f"dots:{n}:{bits}")
-        numbers = f"{columns}, {length}, {target}, {pitch}, {first}"
+        numbers = f"{columns}, {length}, {target}, {pitch}, {first}, {shift}"
         return f"dots{n}x{PANEL}_u{bits}({', '.join(starts)}, {numbers});"
 
     if row and count > 1:

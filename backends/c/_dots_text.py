@@ -101,13 +101,13 @@ def _kernel(rows: int, bits: int) -> str:
     x = [f"const int8_t *x{i}" for i in range(rows)]
     name = f"void dots{rows}x{PANEL}_u{bits}"
     operands = "const uint8_t *columns, int64_t length"
-    out = "int32_t *restrict out, int64_t pitch, int first"
+    out = "int32_t *restrict out, int64_t pitch, int first, int shift"
 
     def zeros(prefix: str) -> str:
         return f"dot_sums {', '.join(f'{prefix}{n} = {{0}}' for n in sums)};"
 
     lines = [
-        f"/* out[{rows}][{PANEL}] (+)= sum over j of x[row][j] * columns[j][column], columns of {bits} bits */",
+        f"/* out[{rows}][{PANEL}] (+)= 2^shift times the sum over j of x[row][j] * columns[j][column], columns of {bits} bits */",
         "static __attribute__((noinline))",
         f"{name}({', '.join(x)},",
         f"    {operands}, {out}) {{",
@@ -117,7 +117,9 @@ def _kernel(rows: int, bits: int) -> str:
         lines.append("#if DOT_LANES < 16  /* with 16 registers */")
         for i in range(0, rows, HALF):
             mine = ", ".join(f"x{n}" for n in range(i, i + HALF))
-            lines.append(f"  {half}({mine}, columns, length, out + {i} * pitch, pitch, first);")
+            lines.append(
+                f"  {half}({mine}, columns, length, out + {i} * pitch, pitch, first, shift);"
+            )
         lines.append("#else")
     lines += [
         f"  const int64_t steps = (length + {STEP * p - 1}) / {STEP * p};",
@@ -173,7 +175,7 @@ def _kernel(rows: int, bits: int) -> str:
     for i in range(rows):
         for v in range(vectors):
             lines.append(
-                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v}, first);"
+                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v} << shift, first);"
             )
     lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
     return "\n".join(lines)
