@@ -159,7 +159,7 @@ class GroupKernel(VectorKernel):
             return decoding_columns(size)
         unit = math.lcm(self.shape[1] * self.m.lanes, self.together)
         most = WIDE if self.wide else self.choice.block_columns
-        most = (WIDTH if self.way == Columns.PLACE else most) // unit * unit
+        most = max(1, (WIDTH if self.way == Columns.PLACE else most) // unit) * unit
         tasks = 4
         if self.high:
             outer = math.prod(self.size(v) or 1 for v in self.outer())

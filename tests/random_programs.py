@@ -665,6 +665,8 @@ class _Writer:
             a = self.tame(a)
             return _Value(f"{to}({a.text})", to, a.low, a.high)
         if name == "bitwise" and self.maybe(1, "bitwise"):
+            if a.dtype.bits and self.maybe(0.5):
+                return _Value(f"popcount({a.text})", a.dtype, 0, a.dtype.bits)
             return _Value(f"({a.text} & {2 ** self.one(1, 3, 5) - 1})", a.dtype, 0, 31)
         return self.fit(a, -9, 9)
 

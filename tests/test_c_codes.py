@@ -176,7 +176,7 @@ def test_torch_tensors_keep_their_type(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("text, what", [
-    ("in A: f32[N]\nout Z: i4[group n 2, scale f16][N]\nZ[n] = A[n]", "no i4[group n 2, scale f16] tensors yet: `Z`"),
+    ("in A: f32[N]\nout Z: i4[group n 2, scale e8m0][N]\nZ[n] = A[n]", "no i4[group n 2, scale e8m0] tensors yet: `Z`"),
     ("in A: f32[N]\nout Z: bf16.zero[N]\nZ[n] = A[n]", "no bf16.zero tensors yet: `Z`"),
     ("in A: posit16_1[N]\nout Z: f32[N]\nZ[n] = A[n]", "no posit16_1 tensors yet: `A`"),
     ("in A: f32[N]\nout Z: f32[N]\nZ[n] = tf32(A[n])", "can not convert to tf32 yet"),
