@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Joint, targets
+from tcc.ir.cascade import Cascade, Definition, Einsum, Joint, Recurrence, steps, targets
 
 
 def walks(c: Cascade) -> list[tuple[Joint, list[Einsum]]]:
@@ -90,22 +90,34 @@ def _between(c: Cascade, inside: set[int]) -> set[int]:
     return {id(c.definitions[n]) for n in below & above} - inside
 
 
-def gathered(definitions: Iterable[Definition], unit: list[Einsum]) -> list[Definition]:
-    """The definitions with those of `unit` next to each other, everything still after what it reads."""
-    members = {id(d) for d in unit}
-    made = {t for d in unit for t in targets(d)}
-    before: list[Definition] = []
-    after: list[Definition] = []
-    late: set[str] = set(made)
-    for d in definitions:
-        if id(d) in members:
-            continue
-        if any(a.tensor in late for a in d.reads):
-            after.append(d)
-            late |= set(targets(d))
-        else:
-            before.append(d)
-    return [*before, *unit, *after]
+def gathered(c: Cascade, units: list[list[Einsum]]) -> list[Definition] | None:
+    """The definitions with those of each unit next to each other and everything after what it reads: units as late as
+    possible. None where two units need each other."""
+    inside = {id(d) for unit in units for d in unit}
+    nodes: list[list[Definition]] = []
+    for s in steps(c):
+        if isinstance(s, Recurrence):
+            nodes.append(list(s.steps))
+        elif id(s) not in inside:
+            nodes.append([s])
+    nodes += [list(unit) for unit in units]
+    makers: dict[str, set[int]] = {}
+    for n, node in enumerate(nodes):
+        for t in (t for d in node for t in targets(d)):
+            makers.setdefault(t, set()).add(n)
+    needed = [
+        set[int]().union(*(makers.get(a.tensor, set()) for d in node for a in d.reads)) - {n}
+        for n, node in enumerate(nodes)
+    ]
+    order: list[int] = []
+    while len(order) < len(nodes):
+        done = set(order)
+        ready = (n for n in range(len(nodes)) if n not in done and needed[n] <= done)
+        found = next(ready, None)
+        if found is None:
+            return None
+        order.append(found)
+    return [d for n in order for d in nodes[n]]
 
 
 def renamed_joint(j: Joint, fields: Iterable[Einsum]) -> Joint:

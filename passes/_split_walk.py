@@ -58,7 +58,7 @@ class _Division:
     def __init__(self, c: Cascade, joint: Joint, members: Sequence[Einsum], length: int) -> None:
         self.c, self.joint = c, joint
         own = [d for d in c.definitions if isinstance(d, Einsum) and any(d is m for m in members)]
-        self.order = gathered(c.definitions, own)
+        self.order = gathered(c, [own]) or list(c.definitions)
         self.members = [d for d in self.order if isinstance(d, Einsum) and any(d is m for m in own)]
         self.var, extent = joint.var, c.extent(joint.var)
         known = poly(c.resolved(extent)).constant

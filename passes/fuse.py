@@ -67,11 +67,15 @@ class _Fusion:
         self.estimate = Estimate(c, target, self.names)
 
     def run(self) -> Cascade:
-        units = walks(self.c)
+        units: list[tuple[Joint, list[Einsum]]] = []
+        order = list(self.c.definitions)
+        for unit in walks(self.c):
+            found = gathered(self.c, [members for _, members in (*units, unit)])
+            if found is not None:
+                units.append(unit)
+                order = found
+        self.c = replace(self.c, definitions=tuple(order))
         unit_of = {id(d): n for n, (_, members) in enumerate(units) for d in members}
-        for _, members in units:
-            order = gathered(self.c.definitions, members)
-            self.c = replace(self.c, definitions=tuple(order))
         joints: list[Joint] = []
         for step in steps(self.c):
             at = unit_of.get(id(step))

@@ -10,6 +10,7 @@ import pytest
 from c_runs import run
 
 from tcc import pipeline, targets
+from tcc.backends.c import build
 from tcc.explain import explain
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
@@ -21,6 +22,7 @@ from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.target import Target
 from tcc.passes._split_walk import divided
 from tcc.passes.split import cuts
+from tcc.samples import random_inputs
 
 CPU = targets.find("cpu")
 Arrays = dict[str, Any]
@@ -287,3 +289,21 @@ def test_products_and_sums_are_cut_only_where_their_tiles_are_few() -> None:
         return parts(parse_cascade(f"cascade it\n{text}"))
 
     assert lengths(4, 3) and not lengths(64, 64)
+
+
+def test_two_walks_of_which_one_needs_the_other_run_in_their_order(
+    rng: np.random.Generator,
+) -> None:
+    """T3 shares its walk with what T4 sums up, and reads T1, which has a walk of its own."""
+    c = parse_cascade(
+        "in X: i32[I], Z: i32[I]\nout T0: i32[I], T1: i32, T3: i32, T4: i32\n"
+        "T0[i] = -2 * X[i]\nT1 = X[i] * T0[i]\nT3 = select(X[i] <= 3, Z[i], T1) :: min(i)\n"
+        "T4 = T0[i - 1] * min(max(T3, -3000), 3000)\n"
+    )
+    inputs = random_inputs(c, {"I": 9}, rng)
+    m = pipeline.run(c, CPU).mapping
+    assert m is not None
+    wanted = interpret(c, inputs)
+    for found in (interpret_mapping(m, inputs)[0], run(build(m, CPU), c, inputs)):
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(found[name], value)
