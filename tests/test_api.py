@@ -442,3 +442,26 @@ def test_ranks_of_one_have_a_kernel_of_their_own() -> None:
         a, b = (rng.standard_normal(s).astype(np.float32) for s in ((m, 40), (40, n)))
         np.testing.assert_allclose(f(a, b), a @ b, rtol=1e-5, atol=1e-5)
         assert len(f._narrow) == kernels
+
+
+def test_large_constants_that_are_read_in_place_are_gathered_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A vector times a constant matrix streams it: its pages are made huge when it is first seen."""
+    from tcc.backends.c import launch
+
+    told: list[int] = []
+    monkeypatch.setattr(
+        launch, "ask_for_huge_pages", lambda at, size, now=False: told.append(size * now)
+    )
+    f = tcc.compile(
+        "ranks M=1, N=1024, K=1100\nin A: f32[M,K], B: f32[N,K] constant\nout C: f32[M,N]\n"
+        "C[m,n] = A[m,k] * B[n,k]",
+        target="cpu",
+    )
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s).astype(np.float32) for s in ((1, 1100), (1024, 1100)))
+    b.setflags(write=False)
+    for _ in range(3):
+        np.testing.assert_allclose(f(a, b), a @ b.T, rtol=1e-4, atol=1e-4)
+    assert told == [b.nbytes]

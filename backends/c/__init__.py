@@ -18,10 +18,11 @@ from tcc.ir.cascade import Extern
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Size, walk
 from tcc.ir.index import evaluate_size
-from tcc.ir.mapping import Mapping
+from tcc.ir.mapping import Kernel, Mapping, leaves
 from tcc.ir.target import Target
 
 Shapes = MappingABC[str, tuple[int, ...]]
+_LARGE = 1 << 22  # bytes of a constant input that are worth huge pages
 
 
 def build(mapping: Mapping, target: Target) -> CProgram:
@@ -78,7 +79,25 @@ class CProgram:
         constant = tuple(
             (t.name, shapes[t.name], strides[t.name]) for t in self.mapping.inputs if t.constant
         )
-        return Call(built, numbers, constant)
+        return Call(built, numbers, constant, self._large(shapes, strides))
+
+    @cached_property
+    def _in_place(self) -> frozenset[str]:
+        """Constant inputs that every call reads, and not only a copy of them."""
+        kernels = [k for k in self.mapping.kernels if isinstance(k, Kernel) and not k.prepare]
+        read = {a.tensor for k in kernels for n in leaves(k.body) for a in n.einsum.reads}
+        return frozenset(t.name for t in self.mapping.inputs if t.constant and t.name in read)
+
+    def _large(self, shapes: Shapes, strides: Shapes) -> tuple[tuple[int, int], ...]:
+        """By position among the tensors, the bytes of large constant inputs that calls read in place."""
+        found = []
+        for n, t in enumerate(self.mapping.inputs):
+            if t.name in self._in_place and t.dtype.native and min(strides[t.name], default=0) >= 0:
+                steps = zip(shapes[t.name], strides[t.name], strict=True)
+                size = (1 + sum((n - 1) * s for n, s in steps)) * t.dtype.itemsize
+                if size >= _LARGE:
+                    found.append((n, size))
+        return tuple(found)
 
     def _variant(self, unit: tuple[tuple[str, int | None], ...]) -> _Built:
         if unit not in self._built:
@@ -196,7 +215,13 @@ class _Prepared:
 class Call:
     """A program bound to shapes, strides and sizes. Calling it writes the outputs; it is safe to call from many threads."""
 
-    def __init__(self, built: _Built, numbers: Sequence[int], constant: object = None) -> None:
+    def __init__(
+        self,
+        built: _Built,
+        numbers: Sequence[int],
+        constant: object = None,
+        large: Sequence[tuple[int, int]] = (),
+    ) -> None:
         from tcc.backends.c.launch import Launcher, sizes_array
 
         tensors = len(built.program.tensors)
@@ -216,6 +241,7 @@ class Call:
             else None
         )
         self._memory = built.memory
+        self._large, self._seen = large, object()
         self._constants: _Constants | None = None
         if self.constant_bytes:
             self._constants = built.kept.setdefault(
@@ -225,6 +251,8 @@ class Call:
 
     def __call__(self, pointers: Sequence[int], constants: object = 0) -> None:
         """`pointers`: inputs, then outputs. `constants` is a key that changes when a constant input's content does."""
+        if self._large and constants != self._seen:
+            self._gather(pointers, constants)
         block = self._memory.take(self.total) if self.total else None
         arena = block.address if block is not None else 0
         scratch = arena + self.arena_bytes if block is not None else 0
@@ -241,6 +269,16 @@ class Call:
                 self._constants.give(kept)
             if block is not None:
                 self._memory.give(block)
+
+    def _gather(self, pointers: Sequence[int], constants: object) -> None:
+        """Moves large constant inputs that are read in place to huge pages: where rows of 16 KiB follow each other in pages
+        of 4 KiB, half of the time goes into finding these."""
+        from tcc.backends.c.launch import ask_for_huge_pages
+
+        self._seen = constants
+        if isinstance(constants, tuple):  # else what they are may be another thing at each call
+            for n, size in self._large:
+                ask_for_huge_pages(pointers[n], size, now=True)
 
     def _fill(self, pointers: Sequence[int]) -> None:
         if self._prepare is not None:
