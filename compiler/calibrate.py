@@ -179,7 +179,7 @@ class _Bench:
         sources = {"machine": measure.machine(toolchain)}
         for t in ("f32", "f64"):
             sources[f"tiles {t}"] = measure.tiles(toolchain, t)
-            sources[f"functions {t}"] = measure.functions(t, measure.FUNCTIONS)
+            sources[f"functions {t}"] = measure.functions(self.toolchain, t, measure.FUNCTIONS)
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             built = pool.map(partial(build, toolchain=toolchain), sources.values())
             self.library = {name: _Library(path) for name, path in zip(sources, built)}

@@ -97,9 +97,9 @@ def tiles(toolchain: Toolchain, dtype: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def functions(dtype: str, ops: Sequence[str]) -> str:
+def functions(toolchain: Toolchain, dtype: str, ops: Sequence[str]) -> str:
     """`OP(repeats, n, x, y)`: y[i] = op(x[i]) over n elements, whole vectors, as a leaf of a program does it."""
-    width = lanes(dtype)
+    width = max(lanes(dtype), (toolchain.simd_bits or 128) // (8 * _BYTES[dtype]))
     vector = f"{dtype}x{width}"
     named = [f"{op}_{vector}" for op in (*ops, "ld", "st") if op != "div"]
     parts = [preamble(named, lanes("f32"))]
