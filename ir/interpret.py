@@ -22,7 +22,7 @@ from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, children, va
 from tcc.ir.index import evaluate_size
 from tcc.ir.infer import expression_dtype, reduced_dtype
 from tcc.ir.ops import MONOIDS, identity_of
-from tcc.ir.sizes import resolution_order, size_value, solve_sizes
+from tcc.ir.sizes import resolution_order, size_value, solve_sizes, why_this_size
 from tcc.ir.storage import as_stored, filled, load, loading_error, positions, settle
 
 Array = Any
@@ -118,7 +118,7 @@ def _check(c: Cascade, inputs: Mapping[str, Array], sizes: dict[str, int]) -> No
         for i, (s, n) in enumerate(zip(t.shape, np.shape(inputs[t.name]), strict=True)):
             if (wanted := evaluate_size(s, sizes)) != n:
                 raise CompileError("T0125", f"dimension {i} of `{t.name}` is {n}, but its rank has size {wanted}",
-                                   t.span, helps="the same rank has the same size everywhere")  # fmt: skip
+                                   t.span, helps=why_this_size(c, s))  # fmt: skip
     for t in c.tensors.values():
         count = t.dtype.itemsize
         for s in t.shape:

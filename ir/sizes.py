@@ -133,3 +133,11 @@ def resolution_order(ranks: Mapping[str, Rank]) -> list[Rank]:
                 )
             stack.extend(needs)
     return list(done.values())
+
+
+def why_this_size(c: Cascade, e: Expr) -> str:
+    """Advice for a dimension that has another size: the definition of its rank, such as a number of groups, if it has one."""
+    r = c.rank(e.rank) if isinstance(e, Size) else None
+    if r is None or r.size is None or isinstance(r.size, Const):
+        return "the same rank has the same size everywhere"
+    return f"rank `{r.name}` has the size `{text(r.size)}`"

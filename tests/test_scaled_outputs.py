@@ -85,3 +85,13 @@ def test_other_scaled_outputs_are_left_to_the_interpreter(t: str) -> None:
     with pytest.raises(CompileError) as caught:
         tcc.compile(program)(x)
     assert caught.value.diagnostic.code == "T0302"
+
+
+def test_a_group_that_does_not_divide_says_so() -> None:
+    store = tcc.compile(
+        "in X: f32[M, K]\nout Z: i8[group k 32, scale f32][M, K]\nZ[m, k] = X[m, k]", target="cpu"
+    )
+    with pytest.raises(CompileError) as error:
+        store(np.zeros((2, 60), np.float32))
+    assert error.value.diagnostic.code == "T0125"
+    assert "`K_GROUPS * 32`" in str(error.value)
