@@ -25,6 +25,19 @@ def walks(c: Cascade) -> list[tuple[Joint, list[Einsum]]]:
     return found
 
 
+def together(c: Cascade) -> tuple[list[tuple[Joint, list[Einsum]]], list[Definition]]:
+    """The joints that can have kernels, with the definitions of these, and an order of all in which each kernel's are
+    neighbours: of two that need each other only the first is left."""
+    units: list[tuple[Joint, list[Einsum]]] = []
+    order = list(c.definitions)
+    for unit in walks(c):
+        found = gathered(c, [members for _, members in (*units, unit)])
+        if found is not None:
+            units.append(unit)
+            order = found
+    return units, order
+
+
 def _members(c: Cascade, j: Joint) -> list[Einsum] | None:
     outputs = {t.name for t in c.outputs}
     readers = _readers(c)

@@ -25,7 +25,7 @@ from tcc.passes._algebra import (
 )
 from tcc.passes._dots import dot_group, products_late
 from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
-from tcc.passes._fuse_joints import gathered, renamed_joint, walks
+from tcc.passes._fuse_joints import renamed_joint, together
 from tcc.passes._fuse_names import Names, from_product, ties
 from tcc.passes._fuse_streams import streams
 from tcc.passes._gpu_check import one_kernel
@@ -67,13 +67,7 @@ class _Fusion:
         self.estimate = Estimate(c, target, self.names)
 
     def run(self) -> Cascade:
-        units: list[tuple[Joint, list[Einsum]]] = []
-        order = list(self.c.definitions)
-        for unit in walks(self.c):
-            found = gathered(self.c, [members for _, members in (*units, unit)])
-            if found is not None:
-                units.append(unit)
-                order = found
+        units, order = together(self.c)
         self.c = replace(self.c, definitions=tuple(order))
         unit_of = {id(d): n for n, (_, members) in enumerate(units) for d in members}
         joints: list[Joint] = []
