@@ -46,8 +46,9 @@ from tcc.passes._cpu_place import (
 )
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_tiles import register_tile
-from tcc.passes._cpu_vector_kernel import TASKS, VectorKernel
+from tcc.passes._cpu_vector_kernel import VectorKernel
 from tcc.passes._cpu_vectors import lies_across
+from tcc.passes._cpu_window import TASKS
 from tcc.passes._empty_rows import defers, mask_of, some_term
 
 

@@ -31,12 +31,11 @@ from tcc.passes._cpu_place import streams_rows
 from tcc.passes._cpu_result import in_result
 from tcc.passes._cpu_sums import in_blocks
 from tcc.passes._cpu_vectors import across, column_of, lane_variable, strided
-from tcc.passes._cpu_window import TOGETHER, neighbours, window_kernel
+from tcc.passes._cpu_window import TASKS, TOGETHER, neighbours, window_kernel
 
 TURNED = 64  # rows and columns of a tile that is transposed
 REUSE = 2  # an operand that is read more often than this may be copied first
 LONG = 1 << 14  # elements of a task that is a part of one row
-TASKS = 8  # fewer tiles of rows than this leave cores idle
 
 
 class VectorKernel(Operands):

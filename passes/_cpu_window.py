@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from tcc.passes._cpu_vector_kernel import VectorKernel
 
 NEAR = 1 << 17  # bytes of a padded slice that stays next to a core
-TASKS = 8  # fewer slices leave cores idle
-
-
+TASKS = 8  # fewer of them leave cores idle
 TOGETHER = 4  # neighbours that share what they read along the lanes
 
 

@@ -272,7 +272,7 @@ class Call:
 
     def _gather(self, pointers: Sequence[int], constants: object) -> None:
         """Moves large constant inputs that are read in place to huge pages: where rows of 16 KiB follow each other in pages
-        of 4 KiB, half of the time goes into finding these."""
+        of 4 KiB, a third of the time goes into finding these."""
         from tcc.backends.c.launch import ask_for_huge_pages
 
         self._seen = constants
