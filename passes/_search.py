@@ -33,10 +33,11 @@ BYTES = 4  # of an element, as a rule
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A kernel, and the other ways in which it could read the second operand of its product."""
+    """A kernel, the other ways in which it could read the second operand of its product, and other orders of its loops."""
 
     kernel: Kernel
     ways: tuple[int, ...] = ()
+    orders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Search:
         for name, values in (STREAMS if walks else BLOCKS).items():
             sizes = [v for v in values if not first.same(name, getattr(best, name), v)]
             attempt([t for v in sizes if (t := self._resized(best, name, v)) is not None])
+        attempt([replace(best, order=order) for order in first.orders])
         if not least < CLEAR * usual:
             best, least = self.usual, usual
         kept, before = best, least
@@ -176,6 +178,7 @@ class Search:
             extents = {v: _number(self.m.c, e) or 1 for v, e in kernel.variables}
         return _Trial(
             built.ways,
+            built.orders,
             sum(k.seconds for k in found.kernels),
             found.kernels[-1].tasks,
             [
@@ -199,9 +202,10 @@ class _Product:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """The other ways, one call's seconds, the tasks of the kernel, and the products in it."""
+    """The other ways and orders, one call's seconds, the tasks of the kernel, and the products in it."""
 
     ways: tuple[int, ...]
+    orders: tuple[int, ...]
     seconds: float
     tasks: int
     products: list[_Product]
