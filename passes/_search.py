@@ -78,7 +78,7 @@ class Search:
         """The tiles for the kernel of `members`, which `build` makes with the mapper's present tiles (None: tiles do not
         matter for it); the mapper is left as it was."""
         c = self.m.c
-        if not self.target.tiles or not _sizes_known(c, members):
+        if not self.target.tiles or not sizes_known(c, members):
             return Choice(self.usual)
         key = canonical(c, members, joint, self.m)
         if key in self.target.tuned:
@@ -245,7 +245,7 @@ def _number(c: Cascade, e: Expr) -> int | None:
     return poly(c.resolved(e)).constant
 
 
-def _sizes_known(c: Cascade, members: Sequence[Einsum]) -> bool:
+def sizes_known(c: Cascade, members: Sequence[Einsum]) -> bool:
     """Whether all extents and shapes that a kernel's members mention are numbers."""
     names = {t for d in members for t in (d.target, *(a.tensor for a in d.reads))}
     shapes = [n for t in names for n in c.tensors[t].shape]
