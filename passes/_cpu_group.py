@@ -44,6 +44,7 @@ from tcc.passes._cpu_place import (
     columns_of,
     wide,
 )
+from tcc.passes._cpu_result import sums_in_result
 from tcc.passes._cpu_rows import spaced
 from tcc.passes._cpu_tiles import ORDERS, register_tile
 from tcc.passes._cpu_vector_kernel import VectorKernel
@@ -206,8 +207,10 @@ class GroupKernel(VectorKernel):
             whole = all(isinstance(i, Var) for i in d.indices) and len(set(d.free)) == len(
                 d.indices
             )
-            if self.m.in_memory(d.target) or s.scale is not None or s.where or not whole:
-                plan += [*self._split(d, s)]
+            if s.scale is not None or s.where or not whole:
+                plan += self._split(d, s)
+            elif self.m.in_memory(d.target):
+                plan += [(d, s)] if sums_in_result(self, d, s) else self._split(d, s)
             else:
                 self._local(d, self.outer(), self._padded(d, s))
                 plan.append((d, s))
@@ -356,10 +359,11 @@ class GroupKernel(VectorKernel):
 
     def _shallow(self, order: list[str]) -> list[tuple[str, int]]:
         """Loops over the outer part of the reduction, so that what is added up at once, in short chains of roundings, is not
-        deeper than a block."""
+        deeper than a block, or two if that is all of it."""
         block, last = self.choice.block_depth, self.size(order[-1])
-        depth = min(last or block, block)
-        loops = [(order[-1], block)] if last is None or last > block else []
+        depth, loops = last or block, list[tuple[str, int]]()
+        if last is None or last > 2 * block:
+            depth, loops = block, [(order[-1], block)]
         for n, v in reversed(list(enumerate(order[:-1]))):
             depth *= self.size(v) or block
             if depth > block:
