@@ -182,6 +182,8 @@ def streams_rows(k: Operands, d: Einsum) -> tuple[Node, ...] | None:
     if len(d.reduced) != 1 or d.where or k.short(d) or not plain or plain[-1] not in k.rows:
         return None
     lane, deep = plain[-1], d.reduced[0]
+    if all(lane in variables(a) for a in d.reads):
+        return None  # each element counts once, to be added up as exactly as may be
     if any(strided(a, lane, k.m.memory.get(a.tensor)) for a in d.reads) or not any(
         lane in variables(a) and strided(a, deep, k.m.memory.get(a.tensor)) for a in d.reads
     ):
