@@ -127,6 +127,14 @@ def same(a: Expr, b: Expr) -> bool:
 Extents = Mapping[str, Expr]  # rank variable -> extent (exclusive upper bound, lower bound 0)
 
 
+def gap(e: Expr) -> Poly | None:
+    """What is 0 or more exactly where a comparison of indices holds; None for anything else."""
+    if not isinstance(e, Call) or e.op not in ("le", "lt", "ge", "gt"):
+        return None
+    a, b = e.args if e.op in ("le", "lt") else (e.args[1], e.args[0])
+    return poly(b) - poly(a) - Poly({(): 1} if e.op in ("lt", "gt") else {})
+
+
 def bounds(e: Expr, extents: Extents) -> tuple[Poly, Poly] | None:
     """Inclusive lower and upper bound of an index over the box of its variables, or None when not derivable."""
     p = poly(e)

@@ -28,7 +28,7 @@ from tcc.ir.expr import (
     transform,
     variables,
 )
-from tcc.ir.index import Poly, poly
+from tcc.ir.index import Poly, gap, poly
 from tcc.ir.joint_laws import references
 from tcc.ir.joint_verify import Walk
 from tcc.ir.ops import MONOIDS, OPS, identity_of
@@ -228,8 +228,8 @@ def _pruned(e: Expr) -> Expr:
     """
     terms: list[Expr] = []
     for term in _operands(e, "or"):
-        atoms = [a for a in _operands(term, "and") if not _certain(_gap(a))]
-        gaps = [_gap(a) for a in atoms]
+        atoms = [a for a in _operands(term, "and") if not _certain(gap(a))]
+        gaps = [gap(a) for a in atoms]
         sums = [a + b for n, a in enumerate(gaps) for b in gaps[: n + 1] if a and b]
         if any(_certain(g.scaled(-1) - Poly({(): 1})) for g in sums):
             continue
@@ -243,14 +243,6 @@ def _operands(e: Expr, op: str) -> list[Expr]:
     if isinstance(e, Call) and e.op == op:
         return [x for a in e.args for x in _operands(a, op)]
     return [e]
-
-
-def _gap(e: Expr) -> Poly | None:
-    """What is 0 or more exactly where a comparison holds."""
-    if not isinstance(e, Call) or e.op not in ("le", "lt", "ge", "gt"):
-        return None
-    a, b = e.args if e.op in ("le", "lt") else (e.args[1], e.args[0])
-    return poly(b) - poly(a) - Poly({(): 1} if e.op in ("lt", "gt") else {})
 
 
 def _certain(gap: Poly | None) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping as Mapping_
 from contextlib import contextmanager
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, Stop, steps, targets
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Recurrence, steps, targets
 from tcc.ir.coded_leaf import undecodable
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import (
@@ -16,7 +16,6 @@ from tcc.ir.expr import (
     Expr,
     Var,
     accesses,
-    call,
     variables,
 )
 from tcc.ir.layout import row_major
@@ -29,9 +28,9 @@ from tcc.passes._cpu_dots import dots_kernels, row_operands
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_pad import padded
 from tcc.passes._cpu_place import Columns
+from tcc.passes._cpu_recurrence import recurrence_kernel
 from tcc.passes._cpu_stream import StreamKernel
 from tcc.passes._cpu_tiles import Tiles, measured, usual_tiles
-from tcc.passes._cpu_vectors import vector_nodes
 from tcc.passes._search import Built, Search
 
 
@@ -78,7 +77,7 @@ class Mapper:
                 None,
             )
             if recurrence is not None and any(d is s for d in einsums for s in recurrence.steps):
-                self.kernels.append(_recurrence_kernel(self, name, recurrence))
+                self.kernels.append(recurrence_kernel(self, name, recurrence))
             else:
                 self._clear(einsums)
                 self._group(name, self._decoded(name, einsums))
@@ -310,29 +309,3 @@ class Mapper:
         self.kernels.append(
             Kernel(self.fresh(f"clear_{name}"), tuple(zip(names, shape, strict=True)), (body,))
         )
-
-
-def _recurrence_kernel(m: Mapper, name: str, r: Recurrence) -> Kernel:
-    """for t: every step definition over its other variables."""
-    body: list[Node] = []
-    hold: list[Do] = []
-    used: list[str] = [r.var]
-    for d in r.steps:
-        if len(m.c.defining(d.target)) == 1:
-            t = m.c.tensors[d.target]
-            m.clear(d.target, t.shape, t.fill)
-        inner = [v for v in (*d.free, *d.reduced) if v != r.var]
-        used += inner
-        body += vector_nodes([d], [r.var], m.memory)
-        if r.stop is not None:
-            back = tuple(
-                call("sub", i, Const(1)) if r.var in variables(i) else i for i in d.indices
-            )
-            hold.append(Do(Einsum(d.target, d.indices, Access(d.target, back)), ()))
-    until = _condition(r.stop)
-    loop = Loop(r.var, 1, tuple(body), None, until, tuple(hold))
-    return Kernel(name, m.extents(used), (loop,))
-
-
-def _condition(stop: Stop | None) -> Expr | None:
-    return None if stop is None else stop.condition

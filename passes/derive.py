@@ -13,6 +13,7 @@ from tcc.passes._derive_profit import worth
 from tcc.passes._derive_region import excluded
 from tcc.passes._derive_scope import Program
 from tcc.passes._derive_solve import Barrier, Component, solve
+from tcc.passes._prefix import running
 from tcc.passes._prune import drop_ranks
 
 
@@ -48,8 +49,10 @@ def derive(c: Cascade, target: Target, *, always: bool = False) -> Cascade:
     M = X[k] :: max(k);  S = exp(X[k] - M);  T = exp(X[k] - M) / S * V[k]
       -->  T_sum = exp(X[k] - M) * V[k];  T = T_sum / S;  joint k: M, S by S * exp(M - M'), T_sum by T_sum * exp(M - M')
 
-    Where a joint does not pay, the program stays as it was. `always`: everything that can be derived is.
+    Where a joint does not pay, the program stays as it was. `always`: everything that can be derived is. On CPUs, reductions
+    over all that comes before a coordinate become recurrences.
     """
+    c = running(c) if target.kind == "cpu" else c
     return _derived(c, None if always else target)[0]
 
 
