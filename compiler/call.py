@@ -173,9 +173,9 @@ class Caller:
         if self._apart is not None:
             caller, split, join = self._apart
             found = caller.run(split(values), sizes, out)
-            if len(caller._out) == len(self._out):
+            if join is None:
                 return found
-            outs = join(list(found))
+            outs = join(list(found) if len(caller._out) > 1 else [found])
             return outs[0] if len(outs) == 1 else self._pack(*outs)
         if out is not None and (self._on_gpu or self._scaled):
             raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",

@@ -81,6 +81,11 @@ def largest(t: DType) -> float:
     return float(_top(float_form(t)))
 
 
+def binade(x: float) -> int:
+    """⌊log2 x⌋, exactly."""
+    return int(np.frexp(x)[1]) - 1
+
+
 @lru_cache(maxsize=256)
 def fits_f32(t: DType) -> bool:
     """Whether f32 holds every value exactly."""

@@ -10,7 +10,7 @@ import numpy as np
 from tcc.ir.diagnostics import CompileError, Span
 from tcc.ir.dtype import Coded, DType, Scaled
 from tcc.ir.dtype_coded import check_parts, coded_shape, decode_coded, encode_coded
-from tcc.ir.dtype_codes import decode, encode, integer_range, largest
+from tcc.ir.dtype_codes import binade, decode, encode, integer_range, largest
 
 Array = Any
 Axes = tuple[str, ...]
@@ -137,8 +137,10 @@ def check_ranks(t: DType, axes: Axes, count: int) -> None:
         _axis(t, axes, k)
 
 
-def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Span | None) -> None:
-    """`check_groups` of a declaration, whose errors point at it, if its type is scaled."""
+def check_declared(
+    t: DType, axes: Axes, shape: tuple[int | None, ...], span: Span | None, made: bool = False
+) -> None:
+    """`check_groups` of a declaration, whose errors point at it, if its type is scaled; what is `made` has no table."""
     if not t.in_parts:
         return
     try:
@@ -146,6 +148,9 @@ def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Sp
     except CompileError as error:
         d = error.diagnostic
         raise CompileError(d.code, d.message, span, helps=d.helps) from None
+    if made and isinstance(t.form, Scaled) and t.form.table is not None:
+        raise CompileError("T0147", f"an output can not be {t}: nothing makes its table", span,
+                           helps="declare the codes as an output, and compute them from a table that is an input")  # fmt: skip
 
 
 def check_conversion(t: DType, span: Span | None) -> None:
@@ -263,7 +268,7 @@ def encode_scaled(
     if form.table is not None:
         return _encode_by_table(x, t, axes, table)
     low, high, wanted = _ranges(x, form, sizes)
-    least, most = _element_range(form)
+    least, most = element_range(form)
     element = replace(form.element, saturate=True,
                       rounding=form.element.rounding or "nearest")  # fmt: skip
     wanted = wanted * stretch
@@ -294,14 +299,15 @@ def plain_scales(x: Array, t: DType, axes: Axes) -> Array:
 def _ranges(x: Array, form: Scaled, sizes: Sizes) -> tuple[Array, Array, Array]:
     """The least and the largest value of each group that codes have to reach, and the scale with which they do."""
     low, high = _extremes(x, sizes)
-    least, most = _element_range(form)
+    least, most = element_range(form)
     if isinstance(form.zero, DType) or form.offset is not None:
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
         return low, high, (high - low) / (most - least)
-    return low, high, np.maximum(high, -low) / min(most, -least if least < 0 else most)
+    return low, high, (np.maximum(high, -low) + 0.0) / min(most, -least if least < 0 else most)
 
 
-def _element_range(form: Scaled) -> tuple[float, float]:
+def element_range(form: Scaled) -> tuple[float, float]:
+    """The least and the largest value of an element, before it is scaled."""
     zero = form.zero if isinstance(form.zero, int) else 0
     if form.element.is_integer:
         low, high = integer_range(form.element)
@@ -326,8 +332,8 @@ def _scales(wanted: Array, form: Scaled, most: float, sizes: Sizes, axes: Axes,
     t = inner_type(form.scale, sizes, axes)
     with np.errstate(all="ignore"):
         if form.scale.name == "e8m0":
-            power = np.floor(np.log2(size)) - np.floor(np.log2(most))
-            wanted = np.where(size > 0, np.ldexp(1.0, np.clip(power, -127, 127).astype(int)), 1.0)
+            power = np.frexp(size)[1] - 1 - binade(most)
+            wanted = np.where(size > 0, np.ldexp(1.0, np.clip(power, -127, 127)), 1.0)
     stored = t.store(wanted, axes)
     back = t.load(stored, axes).astype(np.float64)
     return stored, back

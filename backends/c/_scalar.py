@@ -112,7 +112,8 @@ def _rounded(s: Scope, e: Cast) -> str:
     if t.name in HALVES and have.name == "f64":  # rounded to odd on the way, not twice to even
         value = f"{s.use('odd_float')}({value})"
     whole = t.is_integer and have.is_float
-    put = s.use(f"put_{word(t)}{'_float' if whole else ''}")
+    source = "_float" if whole else "_u64" if t.is_integer and have.name == "u64" else ""
+    put = s.use(f"put_{word(t)}{source}")
     return f"{s.use(f'get_{word(t)}')}({put}({value}))"
 
 

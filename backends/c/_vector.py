@@ -485,7 +485,7 @@ class Vector:
             at = integer_text(s, s.address(a))
             shown = f"{name}[{n}] != 0" if t.kind == "b" else f"{name}[{n}]"
             guard = f"if ({n} < {self.count}) " if self.count is not None else ""
-            s.lines.add(f"{guard}{pointer}[{at}] = {s.put(a.tensor, shown)};")
+            s.lines.add(f"{guard}{pointer}[{at}] = {s.put(a, shown)};")
         s.intervals[self.lane] = old
 
 
