@@ -11,7 +11,7 @@ import numpy as np
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import from_numpy
-from tcc.stored import coded, is_scaled, numpy_dtype, stored_type, torch_dtype
+from tcc.stored import check_form, coded, is_scaled, numpy_dtype, stored_type, torch_dtype
 
 Array = Any
 
@@ -74,6 +74,7 @@ def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
     """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when
     it is neither."""
     if is_scaled(t):
+        check_form(value, t)
         return value  # the interpreter says what is wrong with it
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -108,6 +109,9 @@ def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
         raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
     if value.device.type != "cpu" and not (on_gpu and value.device.type == "cuda"):
         raise _refused(t, f"on the device `{value.device}`", "pass `.cpu()` of it")
+    of_codes = getattr(torch, stored_type(t).numpy.name, None)
+    if value.dtype is not wanted and value.dtype is of_codes and not t.dtype.native:
+        value = value.view(wanted)  # codes are as good as the type that torch has for their values
     if value.dtype is not wanted:
         shown = str(value.dtype).removeprefix("torch.")
         cast = str(wanted).removeprefix("torch.")

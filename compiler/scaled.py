@@ -17,7 +17,7 @@ from tcc.ir.dtype_scaled import Encoded, inner_type, scaled_form
 from tcc.ir.scaled_parts import checked, parts_of, split
 from tcc.ir.target import Target
 from tcc.passes._scaled_outputs import is_value
-from tcc.stored import is_scaled, to_numpy
+from tcc.stored import check_form, is_scaled, to_numpy
 
 Split = Callable[[list[Any]], list[Any]]
 Join = Callable[[list[Any]], list[Any]]
@@ -58,6 +58,7 @@ def taken_apart(c: Cascade, target: Target) -> tuple[Cascade, Split, Join | None
                 continue
             known, arrays = last[n]
             if known is not v:
+                check_form(v, t)
                 arrays = [argument(checked(v, t), t)] if mine is None else split(v, t, mine)
                 last[n] = v, arrays
             found += arrays

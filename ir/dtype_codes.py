@@ -381,3 +381,26 @@ def fits_bf16(t: DType) -> bool:
     values = table(t).astype(np.float32)
     rest = values.view(np.uint32) & 0xFFFF
     return bool(np.all((rest == 0) | np.isnan(values)))
+
+
+# ---- without gaps
+
+
+def pack_rows(codes: Array, t: DType) -> Array:
+    """[…, N] codes of 1, 2 or 4 bits as […, N·bits/8] bytes, the first in the lowest bits."""
+    per = 8 // t.bits
+    found = np.asarray(codes).astype(np.uint8) & ((1 << t.bits) - 1)
+    shifts = np.arange(per, dtype=np.uint8) * t.bits
+    whole = found.reshape((*found.shape[:-1], found.shape[-1] // per, per))
+    return np.bitwise_or.reduce(whole << shifts, axis=-1, dtype=np.uint8)
+
+
+def unpack_rows(stored: Array, t: DType) -> Array:
+    """The codes in rows of bytes: values of integers, codes of other types."""
+    shifts = np.arange(8 // t.bits, dtype=np.uint8) * t.bits
+    codes = np.asarray(stored)[..., None] >> shifts & ((1 << t.bits) - 1)
+    codes = codes.reshape((*codes.shape[:-2], codes.shape[-2] * codes.shape[-1]))
+    if t.kind == "i":
+        low = 1 << (t.bits - 1)
+        return ((codes ^ low).astype(np.int8) - np.int8(low)).astype(t.numpy)
+    return codes.astype(t.numpy)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from tcc.ir.cascade import Cascade, Einsum, Extern, Rank, Reduction, Tensor
 from tcc.ir.dtype import F64, DType, Scaled, Table
 from tcc.ir.dtype_codes import binade, integer_range
-from tcc.ir.dtype_scaled import element_range, scaled_form
+from tcc.ir.dtype_scaled import element_range, reach, scaled_form
 from tcc.ir.dtype_text import dtype
 from tcc.ir.expr import (
     Access,
@@ -150,8 +150,7 @@ class Stored:
             wanted: Expr = call("div", call("sub", high, low), Const(most - least))
         else:
             size = self.extreme((*path, "most"), entry, call("abs", finite), over, "max")
-            reach = min(most, -least if least < 0 else most)
-            wanted = call("div", size, Const(reach))
+            wanted = call("div", size, Const(reach(least, most)))
         scale: Expr = Const(1.0)
         safe: Expr = Const(1.0)
         if form.scale is not None:

@@ -46,7 +46,8 @@ def unscale(c: Cascade, target: Target) -> Cascade:
         made = inputs[t.name] = []
         for p in parts_of(t.dtype, t.axes, t.shape, over):
             mine[p.path] = _fresh(f"{t.name}_{p.name}", taken)
-            made.append(Tensor(mine[p.path], p.dtype, p.shape, 0, t.span, t.constant))
+            packed = t.packed and p.path == ("codes",)
+            made.append(Tensor(mine[p.path], p.dtype, p.shape, 0, t.span, t.constant, packed=packed))  # fmt: skip
     outputs = [x for t in c.outputs for x in (inputs[t.name] if t.name in names else [t])]
     taken |= {r.name for r in c.ranks}
     c = replace(
