@@ -11,7 +11,8 @@ import numpy as np
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import from_numpy
-from tcc.stored import check_form, coded, is_scaled, numpy_dtype, stored_type, torch_dtype
+from tcc.ir.dtype_codes import integer_range
+from tcc.stored import check_form, coded, is_scaled, numpy_dtype, stored_type, to_numpy, torch_dtype
 
 Array = Any
 
@@ -133,6 +134,21 @@ def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
             t, "a tensor without storage", "call the program outside of `vmap` and the like"
         ) from None
     return value.clone() if pointer % numpy_dtype(t).itemsize else value
+
+
+def check_range(value: Any, t: Tensor) -> None:
+    """T0148 for codes, or integers of a width that NumPy lacks, that the declared type does not have. It looks at all elements."""
+    if t.dtype.native or t.packed or t.dtype.in_parts or t.dtype.bits == 8 * t.dtype.itemsize:
+        return
+    if 0 in value.shape:
+        return
+    low, high = integer_range(t.dtype) if t.dtype.is_integer else (0, 2**t.dtype.bits - 1)
+    codes = value if t.dtype.is_integer or isinstance(value, np.ndarray) else to_numpy(value, t)
+    for found in (int(codes.min()), int(codes.max())):
+        if not low <= found <= high:
+            what = "values" if t.dtype.is_integer else "codes"
+            raise CompileError("T0148", f"`{t.name}` has an element {found}, but {t.dtype} has {what} from {low} to {high}",
+                               t.span, helps=f"encode values: `tcc.dtypes.encode(x, \"{t.dtype}\")`")  # fmt: skip
 
 
 def _scalar(value: bool | int | float, t: Tensor) -> Array:

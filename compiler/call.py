@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tcc.arguments import arrange, check_sizes, fixed, plain
+from tcc.arguments import arrange, check_range, check_sizes, fixed, plain
 from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
@@ -361,6 +361,7 @@ class Caller:
         torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
         for i, (v, t) in enumerate(zip(values, c.inputs, strict=True)):
+            check_range(v, t)
             size = numpy_dtype(t).itemsize
             steps = list(v.strides) if isinstance(v, np.ndarray) else [s * size for s in v.stride()]
             steps = [s if n > 1 else size for s, n in zip(steps, v.shape)]

@@ -154,11 +154,11 @@ def _posit(codes: Array, bits: int, exponent: int) -> Array:
     regime = np.where(first == 1, run - 1, -run)
     left = np.maximum(bits - 2 - run, 0)  # bits behind the regime and the bit that ends it
     rest = body & ((np.int64(1) << left) - 1)
-    wide = rest << (bits - left)  # the same in `bits` bits, zeros behind
-    scale = wide >> (bits - exponent)
-    fraction = wide & (2 ** (bits - exponent) - 1)
+    wide = rest << (bits + exponent - left)  # the same in `bits + exponent` bits, zeros behind
+    scale = wide >> bits
+    fraction = wide & (2**bits - 1)
     power = regime * 2**exponent + scale
-    out = np.ldexp(1.0 + fraction / 2.0 ** (bits - exponent), power.astype(np.int32))
+    out = np.ldexp(1.0 + fraction / 2.0**bits, power.astype(np.int32))
     out = np.where(negative, -out, out)
     return np.where(codes == 0, 0.0, np.where(codes == 2 ** (bits - 1), np.nan, out))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dtype_samples
 import numpy as np
 import pytest
 from c_runs import built, run
+from dtype_samples import SMALL
 
+import tcc
 from tcc import dtypes
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.dtype import DType
-from tcc.ir.dtype_codes import integer_range, ladder
+from tcc.ir.dtype_codes import integer_range, ladder, pack_rows
 from tcc.ir.interpret import interpret, interpret_with_bounds
 from tcc.samples import agreement, random_inputs
 
@@ -21,21 +24,22 @@ FLOATS = [
     "bf16.zero", "f8e4m3fn.zero", "e8m0.zero", "nf4.zero", "posit8_0.zero", "posit14_1.zero", "f8e5m2.zero.sat", "tf32.zero",
     "f6e3m2.zero", "f8e4m3fnuz.zero", "f32.zero", "pow2_5.zero", "codebook[3, -1, 0.5].zero",
 ]  # fmt: skip
+NARROW = [n for n in SMALL if n not in FLOATS]
+PACKABLE = [n for n in SMALL if dtypes.dtype(n).bits in (1, 2, 4)]
 INTEGERS = ["i1", "u1", "u2", "i3", "u4", "i5", "u7", "i12", "u31", "i48", "u63", "i8.sat", "u4.sat", "u64", "i64.sat"]  # fmt: skip
 
 
 def all_codes(t: DType, rng: np.random.Generator) -> np.ndarray:
-    if t.is_integer:
+    if t.is_integer and t.bits > 12:
         low, high = integer_range(t)
-        few = np.arange(low, high + 1) if t.bits <= 12 else rng.integers(low, min(high, 2**62), 100)
-        return few.astype(t.numpy)
+        return rng.integers(low, min(high, 2**62), 100).astype(t.numpy)
     if t.bits > 16:  # tf32: the codes of f32 that end in 13 zeros; of f32, some
         return (
             np.arange(0, 2**19, 7, np.uint32)
             if t.name.startswith("tf32")
             else rng.standard_normal(99).astype("f4")
         )
-    return np.arange(2**t.bits).astype(f"u{t.numpy.itemsize}").view(t.numpy)
+    return dtype_samples.all_codes(t)
 
 
 def computed(name: str) -> str:
@@ -53,7 +57,9 @@ def groups(names: list[str], size: int) -> list[list[str]]:
     return [names[n : n + size] for n in range(0, len(names), size)]
 
 
-@pytest.mark.parametrize("names", groups(FLOATS + INTEGERS, 8), ids="-".join)
+@pytest.mark.parametrize(
+    "names", groups([*FLOATS, *INTEGERS], 8) + groups(NARROW, 20), ids="-".join
+)
 def test_every_code_decodes_and_is_stored_again(names: list[str], rng: np.random.Generator) -> None:
     lines = ["", "", ""]
     for n, name in enumerate(names):
@@ -66,6 +72,38 @@ def test_every_code_decodes_and_is_stored_again(names: list[str], rng: np.random
     for n, name in enumerate(names):
         np.testing.assert_array_equal(got[f"Z{n}"], want[f"Z{n}"], err_msg=name)
         assert same(got[f"B{n}"], want[f"B{n}"], dtypes.dtype(name)).all(), name
+
+
+@pytest.mark.parametrize("vector_bytes", [32, 64])
+@pytest.mark.parametrize(
+    "names", [NARROW[:45], [*NARROW[45:], *FLOATS[2:14]]], ids=["some", "others"]
+)
+def test_every_code_is_decoded_in_lanes(
+    names: list[str], vector_bytes: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All codes in an order by chance, in whole vectors and in a tail; packed ones also from the middle of a byte."""
+    monkeypatch.setattr("tcc.backends.c._vector_bytes", lambda: vector_bytes)
+    packed = [n for n in names if n in PACKABLE]
+    ins = [f"A{n}: {name}[N]" for n, name in enumerate(names)]
+    ins += [f"P{n}: {name}[N] packed" for n, name in enumerate(packed)]
+    outs = [f"Z{n}: f32[N]" for n in range(len(names))]
+    outs += [f"{z}{n}: f32[N]" for n in range(len(packed)) for z in "XY"]
+    lines = [f"Z{n}[n] = f32(A{n}[n])" for n in range(len(names))]
+    lines += [
+        f"X{n}[n] = f32(P{n}[n])\nY{n}[n] = f32(P{n}[n + 1]) * 1.0" for n in range(len(packed))
+    ]
+    f = tcc.compile(f"in {', '.join(ins)}\nout {', '.join(outs)}\n" + "\n".join(lines))
+    types = [dtypes.dtype(n) for n in (*names, *packed)]
+    codes = [rng.permutation(np.resize(all_codes(t, rng), 520)) for t in types]
+    given = codes[: len(names)] + [pack_rows(c, t) for c, t in zip(codes, types)][len(names) :]
+    got = f(*given)
+    want = [np.asarray(t.load(c)).astype(np.float32) for c, t in zip(codes, types)]
+    for n, name in enumerate(names):
+        np.testing.assert_array_equal(got[n], want[n], err_msg=name)
+    for n, name in enumerate(packed):
+        at, whole = len(names) + 2 * n, want[len(names) + n]
+        np.testing.assert_array_equal(got[at], whole, err_msg=name)
+        np.testing.assert_array_equal(got[at + 1], np.append(whole[1:], 0), err_msg=name)
 
 
 def values(names: list[str], rng: np.random.Generator) -> np.ndarray:
@@ -133,17 +171,20 @@ def test_integers_are_cut_or_saturate(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
 
-@pytest.mark.parametrize("names", groups([
-    "bf16", "u1", "f4e2m1", "i4", "f16", "i2", "f6e3m2", "u5", "f8e4m3fn", "u3", "f3e1m1", "i8", "nf4", "i6", "posit4_1",
-    "u7", "posit8_0", "f5e2m2", "pow2_4", "f7e3m3",
-], 4), ids="-".join)  # fmt: skip
-def test_matrix_products_in_every_type(names: list[str], rng: np.random.Generator) -> None:
-    """The type is that of the first operand and of the second."""
-    ins = ", ".join(f"A{n}: {name}[M, K]" for n, name in enumerate(names))
-    outs = ", ".join(f"C{n}: f32[M, N]" for n in range(len(names) - 1))
-    lines = [f"C{n}[m, n] = A{n}[m, k] * f32(B[k, n])" for n in range(len(names) - 1)]
-    c = parse_cascade(f"in B: {names[-1]}[K, N], {ins}\nout {outs}\n" + "\n".join(lines))
-    inputs = random_inputs(c, {"M": 7, "K": 33, "N": 21}, rng)
+@pytest.mark.parametrize("names", groups(["bf16", "f16", *SMALL], 16), ids="-".join)
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+def test_matrix_products_in_every_type(
+    names: list[str], second: bool, rng: np.random.Generator
+) -> None:
+    """The type is that of the first operand, or of the second."""
+    names = names if second else names[::3]  # (the first one is read by longer programs)
+    shape, product = ("K, N", "B[m, k] * f32(A{n}[k, n])") if second else ("M, K", "A{n}[m, k] * B[k, n]")  # fmt: skip
+    ins = ", ".join(f"A{n}: {name}[{shape}]" for n, name in enumerate(names))
+    outs = ", ".join(f"C{n}: f32[M, N]" for n in range(len(names)))
+    lines = [f"C{n}[m, n] = {product.format(n=n)}" for n in range(len(names))]
+    text = f"ranks M=3, K=33, N=18\nin B: f32[{'M, K' if second else 'K, N'}], {ins}\nout {outs}\n"
+    c = parse_cascade(text + "\n".join(lines))
+    inputs = random_inputs(c, {}, rng)
     got, want = run(built(c), c, inputs), interpret_with_bounds(c, inputs)
     for t in c.outputs:
         assert agreement(got[t.name], want[t.name].data, want[t.name].error).holds, t
@@ -177,8 +218,6 @@ def test_attention_with_bf16_operands_agrees(rng: np.random.Generator) -> None:
 
 def test_torch_tensors_keep_their_type(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    import tcc
-
     double = tcc.compile("in X: bf16[N], Y: f8e4m3fn[N]\nout Z: bf16[N]\nZ[n] = X[n] + Y[n]")
     x = torch.randn(37).to(torch.bfloat16)
     y = torch.randn(37).to(torch.float8_e4m3fn)

@@ -73,9 +73,9 @@ def _posit(t: DType, name: str, code: str, real: str, es: int) -> str:
   if (!c) return 0;
   while (run < bits - 1 && (int)(c >> (bits - 2 - run) & 1) == first) run++;
   const int left = bits - 2 - run > 0 ? bits - 2 - run : 0;
-  const uint64_t wide = (uint64_t)(c & ((1u << left) - 1)) << (bits - left);
-  const uint64_t fraction = wide & ((1ull << (bits - {es})) - 1);
-  return ldexp(1 + ldexp((double)fraction, {es} - bits), (first ? run - 1 : -run) * {2**es} + (int)(wide >> (bits - {es})));
+  const uint64_t wide = (uint64_t)(c & ((1u << left) - 1)) << (bits + {es} - left);
+  const double fraction = ldexp((double)(wide & ((1ull << bits) - 1)), -bits);
+  return ldexp(1 + fraction, (first ? run - 1 : -run) * {2**es} + (int)(wide >> bits));
 }}
 static inline {real} get_{name}({code} stored) {{
   const uint32_t c = stored & {2**n - 1}u;
