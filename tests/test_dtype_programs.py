@@ -73,3 +73,32 @@ def test_calls_take_encoded_tensors_and_arrays_of_ml_dtypes(rng: np.random.Gener
     np.testing.assert_allclose(tcc.compile(text, target="cpu")(a, w), got, rtol=1e-5, atol=1e-5)
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     np.testing.assert_array_equal(program(a.view(ml_dtypes.bfloat16), w), got)
+
+
+@pytest.mark.parametrize("name, values, message", [
+    ("u3", np.uint8([1, 8]), "`W` has an element 8, but u3 has values from 0 to 7"),
+    ("i3", np.int8([3, -5]), "`W` has an element -5, but i3 has values from -4 to 3"),
+    ("f6e3m2", np.uint8([1, 64]), "`W` has an element 64, but f6e3m2 has codes from 0 to 63"),
+    ("i3", np.int64([1, 2]), "int64 numbers are no codes of i3"),
+])  # fmt: skip
+def test_values_that_a_type_lacks_are_refused_where_it_is_declared(
+    name: str, values: np.ndarray, message: str
+) -> None:
+    program = tcc.compile(f"in W: {name}[N]\nout Z: f32[N]\nZ[n] = f32(W[n])", target="cpu")
+    with pytest.raises(CompileError, match=message) as caught:
+        program(values)
+    d = caught.value.diagnostic
+    assert d.code == "T0148" and d.helps and d.span is not None and d.span.line == 1
+
+
+def test_parts_of_another_type_are_refused_where_the_tensor_is_declared() -> None:
+    t = dtypes.dtype("i4[group k 4, scale f16]")
+    program = tcc.compile(f"in W: {t}[N, K]\nout Z: f32[N]\nZ[n] = W[n, k]", target="cpu")
+    codes, scale = np.zeros((2, 8), np.int8), np.ones((2, 2), np.float16)
+    for parts, code in (
+        ((codes, scale.astype(np.float32)), "T0142"),
+        ((codes.astype(np.float32), scale), "T0148"),
+    ):
+        with pytest.raises(CompileError) as caught:
+            program(dtypes.Encoded(t, ("n", "k"), parts[0], {"scale": parts[1]}))
+        assert caught.value.diagnostic.code == code and caught.value.diagnostic.span is not None
