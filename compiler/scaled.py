@@ -13,7 +13,7 @@ from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError
 from tcc.ir.dtype import Coded, DType, Scaled
 from tcc.ir.dtype_coded import encode_codes
-from tcc.ir.dtype_scaled import Encoded, inner_type, scaled_form
+from tcc.ir.dtype_scaled import Encoded, group_sizes, inner_type, part_shapes
 from tcc.ir.scaled_parts import checked, parts_of, split
 from tcc.ir.target import Target
 from tcc.passes._scaled_outputs import is_value
@@ -89,17 +89,23 @@ def encoded_output(t: Tensor, values: Iterator[Any]) -> Encoded:
         return _coded(t, next(values))
     found = {p.path: next(values) for p in parts_of(t.dtype, t.axes, t.shape)}
 
-    def whole(of: DType, path: tuple[str, ...]) -> Encoded:
-        parts = {p[-1]: v for p, v in found.items() if p[:-1] == path}
-        codes = parts.pop("codes")
-        inner = scaled_form(of).scale
-        if inner is not None and isinstance(inner.form, Scaled):
-            shape = np.shape(found[(*path, "scale", "codes")])
-            sizes = tuple(n // max(1, m) for n, m in zip(np.shape(codes), shape, strict=True))
-            parts["scale"] = whole(inner_type(inner, sizes, t.axes), (*path, "scale"))
-        return Encoded(of, t.axes, codes, parts)
+    def whole(of: DType, path: tuple[str, ...], shape: tuple[int, ...]) -> Encoded:
+        wanted = part_shapes(of, t.axes, shape)
+        parts: dict[str, Any] = {}
+        for name, (entries, kind) in wanted.items():
+            if isinstance(kind.form, Scaled):
+                inner = inner_type(kind, group_sizes(of, t.axes, shape), t.axes)
+                parts[name] = whole(inner, (*path, name), entries)
+            else:
+                parts[name] = _cut(found[(*path, name)], entries)
+        return Encoded(of, t.axes, _cut(found[(*path, "codes")], shape), parts)
 
-    return whole(t.dtype, ())
+    return whole(t.dtype, (), tuple(np.shape(found["codes",])))
+
+
+def _cut(part: Any, shape: tuple[int, ...]) -> Any:
+    """A part as a tensor of this shape has it: without groups, where there is no element."""
+    return part[tuple(slice(n) for n in shape)] if 0 in shape else part
 
 
 def _coded(t: Tensor, elements: Any) -> Encoded:

@@ -114,6 +114,14 @@ def test_other_shapes(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(total, given.decode().sum(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("t", [TYPES[n] for n in (3, 15, 17)])
+def test_of_nothing_there_is_no_scale(t: str) -> None:
+    text = f"in X: f32[M, K]\nout Z: {t}[M, K]\nZ[m, k] = X[m, k]"
+    for shape in ((0, 64), (3, 0)):
+        x = np.zeros(shape, np.float32)
+        same(tcc.compile(text)(x), tcc.compile(text, target="numpy")(x), t)
+
+
 def test_a_cache_is_extended_by_quantised_keys() -> None:
     """What is appended is stored by one program and read by the next."""
     torch = pytest.importorskip("torch")
