@@ -18,6 +18,11 @@ from tcc.ir.packed import packed_bytes, unpacked
 
 torch = pytest.importorskip("torch")
 TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "nf4", "f4e2m1", "posit4_1"]
+SCALED = [
+    "u4[group k 32, scale f16, zero 8]", "i4[group k 32, scale f16]", "nf4[group k 32, scale f32]", "i1[scale f32]",
+    "f4e2m1[group k 32, scale e8m0]", "u2[group k 16, scale f16, zero u2]", "u4[vector k 2, table f16]",
+    "u4[vector n 2, table f16, residual 2]", "f4e2m1[group k 16, scale f8e4m3fn[scale f32]]",
+]  # fmt: skip
 
 
 def declared(name: str) -> Any:
@@ -134,6 +139,29 @@ def test_attention_walks_packed_keys_once_and_moves_their_bytes(bits: int) -> No
     np.testing.assert_allclose(many(q, kc, ks, vc, vs), attended(q, k, v), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "t", [SCALED[0].replace("k ", "e "), SCALED[4].replace("k ", "e "), "nf4[group e, scale f32]"]
+)
+def test_attention_walks_scaled_caches_with_channels_on_the_lanes(t: str) -> None:
+    """Also where a row has several scales, so that channels are two variables."""
+    f = tcc.compile(f"""
+        ranks H=4, M=1030, E=64
+        in  Q: f32[H, E], K: {t}[H, M, E] packed, V: {t}[H, M, E] packed
+        out Z: f32[H, E]
+        QK[h, m] = Q[h, e] * K[h, m, e] / 8.0
+        GM[h]    = QK[h, m] :: max(m)
+        SN[h, m] = exp(QK[h, m] - GM[h])
+        SD[h]    = SN[h, m]
+        Z[h, e]  = SN[h, m] / SD[h] * V[h, m, e]""")
+    rng = np.random.default_rng(6)
+    q = rng.standard_normal((4, 64)).astype(np.float32)
+    k, v = (dtypes.encode(rng.standard_normal((4, 1030, 64)), t, "h m e") for _ in range(2))
+    want = attended(q[:, None], k.decode(), v.decode())[:, 0]
+    np.testing.assert_allclose(f(q, k.pack(), v.pack()), want, rtol=1e-3, atol=1e-5)
+    reads = [x for x in str(f.result.mapping).splitlines() if " = " in x and "K_codes[" in x]
+    assert reads and all(" with e" in x for x in reads)
+
+
 TAIL = """
     ranks H=8, M=P+T, E=64
     in  Q: f32[H, E], KC: u4[H, P, E] packed, KS: f32[H, E], KR: f32[H, T, E]
@@ -184,13 +212,6 @@ def test_computed_bytes_are_unpacked_by_division() -> None:
 
     x = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
     torch.testing.assert_close(tcc.compile(f)(x), f(x))
-
-
-SCALED = [
-    "u4[group k 32, scale f16, zero 8]", "i4[group k 32, scale f16]", "nf4[group k 32, scale f32]", "i1[scale f32]",
-    "f4e2m1[group k 32, scale e8m0]", "u2[group k 16, scale f16, zero u2]", "u4[vector k 2, table f16]",
-    "u4[vector n 2, table f16, residual 2]", "f4e2m1[group k 16, scale f8e4m3fn[scale f32]]",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [SCALED[:5], SCALED[5:]], ids="-".join)
