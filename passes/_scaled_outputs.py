@@ -310,7 +310,7 @@ def _everywhere(c: Cascade, t: Tensor, d: Einsum) -> bool:
     if any(not c.same_size(c.extent(v), size) for v, size in zip(names, t.shape, strict=True)):
         return False
     known = {x.name for x in c.inputs}
-    return all(len(c.defining(n)) == 1 for n in c.tensors if n not in known) and not any(
+    return all(len(c.defining(n)) <= 1 for n in c.tensors if n not in known) and not any(
         x.where for x in c.definitions if isinstance(x, Einsum)
     )
 

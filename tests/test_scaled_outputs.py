@@ -77,6 +77,13 @@ def test_the_parts_mean_the_whole(t: str) -> None:
     assert same_meaning(c, after) == ""
 
 
+def test_outputs_that_exist_everywhere_have_nothing_but_parts() -> None:
+    kind = "u4[group k 16, scale f16, zero u4]"
+    text = f"in X: f32[M, K]\nout Y: {kind}[M, K], Z: {kind}[M, K]\nY[m, k] = X[m, k]\nZ[m, k] = -X[m, k]"
+    found = [o.name for o in unscale(parse_cascade(text), find("cpu")).outputs]
+    assert found == [f"{t}_{p}" for t in "YZ" for p in ("codes", "scale", "zero")]
+
+
 def test_what_reads_an_output_reads_what_is_stored(rng: np.random.Generator) -> None:
     x, y = rng.standard_normal((6, 96)).astype(np.float32), rng.random(96, np.float32)
     z, total = tcc.compile(PROGRAM.format(t=TYPES[9]))(x, y)
