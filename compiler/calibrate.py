@@ -38,6 +38,8 @@ _DEPTHS: dict[str, dict[str, tuple[int, ...]]] = {
 _BLOCK = 48, 256
 # by how much another register tile has to be faster than the generic one to replace it
 _BETTER = 1.03
+_RUNS = (64, 128, 512, 2048, 8192)  # bytes
+_APART = 41 * 512  # bytes between runs: more than a page, and no power of two
 _PAGES = 1024  # of one sample of page faults
 
 # samples taken, samples in all, what has been found last
@@ -187,6 +189,7 @@ class _Bench:
         self.rates: dict[str, dict[str, list[Probe]]] = {"f32": {}, "f64": {}}
         self.tiles: list[tuple[Tile, Probe]] = []
         self.levels = self._levels()
+        self.runs = self._runs()
         for t in self.rates:
             self._rates(t)
         for t in self.rates:
@@ -241,6 +244,17 @@ class _Bench:
         for x, within in zip(found, [*found[1:], None]):
             self._speeds(x, within.bytes if within else 0)
         return found
+
+    def _runs(self) -> dict[int, Probe]:
+        """Memory in runs, by their lengths."""
+        size = self.used["memory"] // _APART * _APART
+        return {
+            n: self.add(
+                f"memory in runs of {n} bytes", "GB/s", size // _APART * (_APART // n * n),
+                self.basic, "read_runs", self.buffer, size, n, _APART,
+            )
+            for n in _RUNS
+        }  # fmt: skip
 
     def _caches(self) -> list[machine.Cache]:
         """Nearest first, each larger than the one before; the generic target's where the system does not tell."""
@@ -408,6 +422,7 @@ class _Bench:
                 page_fault_us=_rounded(self.page.best_s / self.page.work * 1e6),
             ),
             machine=machine.this_machine(),
+            runs={n: p.rate for n, p in self.runs.items()},
         )  # fmt: skip
 
     def _fork_us(self, disturbed: bool) -> float:

@@ -160,6 +160,11 @@ def table(t: Target) -> Iterator[str]:
     yield from _grid(
         "levels", ("", "size", "read GB/s", "write", "stream", "all cores", "latency ns"), rows
     )
+    if t.runs:
+        lengths = [f"runs of {n} bytes" for n in t.runs]
+        yield from _grid(
+            "memory, read GB/s", ("", *lengths), [("", *map(_figure, t.runs.values()))]
+        )
     for u in t.units:
         ops = list(dict.fromkeys(op for rates in u.rates.values() for op in rates))
         rates = [(op, *(_figure(r.get(op, 0)) for r in u.rates.values())) for op in ops]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 KINDS = ("cpu", "gpu", "array")
 
@@ -148,6 +149,9 @@ class Machine:
 class Target:
     """A machine. Levels run from the outermost (`memory`) inwards. `machine` says where it was measured, if it was.
 
+    `runs` says how fast one user reads memory in runs of neighbouring bytes that lie far from one another: 10^9 bytes per
+    second by the length of the runs in bytes.
+
     `tuned` are tiles that were measured to be the best for kernels, by what identifies these to the mapper; it is no part
     of a target's file.
     """
@@ -162,6 +166,7 @@ class Target:
     tiles: tuple[Tile, ...] = ()
     overheads: Overheads = field(default_factory=Overheads)
     machine: Machine | None = None
+    runs: Mapping[int, float] = field(default_factory=dict)
     tuned: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def level(self, name: str) -> Level:
@@ -172,6 +177,18 @@ class Target:
 
     def parameter(self, name: str, default: float) -> float:
         return self.parameters.get(name, default)
+
+    def run_gbps(self, length: float) -> float:
+        """10^9 bytes per second that one user reads from memory in runs of so many bytes, by `runs`, in between by the
+        logarithm of the length; past the longest, and where nothing is known, those of the level."""
+        whole, known = self.levels[0].bandwidth_gbps or math.inf, sorted(self.runs.items())
+        if not known or length > known[-1][0]:
+            return whole
+        for (a, low), (b, high) in pairwise(known):
+            if a < length <= b:
+                low += (high - low) * math.log(length / a) / math.log(b / a)
+                return min(whole, low)
+        return min(whole, known[0][1])
 
     def rate(self, op: str, dtype: str) -> float:
         """10^9 evaluations per second on the fastest unit (of a CPU: of one core); 0 when no unit says.

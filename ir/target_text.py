@@ -28,7 +28,7 @@ from tcc.ir.target import (
 # what can run a kind of machine; the first unless the target says otherwise
 BACKENDS = {"cpu": ("c", "numpy"), "gpu": ("triton",), "array": ("spatial",)}
 SECTIONS = (
-    "name", "kind", "backend", "machine", "levels", "parallel", "units", "tiles", "overheads", "parameters",
+    "name", "kind", "backend", "machine", "levels", "parallel", "units", "tiles", "runs", "overheads", "parameters",
 )  # fmt: skip
 # types that only units of accelerators compute in
 _UNIT_DTYPES = (*DTYPES, "bf16", "tf32", "f8")
@@ -70,9 +70,31 @@ def parse_target(text: str, name: str) -> Target:
         )
     }
     title = entries["name"].text() if "name" in entries else name
+    measured = dict(_runs(entries["runs"])) if "runs" in entries else {}
     return Target(
-        title, kind, backend, levels, resources, parameters, units, tiles, overheads, machine
+        title,
+        kind,
+        backend,
+        levels,
+        resources,
+        parameters,
+        units,
+        tiles,
+        overheads,
+        machine,
+        measured,
     )
+
+
+def _runs(node: Node) -> Iterator[tuple[int, float]]:
+    """`{bytes: GB/s, …}`."""
+    for length, n in node.entries().items():
+        if not length.isdecimal() or int(length) < 1:
+            raise n.wrong(
+                f"`{length}` is no number of bytes",
+                "write `runs: {64: 5, 512: 11}`: GB/s by the length of a run in bytes",
+            )
+        yield int(length), n.number(positive=True)
 
 
 def _record(kind: type[Any], node: Node, section: str = "") -> Any:
@@ -240,6 +262,8 @@ def print_target(t: Target) -> str:
         lines.append(
             f"  - {{dtype: {dtype}, vectors: {vectors}, lanes: {lanes}, depth: {depth}, level: {_text(level)}, gflops: {rows}}}"
         )
+    if t.runs:
+        lines.append(f"runs: {_flow((str(n), _number(rate)) for n, rate in t.runs.items())}")
     if fixed := list(_given(t.overheads)):
         lines += ["overheads:", *(f"  {k}: {v}" for k, v in fixed)]
     if t.parameters:

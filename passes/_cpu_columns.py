@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from tcc.ir.dtype import F32, F64
 from tcc.ir.expr import Access, Cast, Const, call
 from tcc.ir.index import poly
 from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Node
+from tcc.passes._algebra import size_estimate
+from tcc.passes._cpu_result import in_result
 from tcc.passes._cpu_sums import partial
 from tcc.passes._cpu_vectors import LANE_CHUNK
 
@@ -17,22 +20,30 @@ if TYPE_CHECKING:
     from tcc.passes._cpu_vector_kernel import VectorKernel
 
 COLUMNS = 1024  # columns of a task that reduces along rows: their results stay next to the core
+NARROW = 64  # the least columns of a task for the sake of what else it makes: runs of fewer are read slowly
+NEAR = 1 << 17  # elements that may wait next to the core
 TOGETHER = 8  # rows read together: as many lines of one cache set as stay in it
 BLOCK = 64  # rows that are added up before they are added to the rest
 
 
 def column_kernel(k: VectorKernel, column: str, rows: list[str]) -> Kernel:
-    """Reductions along a strided variable: lanes over columns, a few rows at a time."""
+    """Reductions along a strided variable, and what is made of them: lanes over columns, a few rows at a time."""
+    k.members = in_result(k, rows)
     for d in k.members:
         if not k.m.in_memory(d.target):
             k._local(d, rows)
     body: list[Node] = []
-    for d in k.members:
-        body += _column_sum(k, d, column, rows) if d.reduced else [Do(d, ((column, "lane"),))]
+    for d in k._reuse(k.members, rows):
+        made: list[Node] = [Do(d, ((column, "lane"),))]
+        if d.reduced:
+            made = _column_sum(k, d, column, rows)
+        for v in reversed(_others(d, column, rows)):
+            made = [Loop(v, 1, tuple(made))]
+        body += made
     nodes: tuple[Node, ...] = tuple(body)
     for b in reversed(list(k.locals.values())):
         nodes = (Alloc(b, nodes),)
-    nodes = (Loop(column, _columns_per_task(k, column), nodes, "core"),)
+    nodes = (Loop(column, _columns_per_task(k, column, rows), nodes, "core"),)
     for v in reversed(rows):
         nodes = (Loop(v, 1, nodes, "core"),)
     names = [*rows, column, *(v for d in k.members for v in (*d.free, *d.reduced))]
@@ -71,7 +82,18 @@ def _column_sum(k: VectorKernel, d: Einsum, column: str, rows: list[str]) -> lis
     ]
 
 
-def _columns_per_task(k: VectorKernel, column: str) -> int:
-    """Columns per task: few enough for several tasks, many enough to read whole pages."""
+def _others(d: Einsum, column: str, rows: list[str]) -> list[str]:
+    """Variables of the results besides the rows and the column."""
+    return [v for v in d.free if v != column and v not in rows]
+
+
+def _columns_per_task(k: VectorKernel, column: str, rows: list[str]) -> int:
+    """Columns per task: few enough for several tasks, and for what they hand on to stay near; many enough to read long
+    runs."""
     size = poly(k.c.resolved(k.c.extent(column))).constant
-    return COLUMNS if size is None else min(COLUMNS, -(-size // (4 * LANE_CHUNK)) * LANE_CHUNK)
+    each = max(
+        math.prod(size_estimate(k.c, k.c.extent(v)) for v in _others(d, column, rows))
+        for d in k.members
+    )
+    most = min(COLUMNS, max(NARROW, NEAR // each // LANE_CHUNK * LANE_CHUNK))
+    return most if size is None else min(most, -(-size // (4 * LANE_CHUNK)) * LANE_CHUNK)

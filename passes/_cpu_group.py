@@ -44,8 +44,9 @@ from tcc.passes._cpu_place import (
     columns_of,
     wide,
 )
+from tcc.passes._cpu_result import sums_in_result
 from tcc.passes._cpu_rows import spaced
-from tcc.passes._cpu_tiles import register_tile
+from tcc.passes._cpu_tiles import ORDERS, register_tile
 from tcc.passes._cpu_vector_kernel import VectorKernel
 from tcc.passes._cpu_vectors import lies_across
 from tcc.passes._cpu_window import TASKS
@@ -109,6 +110,7 @@ class GroupKernel(VectorKernel):
         return (
             f"register tiles of {rows} rows x {vectors} vectors, about {t.block_rows} x {t.block_columns} results a task, "
             f"{t.block_depth} terms at once"
+            + (f", loops over {', '.join(ORDERS[t.order])}" if t.order else "")
         )
 
     def _row_block(self, rows: int, outer: list[str]) -> int:
@@ -205,8 +207,10 @@ class GroupKernel(VectorKernel):
             whole = all(isinstance(i, Var) for i in d.indices) and len(set(d.free)) == len(
                 d.indices
             )
-            if self.m.in_memory(d.target) or s.scale is not None or s.where or not whole:
-                plan += [*self._split(d, s)]
+            if s.scale is not None or s.where or not whole:
+                plan += self._split(d, s)
+            elif self.m.in_memory(d.target):
+                plan += [(d, s)] if sums_in_result(self, d, s) else self._split(d, s)
             else:
                 self._local(d, self.outer(), self._padded(d, s))
                 plan.append((d, s))
@@ -325,48 +329,46 @@ class GroupKernel(VectorKernel):
         body, order, height = call("mul", rows, packed), self._depth_order(s), self.shape[0]
         sums = tuple(Reduction(v, d.monoid(v)) for v in order)
 
-        def leaf(where: tuple[Expr, ...], update: bool) -> tuple[Node, ...]:
+        def leaf(where: tuple[Expr, ...], update: bool) -> Node:
             e = Einsum(d.target, d.indices, body, sums, where, d.span)
-            return (Do(e, ((column, "lane"), (tile, "unroll")), update=update),)
+            return Do(e, ((column, "lane"), (tile, "unroll")), update=update)
 
-        nodes: tuple[Node, ...] = (Loop(tile, height, leaf(mask, False)),)
         tiles = ends(self.c, mask) if len(order) == 1 else None
         zero: tuple[Node, ...] = ()
         if tiles is not None:  # no tile has to come first: the sum starts as 0
-            walk, full = order[0], leaf((), True)
-            part = masked_tiles(tile, height, tiles, full, leaf(mask, True))
+            walk = order[0]
+            full: tuple[Node, ...] = (leaf((), True),)
+            part = masked_tiles(tile, height, tiles, full, (leaf(mask, True),))
             part = (Loop(walk, max(1, self.choice.block_depth // 4), part),)
-            nodes = masked_tiles(
-                walk, self.choice.block_depth, tiles, (Loop(tile, height, full),), part
-            )
+            full = (Loop(tile, height, full),)
+            nodes = masked_tiles(walk, self.choice.block_depth, tiles, full, part)
             start = Do(Einsum(d.target, d.indices, Const(0.0)), ((column, "lane"),))
             zero = (Loop(tile, 1, (start,)),)
-            far = (self.size(walk) or 8 * self.choice.block_depth + 1) > 8 * self.choice.block_depth
+            nodes = (Loop(column, self.columns(d), nodes),)
         else:
-            nodes, far = self._shallow(nodes, order)  # short chains of roundings
-        nodes = (Loop(column, self.columns(d), nodes),)
-        if far:  # first operands stay in L2
-            nodes = (Loop(order[-1], 8 * self.choice.block_depth, nodes),)
+            loops = {"columns": [(column, self.columns(d))], "rows": [(tile, height)]}
+            nodes = (self.nested({**loops, "depth": self._shallow(order)}, leaf(mask, False)),)
+        far = 8 * self.choice.block_depth
+        if len(order) == 1 and (self.size(order[0]) or far + 1) > far:  # first operands stay in L2
+            nodes = (Loop(order[0], far, nodes),)
         nodes = (*zero, *nodes)
         extra = [v for v in d.free if v not in (tile, column, *self.rows)]
         for v in reversed(extra):
             nodes = (Loop(v, 1, nodes),)
         return fill, [*before, *more, *nodes]
 
-    def _shallow(self, leaf: tuple[Node, ...], order: list[str]) -> tuple[tuple[Node, ...], bool]:
-        """Loops over the outer part of the reduction, so that what is added up at once is not deeper than a block; and
-        whether the innermost variable runs much farther than that."""
+    def _shallow(self, order: list[str]) -> list[tuple[str, int]]:
+        """Loops over the outer part of the reduction, so that what is added up at once, in short chains of roundings, is not
+        deeper than a block, or two if that is all of it."""
         block, last = self.choice.block_depth, self.size(order[-1])
-        depth = min(last or block, block)
-        if last is None or last > block:
-            leaf = (Loop(order[-1], block, leaf),)
+        depth, loops = last or block, list[tuple[str, int]]()
+        if last is None or last > 2 * block:
+            depth, loops = block, [(order[-1], block)]
         for n, v in reversed(list(enumerate(order[:-1]))):
             depth *= self.size(v) or block
             if depth > block:
-                for u in reversed(order[: n + 1]):
-                    leaf = (Loop(u, 1, leaf),)
-                break
-        return leaf, len(order) == 1 and (last is None or last > 8 * block)
+                return [*((u, 1) for u in order[: n + 1]), *loops]
+        return loops
 
 
 def _allocated(buffers: Iterable[Buffer], body: tuple[Node, ...]) -> tuple[Node, ...]:

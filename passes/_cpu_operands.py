@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from tcc.passes._algebra import (
 )
 from tcc.passes._cpu_place import Columns
 from tcc.passes._cpu_rows import collide, deep, shared_rows, spaced
+from tcc.passes._cpu_tiles import distinct_orders, order_of
 from tcc.passes._cpu_vectors import across, strided, vector_nodes
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Operands:
         self.column: str | None = None
         self.way = Columns.PACKED
         self.ways = [Columns.PACKED]  # that are possible, the usual one first
+        self.orders: set[int] = {0}  # of loops over register tiles, that differ
         self.decodes = False  # the second operand, block by block
         self.wide = False  # blocks of columns are
         self.high = False  # tasks are: many rows of few columns
@@ -65,6 +67,15 @@ class Operands:
 
     def size(self, v: str) -> int | None:
         return poly(self.c.resolved(self.c.extent(v))).constant
+
+    def nested(self, loops: Mapping[str, Sequence[tuple[str, int]]], leaf: Node) -> Node:
+        """The leaf inside the loops of each kind, in the order that was chosen."""
+        kinds = [kind for kind, found in loops.items() if found]
+        self.orders |= set(distinct_orders(kinds))
+        for kind in reversed(order_of(self.choice.order, kinds)):
+            for v, step in reversed(loops[kind]):
+                leaf = Loop(v, step, (leaf,))
+        return leaf
 
     def outer(self) -> list[str]:
         return [v for v in self.rows if v not in (self.tile, self.column)]

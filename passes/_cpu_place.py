@@ -117,6 +117,8 @@ def blocks(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
     """The product of one task of `block` columns: its sums stay next to the core, and blocks of its operands come there.
 
     for k by depth { pack columns, unless they are; copy rows where they collide; for n by panel { for m by height { … } } }
+
+    The two innermost loops may stand the other way round.
     """
     deep, column, tile = s.reduced[0], s.columns[-1], k.tile or ""
     panel, height = k.columns(d), k.shape[0]
@@ -166,7 +168,7 @@ def blocks(k: Operands, d: Einsum, s: Contraction, block: int) -> list[Node]:
         )
     product = Einsum(d.target, d.indices, call("mul", rows, columns), d.reductions, (), d.span)
     leaf: Node = Do(product, ((column, "lane"), (tile, "unroll")))
-    body.append(Loop(column, panel, (Loop(tile, height, (leaf,)),)))
+    body.append(k.nested({"columns": [(column, panel)], "rows": [(tile, height)]}, leaf))
     nodes: tuple[Node, ...] = tuple(body)
     for b in reversed(buffers):
         nodes = (Alloc(b, nodes),)
@@ -180,6 +182,8 @@ def streams_rows(k: Operands, d: Einsum) -> tuple[Node, ...] | None:
     if len(d.reduced) != 1 or d.where or k.short(d) or not plain or plain[-1] not in k.rows:
         return None
     lane, deep = plain[-1], d.reduced[0]
+    if all(lane in variables(a) for a in d.reads):
+        return None  # each element counts once, to be added up as exactly as may be
     if any(strided(a, lane, k.m.memory.get(a.tensor)) for a in d.reads) or not any(
         lane in variables(a) and strided(a, deep, k.m.memory.get(a.tensor)) for a in d.reads
     ):

@@ -1,13 +1,16 @@
-"""Rows on their way to a result lie in the result, where it stays in the caches."""
+"""Rows and sums on their way to a result lie in the result, where it stays in the caches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tcc.ir.cascade import Einsum
-from tcc.ir.expr import text
+from tcc.ir.expr import Access, text
 from tcc.ir.index import poly
-from tcc.passes._algebra import plain_variables, renamed_tensor
+from tcc.ir.infer import expression_dtype
+from tcc.passes._algebra import Contraction, plain_variables, renamed_tensor
+from tcc.passes._cpu_place import Columns
+from tcc.passes._cpu_vectors import strided
 
 if TYPE_CHECKING:
     from tcc.passes._cpu_operands import Operands
@@ -37,6 +40,24 @@ def _pair(k: Operands, members: list[Einsum], rows: list[str]) -> tuple[str, str
             if _serves(k, e, d, members[n + 1 :], rows):
                 return e.target, d.target
     return None
+
+
+def sums_in_result(k: Operands, d: Einsum, s: Contraction) -> bool:
+    """Whether a product adds up in its result, of which its register tiles leave no edges: then nothing is copied."""
+    at, t = Access(d.target, d.indices), k.c.tensors[d.target]
+    sizes = [
+        (k.size(v), unit) for v, unit in ((k.tile or "", k.shape[0]), (s.columns[-1], k.columns(d)))
+    ]
+    return (
+        _kept(k, d)
+        and not s.mask
+        and not k.decodes
+        and k.way in (Columns.PACKED, Columns.PLACE)
+        and all(n is not None and n % unit == 0 for n, unit in sizes)
+        and t.dtype == expression_dtype(k.c, d.body)
+        and not strided(at, s.columns[-1], k.m.memory.get(d.target))
+        and not any(a.tensor == d.target for x in k.members for a in x.reads)
+    )
 
 
 def _kept(k: Operands, d: Einsum) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import permutations
 from typing import Any
 
 from tcc.ir.target import Target
@@ -16,6 +17,8 @@ MOST_VECTORS = 4  # of one of several rows: a panel of as many columns, as deep 
 LINE = 64  # bytes of a cache line
 SETS, WAYS = 64, 8  # of the smallest cache
 
+ORDERS = tuple(permutations(("columns", "depth", "rows")))  # of loops over register tiles
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -25,6 +28,7 @@ class Tiles:
     Tasks of products have about `block_rows` x `block_columns` results, of which `block_depth` terms are added at once. A
     walk has tasks of `stream_rows` and tiles of `stream_tile`, of `stream_row` where one row at a time is walked. `way` is
     how a product reads its second operand: the n-th of `_cpu_place.Columns`, where that is possible; 0: the usual one.
+    `order` is that of the loops over a task's register tiles and the blocks of their sums: an index of `ORDERS`.
     """
 
     tile_rows: int = 6
@@ -36,6 +40,7 @@ class Tiles:
     stream_tile: int = 192
     stream_row: int = 2048
     way: int = 0
+    order: int = 0
     fixed: bool = False
 
     @property
@@ -52,12 +57,26 @@ def usual_tiles(target: Target) -> Tiles:
 
 def stored_tiles(numbers: Sequence[int]) -> Tiles:
     """The tiles whose fields, in order, are these numbers; ValueError where they are none."""
-    *sizes, way, fixed = numbers
-    if len(numbers) != len(fields(Tiles)) or min(sizes) < 1 or way < 0 or fixed not in (0, 1):
+    *sizes, way, order, fixed = numbers
+    legal = len(numbers) == len(fields(Tiles)) and min(sizes) > 0 and way >= 0 and fixed in (0, 1)
+    if not legal or order not in range(len(ORDERS)):
         raise ValueError(f"{list(numbers)} are no tiles")
     names = [f.name for f in fields(Tiles)]
-    given: dict[str, Any] = dict(zip(names, map(int, sizes), strict=False))
-    return Tiles(way=int(way), fixed=bool(fixed), **given)
+    given: dict[str, Any] = dict(zip(names, map(int, numbers), strict=True))
+    return Tiles(**{**given, "fixed": bool(fixed)})
+
+
+def order_of(index: int, kinds: Collection[str]) -> tuple[str, ...]:
+    """The loops of some kinds, outermost first."""
+    return tuple(kind for kind in ORDERS[index] if kind in kinds)
+
+
+def distinct_orders(kinds: Collection[str]) -> list[int]:
+    """The orders that differ if there are only loops of some kinds, the usual one first."""
+    found: dict[tuple[str, ...], int] = {}
+    for index in range(len(ORDERS)):
+        found.setdefault(order_of(index, kinds), index)
+    return list(found.values())
 
 
 def register_tile(

@@ -16,7 +16,7 @@ from tcc.ir.expr import (
     variables,
 )
 from tcc.ir.index import within
-from tcc.ir.mapping import Alloc, Do, Kernel, Loop, Node
+from tcc.ir.mapping import Alloc, Do, Kernel, Loop
 from tcc.passes._algebra import (
     TYPICAL,
     elements,
@@ -45,12 +45,11 @@ class VectorKernel(Operands):
         rows = list(self.rows)
         if (coded := decoding_rows(self)) is not None:
             return coded
+        first = self.members[0]
+        if len(self.members) == 1 and (body := streams_rows(self, first)) is not None:
+            return Kernel(self.name, self.m.extents([*first.free, *first.reduced]), body)
         if (column := column_of(self.members, rows, self.m.memory)) is not None:
             return column_kernel(self, column, [v for v in rows if v != column])
-        streams = [streams_rows(self, d) for d in self.members]
-        if len(streams) == 1 and streams[0] is not None:
-            d = self.members[0]
-            return Kernel(self.name, self.m.extents([*d.free, *d.reduced]), streams[0])
         last = self.members[-1]
         tiles: dict[str, int] = {}
         if all(map(self.short, self.members)) and plain_variables(last):
@@ -69,7 +68,6 @@ class VectorKernel(Operands):
                 self._local(d, rows)
         members = [self._with_near_reads(d, rows) for d in self._reuse(self.members, rows)]
         few = neighbours(self, members[0], rows) if len(members) == 1 else None
-        body: tuple[Node, ...]
         if few is not None:
             tiles = {v: TOGETHER if v == few[1] else 1 for v in rows}
             rows = []

@@ -15,7 +15,7 @@ LANE_CHUNK = 32  # coordinates of the lane variable per iteration of a vector lo
 def column_of(members: list[Einsum], rows: list[str], buffers: Mapping[str, Buffer]) -> str | None:
     """The last row variable, when the reductions read contiguously along it and strided along what they reduce.
 
-    All members have the same rows, which index their targets plainly, the column last.
+    The column is the last index of every target.
     """
     reductions = [d for d in members if d.reduced]
     if not reductions or not rows:
@@ -26,17 +26,16 @@ def column_of(members: list[Einsum], rows: list[str], buffers: Mapping[str, Buff
     )
     for d in members:
         plain = [i.name for i in d.indices if isinstance(i, Var)]
-        if column is None or not plain or plain[-1] != column or set(d.free) - set(rows):
+        if column is None or not plain or plain[-1] != column:
             return None
     return column
 
 
 def _along(reductions: list[Einsum], column: str, buffers: Mapping[str, Buffer]) -> bool:
-    """Whether the reads of every reduction are contiguous along `column`, and none along what is reduced."""
+    """Whether some reads of every reduction are contiguous along `column`, and all others stay the same."""
     for d in reductions:
         ways = [_contiguous(a, column, buffers.get(a.tensor)) for a in d.reads]
-        reduced = [_contiguous(a, v, buffers.get(a.tensor)) for a in d.reads for v in d.reduced]
-        if 1 not in ways or -1 in ways or 1 in reduced:
+        if 1 not in ways or -1 in ways:
             return False
     return True
 

@@ -104,7 +104,8 @@ class Mapper:
             if k.tile is not None:
                 found = replace(found, note=f"{k.tiles()}: {why}")
             self.kernels.append(found)
-            return Built(found, tuple(list(Columns).index(way) + 1 for way in k.ways[1:]))
+            ways = tuple(list(Columns).index(way) + 1 for way in k.ways[1:])
+            return Built(found, ways, tuple(sorted(k.orders - {0})))
 
         choice = self.search.choose(members, joint, build)
         usual, self.tiles = self.tiles, choice.tiles

@@ -33,10 +33,11 @@ BYTES = 4  # of an element, as a rule
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A kernel, and the other ways in which it could read the second operand of its product."""
+    """A kernel, the other ways in which it could read the second operand of its product, and other orders of its loops."""
 
     kernel: Kernel
     ways: tuple[int, ...] = ()
+    orders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Search:
         """The tiles for the kernel of `members`, which `build` makes with the mapper's present tiles (None: tiles do not
         matter for it); the mapper is left as it was."""
         c = self.m.c
-        if not self.target.tiles or not _sizes_known(c, members):
+        if not self.target.tiles or not sizes_known(c, members):
             return Choice(self.usual)
         key = canonical(c, members, joint, self.m)
         if key in self.target.tuned:
@@ -110,6 +111,7 @@ class Search:
         for name, values in (STREAMS if walks else BLOCKS).items():
             sizes = [v for v in values if not first.same(name, getattr(best, name), v)]
             attempt([t for v in sizes if (t := self._resized(best, name, v)) is not None])
+        attempt([replace(best, order=order) for order in first.orders])
         if not least < CLEAR * usual:
             best, least = self.usual, usual
         kept, before = best, least
@@ -176,6 +178,7 @@ class Search:
             extents = {v: _number(self.m.c, e) or 1 for v, e in kernel.variables}
         return _Trial(
             built.ways,
+            built.orders,
             sum(k.seconds for k in found.kernels),
             found.kernels[-1].tasks,
             [
@@ -199,9 +202,10 @@ class _Product:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """The other ways, one call's seconds, the tasks of the kernel, and the products in it."""
+    """The other ways and orders, one call's seconds, the tasks of the kernel, and the products in it."""
 
     ways: tuple[int, ...]
+    orders: tuple[int, ...]
     seconds: float
     tasks: int
     products: list[_Product]
@@ -241,7 +245,7 @@ def _number(c: Cascade, e: Expr) -> int | None:
     return poly(c.resolved(e)).constant
 
 
-def _sizes_known(c: Cascade, members: Sequence[Einsum]) -> bool:
+def sizes_known(c: Cascade, members: Sequence[Einsum]) -> bool:
     """Whether all extents and shapes that a kernel's members mention are numbers."""
     names = {t for d in members for t in (d.target, *(a.tensor for a in d.reads))}
     shapes = [n for t in names for n in c.tensors[t].shape]

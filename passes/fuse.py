@@ -16,16 +16,11 @@ from tcc.ir.cascade import (
 )
 from tcc.ir.expr import accesses
 from tcc.ir.target import Target
-from tcc.passes._algebra import (
-    Contraction,
-    contraction,
-    row_variables,
-    side_by_side,
-    tile_variable,
-)
+from tcc.passes._algebra import Contraction, contraction, row_variables, side_by_side, tile_variable
 from tcc.passes._dots import dot_group, products_late
 from tcc.passes._fuse_cost import LAUNCH, TASKS, Estimate
 from tcc.passes._fuse_joints import renamed_joint, together
+from tcc.passes._fuse_model import modelled_gain
 from tcc.passes._fuse_names import Names, from_product, ties
 from tcc.passes._fuse_streams import streams
 from tcc.passes._gpu_check import one_kernel
@@ -60,7 +55,7 @@ class _Group:
 class _Fusion:
     def __init__(self, c: Cascade, target: Target, max_members: int) -> None:
         self.c, self.max_members = c, max_members
-        self.kind = target.kind
+        self.target, self.kind = target, target.kind
         self.groups: list[_Group] = []
         self.where: dict[str, int] = {}  # tensor -> index of the group that makes it
         self.names = Names(c)
@@ -194,5 +189,7 @@ class _Fusion:
             d = self.names.beside(d, own, others)
             if side_by_side([*members, d]) is None:
                 return None
-        gain = self.estimate.gain(members, d, own, others if chained else ())
+        gain = modelled_gain(self.names.program(), self.target, members, d, own)
+        if gain is None:
+            gain = self.estimate.gain(members, d, own, others if chained else ())
         return (gain, d) if gain > 0 else None

@@ -250,6 +250,14 @@ def test_the_number_of_threads_may_change_between_calls(
             np.testing.assert_array_equal(program(**inputs), want)
 
 
+def test_whole_numbers_may_be_made_of_floats_that_are_made_of_whole_numbers() -> None:
+    """Such as the rows between which an image is interpolated: no vector loop mixes them."""
+    c = parse_cascade(
+        "ranks I=74\nout L: i64[I]\nL[i] = min(i64(max((f32(i) + 0.5) * 0.5 - 0.5, 0.0)) + 1, 36)"
+    )
+    np.testing.assert_array_equal(run(built(c), c, {})["L"], interpret(c, {})["L"])
+
+
 def test_ranks_of_size_zero_make_empty_or_neutral_results(rng: np.random.Generator) -> None:
     for name in ("matmul", "matmul of batches", "mlp", "reductions of integers"):
         c = parse_cascade(SHAPED[name])

@@ -180,3 +180,26 @@ def test_convolutions_of_one_pixel_are_right_with_results_along_the_rows() -> No
     x = torch.randn(2, inner, 32, 32)  # a stride of 4096 bytes between channels
     compiled = tcc.compile(lambda x: torch.relu(layer(x)) + 1)
     torch.testing.assert_close(compiled(x), torch.relu(layer(x)) + 1, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_products_of_whole_tiles_add_up_in_their_result(
+    rng: np.random.Generator, dtype: str
+) -> None:
+    """Where tiles leave edges, or more follows, they add up near the core."""
+    head = f"in A: {dtype}[{{0}},{{2}}], B: {dtype}[{{2}},{{1}}]\nout C: {dtype}[{{0}},{{1}}]\n"
+    plain, more = "C[m,n] = A[m,k] * B[k,n]", "S[m,n] = A[m,k] * B[k,n]\nC[m,n] = S[m,n] + 1"
+    for (m, n, k), body, direct in (
+        ((336, 320, 500), plain, True),
+        ((336, 320, 700), plain, True),
+        ((335, 320, 500), plain, False),
+        ((336, 319, 50), plain, False),
+        ((336, 320, 50), more, False),
+    ):
+        program = tcc.parse(head.format(m, n, k) + body).compile(target="cpu")
+        assert ("buffer" not in str(program.ir("mapping"))) == direct
+        a, b = (
+            rng.standard_normal(s).astype(dtype.replace("f", "float")) for s in ((m, k), (k, n))
+        )
+        wanted = a.astype(np.float64) @ b + (body is more)
+        np.testing.assert_allclose(program(a, b), wanted, rtol=1e-4, atol=1e-4)

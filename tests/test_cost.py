@@ -209,6 +209,26 @@ def test_what_fits_a_cache_is_not_moved_again() -> None:
     assert product.moved["L2"] > product.moved["memory"]
 
 
+def test_short_runs_from_memory_take_longer_unless_some_are_read_side_by_side() -> None:
+    """Columns of 32 from top to bottom; of 8 rows in turn; of as many rows as no prefetcher follows; whole rows."""
+
+    def seconds(text: str) -> float:
+        loops = [f"for {x.replace(':', ' by ')} {{\n" for x in text.split()]
+        body = "".join(loops) + "do S[m] = X[m, n] with n on lane\n" + "}\n" * len(loops)
+        head = "mapping f for cpu\nranks M=8192, N=8192\nin X: f32[M, N]\nout S: f32[M]\n"
+        m = parse_mapping(f"{head}kernel k over m: 8192, n: 8192 {{\n{body}}}\n")
+        return cost(m, target, {}, cores=1).kernels[0].seconds
+
+    target = replace(find("cpu"), runs={64: 2.0, 1024: 8.0})
+    slow, beside, many, whole = (
+        seconds(t) for t in ("n:32 m:1", "n:1024 m:8 n:32 m:1", "n:512 m:64 n:32 m:1", "m:1 n:8192")
+    )
+    at_once = 4 * 8192**2 / 20e9
+    assert slow == pytest.approx(4 * 8192**2 / 3.5e9, rel=0.02)
+    assert many == pytest.approx(slow, rel=0.02)
+    assert beside < 0.6 * slow and whole == pytest.approx(at_once, rel=0.02)
+
+
 def test_a_condition_leaves_traffic_and_work_out() -> None:
     target = find("cpu")
     sizes = {"P": 2048, "M": 2048, "E": 64, "F": 64}

@@ -9,7 +9,9 @@ from typing import Any
 import c_runs
 import numpy as np
 import pytest
+import torch
 
+import tcc
 from tcc.backends.c import _streams
 from tcc.backends.c.emit import emit
 from tcc.backends.c.launch import ask_for_huge_pages
@@ -179,3 +181,24 @@ def test_attention_needs_its_inputs_its_output_and_8_mib() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) <= 8 << 20
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu-avx512"])
+@pytest.mark.parametrize("shape", [(300, 130), (7, 2049), (3, 40, 70)])
+def test_what_follows_a_reduction_of_columns_runs_along_them(
+    shape: tuple[int, ...], target: str
+) -> None:
+    """Lanes over the columns, of which a task has so many as what it hands on to itself stays near."""
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    dim = len(shape) - 2
+    for f in (
+        lambda x: torch.softmax(x, dim),
+        lambda x: (x - x.mean(dim, keepdim=True)) / (x.std(dim, keepdim=True) + 1e-5),
+        lambda x: x * x.amax(dim, keepdim=True),
+    ):
+        compiled = tcc.compile(f, target=target)
+        torch.testing.assert_close(compiled(x), f(x), rtol=1e-4, atol=1e-5)
+        report = str(compiled.explain())
+        column = report.rpartition(" on lane]")[0].rpartition("[")[2]
+        assert f"for {column} by 1 on core" not in report

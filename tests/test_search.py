@@ -18,7 +18,7 @@ from tcc.ir.mapping import Kernel, Mapping
 from tcc.ir.mapping_interpret import interpret_mapping
 from tcc.ir.target import Target
 from tcc.passes import _search
-from tcc.passes._cpu_tiles import Tiles, usual_tiles
+from tcc.passes._cpu_tiles import ORDERS, Tiles, usual_tiles
 from tcc.passes._map_cpu import Mapper
 from tcc.passes._search import Search
 from tcc.pipeline import names_for, passes, run
@@ -124,6 +124,31 @@ def test_ways_to_read_the_second_operand(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(_search, "CLEAR", 0.0)
         monkeypatch.setattr(_search, "WAY", margin)
         assert (str(Mapper(c, MEASURED).run()) != made[3]) == other
+
+
+@pytest.mark.parametrize(("way", "distinct"), [(1, 6), (3, 2), (4, 2)])
+def test_every_order_of_loops_computes_the_same(way: int, distinct: int) -> None:
+    """Where blocks are packed near the core, the loop over the depth is around that."""
+    text = MATMUL.format(53, 70, 41)
+    c = parse_cascade(text)
+    arrays = random_inputs(c, {}, np.random.default_rng(0))
+    wanted = interpret(c, arrays)["C"]
+    made: dict[str, Mapping] = {}
+    for order in range(len(ORDERS)):
+        mapper = Mapper(grouped(text), MEASURED, False)
+        mapper.tiles = replace(mapper.tiles, block_depth=16, way=way, order=order)
+        m = mapper.run()
+        made.setdefault(str(m).replace(notes(m)[0], ""), m)
+    assert len(made) == distinct
+    for m in made.values():
+        for result in (interpret_mapping(m, arrays)[0], run_c(build(m, MEASURED), c, arrays)):
+            np.testing.assert_allclose(result["C"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_orders_are_tried_where_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep, flat = (candidates(grouped(MATMUL.format(300, 256, k)), monkeypatch) for k in (1024, 200))
+    assert {t.order for t in deep if t.way == 0} == set(range(len(ORDERS)))
+    assert {t.order for t in flat if t.way == 0} == {0, 3}  # no loop over blocks of the depth
 
 
 def candidates(c: Cascade, monkeypatch: pytest.MonkeyPatch) -> list[Tiles]:

@@ -92,6 +92,8 @@ WRONG = [
      "`vectors` is 0", 3, 31),
     (HEAD + "tiles: [{dtype: f32, vectors: 1, lanes: 8, depth: 9, level: L1, gflops: {x: 2}}]",
      "no number of rows", 3, 77),
+    (HEAD + "runs: {x: 2}", "`x` is no number of bytes", 3, 11),
+    (HEAD + "runs: {64: 0}", "`64` is 0", 3, 12),
     (HEAD + "overheads: {fork: 2}", "unknown entry `fork`", 3, 13),
     (HEAD + "machine: {processor: x, cores: 2}", "has no `version`", 3, 10),
     (HEAD + "parameters: {a: b}", "`a` is `b`, not a number", 3, 17),
@@ -139,6 +141,14 @@ def test_speeds_of_a_level_grow_until_it_is_shared_out() -> None:
     halves = Level("L3", 1, 20, shared_gbps=50, shared_by=4)
     assert [halves.gbps(n) for n in (4, 5, 8)] == [50, 100, 100]
     assert Level("buffer").gbps() == float("inf")
+
+
+def test_runs_of_memory_are_slower_the_shorter_they_are() -> None:
+    runs = {64: 5.0, 256: 10.0, 1024: 12.0}
+    t = dataclasses.replace(GENERIC, runs=runs)
+    assert [t.run_gbps(n) for n in (8, 64, 128, 256, 1024, 1025)] == [5, 5, 7.5, 10, 12, 20]
+    assert GENERIC.run_gbps(64) == 20  # not known
+    assert parse_target(print_target(t), "t.yaml").runs == runs
 
 
 def test_rates_come_from_either_table() -> None:

@@ -71,10 +71,10 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         return
     t = s.dtype(e)
     if isinstance(e, Call) and t.name == "i64" and not accesses(e):
-        plain = all(
-            n.op in ("add", "sub", "mul", "neg", "max", "min")
+        plain = not any(
+            isinstance(n, Cast)
+            or (isinstance(n, Call) and n.op not in ("add", "sub", "mul", "neg", "max", "min"))
             for n in walk(e)
-            if isinstance(n, Call)
         )
         seen.add("index" if plain else "other")
         return

@@ -207,6 +207,18 @@ void read_plain(int64_t repeats, const char *p, int64_t bytes) { read_slice(repe
 
 void read_ahead(int64_t repeats, const char *p, int64_t bytes) { read_slice(repeats, p, bytes, 1024); }
 
+/* runs of so many bytes, each far from the one before */
+void read_runs(int64_t repeats, const char *p, int64_t bytes, int64_t run, int64_t apart) {
+  VECTOR s = bc_VECTOR(0);
+  for (int64_t r = 0; r < repeats; r++) {
+    for (int64_t i = 0; i + run <= apart; i += run)
+      for (int64_t j = i; j + apart <= bytes + i; j += apart)
+        for (int64_t k = j; k < j + run; k += 4 * LANES) s |= ld_VECTOR((const i32 *)(p + k));
+    __asm__ volatile("" ::: "memory");
+  }
+  __asm__ volatile("" : : "m"(s));
+}
+
 /* every thread reads a slice of its own */
 void read_all(int64_t repeats, const char *p, int64_t bytes, int64_t threads) {
   const int64_t slice = bytes / threads / 1024 * 1024;

@@ -10,8 +10,8 @@ whole does not move.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tcc.ir.amounts import evaluated
@@ -111,11 +111,11 @@ class Body:
 
 @dataclass(slots=True, eq=False)
 class Moved:
-    """Bytes that one leaf makes move into a level: read, and written; and in how many runs of neighbouring lines."""
+    """Bytes that one leaf makes move into a level, read and written, and the seconds that it waits for their runs."""
 
     read: float = 0.0
     written: float = 0.0
-    runs: float = 0.0
+    waits: float = 0.0
 
 
 def bodies(
@@ -218,8 +218,23 @@ def _uses(
     return out
 
 
-def moved(root: Body, capacity: float, leaves: int) -> list[Moved]:
-    """What every leaf makes move into a level that holds `capacity` bytes."""
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """How bytes that enter a level lie: in `count` runs of neighbouring lines, of `length` bytes each, of which `beside` are
+    read side by side, in pieces of `piece` bytes."""
+
+    amount: float
+    count: float
+    length: float
+    beside: float
+    piece: float
+    writes: bool
+
+
+def moved(
+    root: Body, capacity: float, leaves: int, waits: Callable[[Runs], float] = lambda _: 0.0
+) -> list[Moved]:
+    """What every leaf makes move into a level that holds `capacity` bytes, where runs make a core wait so many seconds."""
     out = [Moved() for _ in range(leaves)]
     stack = [root]
     while stack:
@@ -235,14 +250,29 @@ def moved(root: Body, capacity: float, leaves: int) -> list[Moved]:
             amount = _entering(b, t.use, own) if fits else own * b.times
             if not amount:
                 continue
-            runs = amount / own * pieces
+            length, count = own / pieces, amount / own * pieces
+            beside, piece = _side_by_side(b, t.use)
             if t.writer >= 0:
                 out[t.writer].written += amount
-                out[t.writer].runs += runs
+                out[t.writer].waits += waits(Runs(amount, count, length, beside, piece, True))
             if t.read:
                 out[t.first].read += amount
-                out[t.first].runs += runs
+                out[t.first].waits += waits(Runs(amount, count, length, beside, piece, False))
     return out
+
+
+def _side_by_side(b: Body, use: Use) -> tuple[float, float]:
+    """How many runs a body reads piece by piece in turn, and the bytes of a piece."""
+    size, runs = use.lines(b.lengths, b.line)
+    length = size / runs
+    while True:
+        inner = next((c for c in b.children if any(u is use for _, u in c.uses)), None)
+        if inner is None:
+            return 1.0, length
+        size, runs = use.lines(inner.lengths, b.line)
+        if size / runs < length:
+            return runs, size / runs
+        b = inner
 
 
 def _entering(b: Body, use: Use, size: float) -> float:

@@ -8,12 +8,12 @@ slower of the two is the time of the leaf; leaves run one after another.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as MappingABC
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tcc.ir.cascade import Tensor
-from tcc.ir.cost.cache import Moved, bodies, moved
+from tcc.ir.cost.cache import Moved, Runs, bodies, moved
 from tcc.ir.cost.reuse import affine, extremes
 from tcc.ir.cost.tiles import Guard, Site, Tiles, count, cut_all, total
 from tcc.ir.dtype import DType
@@ -69,21 +69,18 @@ def leaf_times(
     levels = [x for x in target.levels if x.name == "memory" or (x.bytes and x.name != "reg")]
     root = bodies(found, tensors, stored, sizes, density, levels[0].line_bytes)
     room = target.parameter("cache_share", 0.5)
-    inward = [moved(root, _capacity(level, cores) * room, len(found)) for level in levels[1:]]
+    rooms = [_capacity(level, cores) * room for level in levels[1:]]
+    inward = [
+        moved(root, size, len(found), *([] if n else [_waits(target, cores)]))
+        for n, size in enumerate(rooms)
+    ]
     for n, leaf in enumerate(out):
         outside = Moved()
         for at, level in enumerate(levels[:-1]):
             into = inward[at][n]
             read, written = into.read - outside.read, into.written - outside.written
-            runs = into.runs - outside.runs
-            outside = Moved(
-                max(into.read, outside.read),
-                max(into.written, outside.written),
-                max(into.runs, outside.runs),
-            )
-            if runs > 0 and level.name == "memory":  # a prefetcher needs some lines to see a run
-                late = runs * target.parameter("late_lines", 2) * level.line_bytes
-                leaf.data_s += late / (level.gbps(cores) / cores * 1e9)
+            leaf.data_s += into.waits
+            outside = Moved(max(into.read, outside.read), max(into.written, outside.written))
             if read > 0:
                 leaf.read[level.name] = read
                 leaf.data_s += read / (level.gbps(cores) / cores * 1e9)
@@ -91,6 +88,26 @@ def leaf_times(
                 leaf.written[level.name] = written
                 leaf.data_s += written / (level.gbps(cores, "write") / cores * 1e9)
     return out
+
+
+def _waits(target: Target, cores: int) -> Callable[[Runs], float]:
+    """Seconds that one core waits for runs of lines from memory: prefetchers see long runs only, and follow a few at a
+    time; and for those that it writes, as it reads them first."""
+    memory = target.levels[0]
+    share = memory.gbps(cores) / cores
+    late = target.parameter("late_lines", 2) * memory.line_bytes
+    most = target.parameter("streams", 32)
+
+    def waits(r: Runs) -> float:
+        if r.writes or not target.runs:
+            return r.count * late / share * 1e-9
+        if r.beside <= most:
+            rate = r.beside * target.run_gbps(r.length)
+        else:
+            rate = target.run_gbps(r.piece)
+        return r.amount * (1 / min(share, rate) - 1 / share) * 1e-9
+
+    return waits
 
 
 def _capacity(level: Level, cores: int) -> float:
