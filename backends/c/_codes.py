@@ -33,6 +33,13 @@ def computed(t: DType) -> DType:
     return DTYPES["f32"] if t.compute.name == "f16" else t.compute
 
 
+def same_codes(stored: DType | None, t: DType) -> bool:
+    """Whether what is stored are the codes of a type, however it rounds to them."""
+    if stored is None or stored.rounding == "stochastic" or stored.name in HALVES:
+        return False
+    return t.form is not None and (t.form, t.bits) == (stored.form, stored.bits)
+
+
 def supported(t: DType) -> bool:
     """Whether C can read and write such elements."""
     if not is_coded(t) or t.name in HALVES:

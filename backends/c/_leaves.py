@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tcc.backends.c._scalar import literal, scalar, typed
+from tcc.backends.c._codes import same_codes
+from tcc.backends.c._scalar import code_of, literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._streams import computes, fetch, next_rows, stream_test, streaming
 from tcc.backends.c._transpose import emit_transposed
@@ -136,7 +137,16 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
     if outer:
         other = old if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
         value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
-    s.lines.add(f"{place} = {s.put(target, value)};")
+    stored = s.put(target, value)
+    last = _unrounded(s, d)
+    if (
+        not reduced
+        and not outer
+        and isinstance(last, Cast)
+        and same_codes(s.storage[d.target].code, last.dtype)
+    ):
+        stored = code_of(s, last)
+    s.lines.add(f"{place} = {stored};")
     for v, interval in reversed(opened):
         s.lines.close()
         s.intervals[v] = interval
