@@ -11,7 +11,8 @@ import numpy as np
 from tcc.ir.cascade import Cascade, Tensor
 from tcc.ir.diagnostics import CompileError, did_you_mean
 from tcc.ir.dtype import from_numpy
-from tcc.stored import coded, is_scaled, numpy_dtype, stored_type, torch_dtype
+from tcc.ir.dtype_codes import integer_range
+from tcc.stored import check_form, coded, is_scaled, numpy_dtype, stored_type, to_numpy, torch_dtype
 
 Array = Any
 
@@ -74,6 +75,7 @@ def plain(value: Any, t: Tensor, on_gpu: bool = False) -> Any:
     """`value` as an ndarray or a torch tensor on the CPU, of exactly the declared type; T0142 when
     it is neither."""
     if is_scaled(t):
+        check_form(value, t)
         return value  # the interpreter says what is wrong with it
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -108,6 +110,9 @@ def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
         raise _refused(t, f"a tensor with layout {value.layout}", "pass `.to_dense()` of it")
     if value.device.type != "cpu" and not (on_gpu and value.device.type == "cuda"):
         raise _refused(t, f"on the device `{value.device}`", "pass `.cpu()` of it")
+    of_codes = getattr(torch, stored_type(t).numpy.name, None)
+    if value.dtype is not wanted and value.dtype is of_codes and not t.dtype.native:
+        value = value.view(wanted)  # codes are as good as the type that torch has for their values
     if value.dtype is not wanted:
         shown = str(value.dtype).removeprefix("torch.")
         cast = str(wanted).removeprefix("torch.")
@@ -129,6 +134,21 @@ def _plain_tensor(torch: Any, value: Any, t: Tensor, on_gpu: bool) -> Any:
             t, "a tensor without storage", "call the program outside of `vmap` and the like"
         ) from None
     return value.clone() if pointer % numpy_dtype(t).itemsize else value
+
+
+def check_range(value: Any, t: Tensor) -> None:
+    """T0148 for codes, or integers of a width that NumPy lacks, that the declared type does not have. It looks at all elements."""
+    if t.dtype.native or t.packed or t.dtype.in_parts or t.dtype.bits == 8 * t.dtype.itemsize:
+        return
+    if 0 in value.shape:
+        return
+    low, high = integer_range(t.dtype) if t.dtype.is_integer else (0, 2**t.dtype.bits - 1)
+    codes = value if t.dtype.is_integer or isinstance(value, np.ndarray) else to_numpy(value, t)
+    for found in (int(codes.min()), int(codes.max())):
+        if not low <= found <= high:
+            what = "values" if t.dtype.is_integer else "codes"
+            raise CompileError("T0148", f"`{t.name}` has an element {found}, but {t.dtype} has {what} from {low} to {high}",
+                               t.span, helps=f"encode values: `tcc.dtypes.encode(x, \"{t.dtype}\")`")  # fmt: skip
 
 
 def _scalar(value: bool | int | float, t: Tensor) -> Array:

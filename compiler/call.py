@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tcc.arguments import arrange, check_sizes, fixed, plain
+from tcc.arguments import arrange, check_range, check_sizes, fixed, plain
 from tcc.backends.c.launch import ask_for_huge_pages
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
@@ -173,9 +173,9 @@ class Caller:
         if self._apart is not None:
             caller, split, join = self._apart
             found = caller.run(split(values), sizes, out)
-            if len(caller._out) == len(self._out):
+            if join is None:
                 return found
-            outs = join(list(found))
+            outs = join(list(found) if len(caller._out) > 1 else [found])
             return outs[0] if len(outs) == 1 else self._pack(*outs)
         if out is not None and (self._on_gpu or self._scaled):
             raise CompileError("T0149", f"`out` is not there yet for the target `{self._target}`",
@@ -361,6 +361,7 @@ class Caller:
         torch = self._torch if any(not isinstance(v, np.ndarray) for v in values) else None
         copies, strides = [], {}
         for i, (v, t) in enumerate(zip(values, c.inputs, strict=True)):
+            check_range(v, t)
             size = numpy_dtype(t).itemsize
             steps = list(v.strides) if isinstance(v, np.ndarray) else [s * size for s in v.stride()]
             steps = [s if n > 1 else size for s, n in zip(steps, v.shape)]

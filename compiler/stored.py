@@ -35,6 +35,15 @@ def numpy_dtype(t: Tensor) -> np.dtype[Any]:
     return stored_type(t).numpy
 
 
+def check_form(value: Any, t: Tensor) -> None:
+    """T0148 for an `Encoded` that is packed where its tensor is not declared so, or the other way round."""
+    if getattr(value, "packed", t.packed) != t.packed:
+        fact, advice = "is packed", "declare the input `packed`, or pass `.unpack()` of it"
+        if t.packed:
+            fact, advice = "is not packed", "pass `.pack()` of it"
+        raise CompileError("T0148", f"the argument for `{t}` {fact}", t.span, helps=advice)
+
+
 def is_scaled(t: Tensor) -> bool:
     """Whether a tensor comes as an `Encoded`."""
     return t.dtype.in_parts
@@ -53,9 +62,11 @@ def coded(array: Array, t: Tensor) -> Array:
 
 def to_numpy(value: Any, t: Tensor) -> Any:
     """An argument as the interpreter takes it."""
+    if is_scaled(t):
+        return value
     if t.packed:
         return unpacked(t, value if isinstance(value, np.ndarray) else value.numpy())
-    if isinstance(value, np.ndarray) or is_scaled(t):
+    if isinstance(value, np.ndarray):
         return value
     value = value.detach()
     if value.dtype.is_floating_point and not t.dtype.native:
@@ -68,6 +79,8 @@ def to_numpy(value: Any, t: Tensor) -> Any:
 
 def passed(t: Tensor, elements: Array) -> Array:
     """What a call takes for the elements that an interpreter takes."""
+    if t.packed and is_scaled(t):
+        return elements.pack()
     return packed_bytes(t, elements) if t.packed else elements
 
 

@@ -81,6 +81,11 @@ def largest(t: DType) -> float:
     return float(_top(float_form(t)))
 
 
+def binade(x: float) -> int:
+    """⌊log2 x⌋, exactly."""
+    return int(np.frexp(x)[1]) - 1
+
+
 @lru_cache(maxsize=256)
 def fits_f32(t: DType) -> bool:
     """Whether f32 holds every value exactly."""
@@ -149,11 +154,11 @@ def _posit(codes: Array, bits: int, exponent: int) -> Array:
     regime = np.where(first == 1, run - 1, -run)
     left = np.maximum(bits - 2 - run, 0)  # bits behind the regime and the bit that ends it
     rest = body & ((np.int64(1) << left) - 1)
-    wide = rest << (bits - left)  # the same in `bits` bits, zeros behind
-    scale = wide >> (bits - exponent)
-    fraction = wide & (2 ** (bits - exponent) - 1)
+    wide = rest << (bits + exponent - left)  # the same in `bits + exponent` bits, zeros behind
+    scale = wide >> bits
+    fraction = wide & (2**bits - 1)
     power = regime * 2**exponent + scale
-    out = np.ldexp(1.0 + fraction / 2.0 ** (bits - exponent), power.astype(np.int32))
+    out = np.ldexp(1.0 + fraction / 2.0**bits, power.astype(np.int32))
     out = np.where(negative, -out, out)
     return np.where(codes == 0, 0.0, np.where(codes == 2 ** (bits - 1), np.nan, out))
 
@@ -376,3 +381,26 @@ def fits_bf16(t: DType) -> bool:
     values = table(t).astype(np.float32)
     rest = values.view(np.uint32) & 0xFFFF
     return bool(np.all((rest == 0) | np.isnan(values)))
+
+
+# ---- without gaps
+
+
+def pack_rows(codes: Array, t: DType) -> Array:
+    """[…, N] codes of 1, 2 or 4 bits as […, N·bits/8] bytes, the first in the lowest bits."""
+    per = 8 // t.bits
+    found = np.asarray(codes).astype(np.uint8) & ((1 << t.bits) - 1)
+    shifts = np.arange(per, dtype=np.uint8) * t.bits
+    whole = found.reshape((*found.shape[:-1], found.shape[-1] // per, per))
+    return np.bitwise_or.reduce(whole << shifts, axis=-1, dtype=np.uint8)
+
+
+def unpack_rows(stored: Array, t: DType) -> Array:
+    """The codes in rows of bytes: values of integers, codes of other types."""
+    shifts = np.arange(8 // t.bits, dtype=np.uint8) * t.bits
+    codes = np.asarray(stored)[..., None] >> shifts & ((1 << t.bits) - 1)
+    codes = codes.reshape((*codes.shape[:-2], codes.shape[-2] * codes.shape[-1]))
+    if t.kind == "i":
+        low = 1 << (t.bits - 1)
+        return ((codes ^ low).astype(np.int8) - np.int8(low)).astype(t.numpy)
+    return codes.astype(t.numpy)

@@ -10,7 +10,15 @@ import numpy as np
 from tcc.ir.diagnostics import CompileError, Span
 from tcc.ir.dtype import Coded, DType, Scaled
 from tcc.ir.dtype_coded import check_parts, coded_shape, decode_coded, encode_coded
-from tcc.ir.dtype_codes import decode, encode, integer_range, largest
+from tcc.ir.dtype_codes import (
+    binade,
+    decode,
+    encode,
+    integer_range,
+    largest,
+    pack_rows,
+    unpack_rows,
+)
 
 Array = Any
 Axes = tuple[str, ...]
@@ -25,7 +33,8 @@ class Encoded:
     tensor with every grouped dimension divided by its group; a scale of a scaled type is an
     `Encoded` itself, whose type counts its groups in scales. Tables
     have the shape [residual, codes, vector], codes [residual, …, n / vector]; without residual or vector, those are
-    left out. Arrays are NumPy's, or torch tensors on the CPU. T0148 for parts of wrong shapes, and for integers out of
+    left out. Codes that are `packed`, of 1, 2 or 4 bits, are bytes: the last dimension has several to a byte, the first in the
+    lowest bits. Arrays are NumPy's, or torch tensors on the CPU. T0148 for parts of wrong shapes, and for integers out of
     range.
     """
 
@@ -33,6 +42,7 @@ class Encoded:
     axes: Axes
     codes: Array
     parts: dict[str, Any] = field(default_factory=dict)
+    packed: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype.form, Coded):
@@ -53,7 +63,8 @@ class Encoded:
         extra = [n for n in self.parts if getattr(form, n, None) is None]
         if extra:
             raise CompileError("T0148", f"{self.dtype} has no `{extra[0]}`", helps="leave it out")
-        check_codes("codes", self.codes, form.element)
+        if not self.packed:
+            check_codes("codes", self.codes, form.element)
         for name, (_, t) in part_shapes(self.dtype, self.axes, shape).items():
             check_codes(name, self.parts[name], t)
 
@@ -64,6 +75,9 @@ class Encoded:
             return coded_shape(self.codes, self.dtype, self.axes)
         form = scaled_form(self.dtype)
         shape = list(np.shape(self.codes))[1 if form.residual > 1 else 0 :]
+        if self.packed:
+            check_bytes(self.codes, form.element)
+            shape[-1] *= 8 // form.element.bits
         if form.vector is not None:
             shape[_axis(self.dtype, self.axes, form.vector[0])] *= form.vector[1]
         return tuple(shape)
@@ -71,6 +85,45 @@ class Encoded:
     def decode(self) -> Array:
         """The values: float64 of the tensor's shape."""
         return decode_scaled(self, self.dtype, self.axes)
+
+    def pack(self) -> Encoded:
+        """The same tensor with its codes as bytes without gaps, as a `packed` input takes it. T0148 for codes of other than
+        1, 2 or 4 bits, and for rows that are no whole bytes."""
+        if self.packed:
+            return self
+        element = self.dtype.form.element if isinstance(self.dtype.form, Scaled) else None
+        last = np.shape(self.codes)[-1] if np.ndim(self.codes) else 0
+        if element is None or element.bits not in (1, 2, 4) or last * element.bits % 8 or not last:
+            raise CompileError("T0148", f"rows of {last} codes of {self.dtype} are no whole bytes",
+                               helps="pack codes of 1, 2 or 4 bits, in rows of whole bytes")  # fmt: skip
+        return replace(self, codes=_like(pack_rows(self.codes, element), self.codes), packed=True)
+
+    def unpack(self) -> Encoded:
+        """The same tensor with its codes in bytes of their own."""
+        if not self.packed:
+            return self
+        codes = unpack_rows(self.codes, scaled_form(self.dtype).element)
+        return replace(self, codes=_like(codes, self.codes), packed=False)
+
+
+def _like(made: Array, given: Array) -> Array:
+    """An array as a tensor of PyTorch, if it is made of one."""
+    if isinstance(given, np.ndarray):
+        return made
+    import torch
+
+    return torch.from_numpy(made)
+
+
+def check_bytes(codes: Array, element: DType) -> None:
+    """T0148 for what no bytes of packed codes are."""
+    if (
+        element.bits not in (1, 2, 4)
+        or not np.ndim(codes)
+        or str(codes.dtype).split(".")[-1] != "uint8"
+    ):
+        raise CompileError("T0148", f"{codes.dtype} numbers of {np.ndim(codes)} dimensions are no packed codes of {element}",
+                           helps="pass uint8, codes of 1, 2 or 4 bits, or what `Encoded.pack()` makes")  # fmt: skip
 
 
 def check_codes(name: str, codes: Array, t: DType) -> None:
@@ -137,8 +190,10 @@ def check_ranks(t: DType, axes: Axes, count: int) -> None:
         _axis(t, axes, k)
 
 
-def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Span | None) -> None:
-    """`check_groups` of a declaration, whose errors point at it, if its type is scaled."""
+def check_declared(
+    t: DType, axes: Axes, shape: tuple[int | None, ...], span: Span | None, made: bool = False
+) -> None:
+    """`check_groups` of a declaration, whose errors point at it, if its type is scaled; what is `made` has no table."""
     if not t.in_parts:
         return
     try:
@@ -146,6 +201,9 @@ def check_declared(t: DType, axes: Axes, shape: tuple[int | None, ...], span: Sp
     except CompileError as error:
         d = error.diagnostic
         raise CompileError(d.code, d.message, span, helps=d.helps) from None
+    if made and isinstance(t.form, Scaled) and t.form.table is not None:
+        raise CompileError("T0147", f"an output can not be {t}: nothing makes its table", span,
+                           helps="declare the codes as an output, and compute them from a table that is an input")  # fmt: skip
 
 
 def check_conversion(t: DType, span: Span | None) -> None:
@@ -207,6 +265,7 @@ def decode_scaled(stored: Any, t: DType, axes: Axes) -> Array:
         )
     if isinstance(t.form, Coded):
         return decode_coded(stored)
+    stored = stored.unpack()
     form = scaled_form(t)
     shape = stored.shape
     sizes = group_sizes(t, axes, shape)
@@ -263,7 +322,7 @@ def encode_scaled(
     if form.table is not None:
         return _encode_by_table(x, t, axes, table)
     low, high, wanted = _ranges(x, form, sizes)
-    least, most = _element_range(form)
+    least, most = element_range(form)
     element = replace(form.element, saturate=True,
                       rounding=form.element.rounding or "nearest")  # fmt: skip
     wanted = wanted * stretch
@@ -294,20 +353,26 @@ def plain_scales(x: Array, t: DType, axes: Axes) -> Array:
 def _ranges(x: Array, form: Scaled, sizes: Sizes) -> tuple[Array, Array, Array]:
     """The least and the largest value of each group that codes have to reach, and the scale with which they do."""
     low, high = _extremes(x, sizes)
-    least, most = _element_range(form)
+    least, most = element_range(form)
     if isinstance(form.zero, DType) or form.offset is not None:
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
         return low, high, (high - low) / (most - least)
-    return low, high, np.maximum(high, -low) / min(most, -least if least < 0 else most)
+    return low, high, (np.maximum(high, -low) + 0.0) / reach(least, most)
 
 
-def _element_range(form: Scaled) -> tuple[float, float]:
+def element_range(form: Scaled) -> tuple[float, float]:
+    """The least and the largest value of an element, before it is scaled."""
     zero = form.zero if isinstance(form.zero, int) else 0
     if form.element.is_integer:
         low, high = integer_range(form.element)
         return float(low - zero), float(high - zero)
     most = largest(form.element)
     return -most, most
+
+
+def reach(least: float, most: float) -> float:
+    """The magnitude that codes reach in both directions; of those that reach in one alone, in that."""
+    return (min(most, -least) or max(most, -least)) if least < 0 else most
 
 
 def _extremes(x: Array, sizes: Sizes) -> tuple[Array, Array]:
@@ -326,8 +391,8 @@ def _scales(wanted: Array, form: Scaled, most: float, sizes: Sizes, axes: Axes,
     t = inner_type(form.scale, sizes, axes)
     with np.errstate(all="ignore"):
         if form.scale.name == "e8m0":
-            power = np.floor(np.log2(size)) - np.floor(np.log2(most))
-            wanted = np.where(size > 0, np.ldexp(1.0, np.clip(power, -127, 127).astype(int)), 1.0)
+            power = np.frexp(size)[1] - 1 - binade(most)
+            wanted = np.where(size > 0, np.ldexp(1.0, np.clip(power, -127, 127)), 1.0)
     stored = t.store(wanted, axes)
     back = t.load(stored, axes).astype(np.float64)
     return stored, back

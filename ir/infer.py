@@ -125,7 +125,8 @@ class _Inference:
         sizes = {r.name: self._value(r) for r in self.ranks.values()} if needed else {}
         shape = tuple(sizes.get(s.rank) if isinstance(s, Size) else None for s in t.shape)
         check_packed(t, shape[-1] if shape else None, t in self.c.outputs)
-        check_declared(t.dtype, t.axes, shape, t.span)
+        made = t in self.c.outputs and t.name not in {x.name for x in self.c.inputs}
+        check_declared(t.dtype, t.axes, shape, t.span, made)
 
     def _check_elements(self, t: Tensor) -> None:
         sizes = {r.name: v for r in self.ranks.values() if (v := self._value(r)) is not None}
@@ -357,6 +358,8 @@ class _Inference:
         for n, i in enumerate(d.indices):
             self._index(i, d.span)
             self._inside(d, i, self.tensors[d.target].shape[n])
+        if declared.rounding == "stochastic" and (declared.is_float or body.is_float):
+            return d  # rounded where it is stored, which no expression can say
         if body.bits and promote(body, out) != out:
             t = self.tensors[d.target]
             labels = (

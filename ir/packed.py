@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype import Coded, Scaled
+from tcc.ir.dtype_codes import pack_rows, unpack_rows
 
 Array = Any
 BYTE = 8  # bits
@@ -23,15 +23,18 @@ def check_packed(t: Tensor, last: int | None, out: bool) -> None:
     if not t.packed:
         return
     per = BYTE // t.dtype.packed_bits if t.dtype.packed_bits < BYTE else 0
+    form = t.dtype.form
+    vector = form.vector if isinstance(form, Scaled) else None
+    codes = vector[1] if vector and t.axes and vector[0] == t.axes[-1] else 1  # elements to a code
     if out:
         wrong, advice = "is an output", "only inputs are packed"
     elif not t.shape:
         wrong, advice = "has no dimension", "leave out `packed`"
-    elif t.dtype.in_parts or not per or t.dtype.bits != t.dtype.packed_bits:
+    elif isinstance(form, Coded) or not per or t.dtype.bits != t.dtype.packed_bits:
         wrong = f"has elements of type {t.dtype}"
-        advice = "elements of 1, 2 and 4 bits can be packed; scales are inputs of their own"
-    elif last is not None and last % per:
-        wrong = f"has rows of {last} elements, {per} to a byte"
+        advice = "elements of 1, 2 and 4 bits can be packed"
+    elif last is not None and last % (per * codes):
+        wrong = f"has rows of {last} elements, {per * codes} to a byte"
         advice = "make the last dimension a whole number of bytes"
     else:
         return
@@ -39,25 +42,16 @@ def check_packed(t: Tensor, last: int | None, out: bool) -> None:
 
 
 def elements_shape(t: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a tensor whose bytes have a shape."""
-    return (*shape[:-1], shape[-1] * per_byte(t)) if t.packed and shape else shape
+    """The shape of a tensor whose bytes have a shape; an `Encoded` has that of its elements."""
+    whole = not t.packed or t.dtype.in_parts or not shape
+    return shape if whole else (*shape[:-1], shape[-1] * per_byte(t))
 
 
 def packed_bytes(t: Tensor, elements: Array) -> Array:
     """[…, N] elements as […, N·W/8] bytes: element i has the bits i·W … i·W + W - 1 of its row, the lowest first."""
-    per = per_byte(t)
-    codes = np.asarray(elements).astype(np.uint8) & ((1 << t.bits) - 1)
-    shape = (*codes.shape[:-1], -1, per)
-    shifts = np.arange(per, dtype=np.uint8) * t.bits
-    return np.bitwise_or.reduce(codes.reshape(shape) << shifts, axis=-1, dtype=np.uint8)
+    return pack_rows(elements, t.dtype)
 
 
 def unpacked(t: Tensor, stored: Array) -> Array:
     """The elements in rows of bytes, as the interpreter takes them: values of integers, codes of other types."""
-    shifts = np.arange(per_byte(t), dtype=np.uint8) * t.bits
-    codes = np.asarray(stored)[..., None] >> shifts & ((1 << t.bits) - 1)
-    codes = codes.reshape(elements_shape(t, np.shape(stored)))
-    if t.dtype.kind == "i":
-        low = 1 << (t.bits - 1)
-        return ((codes ^ low).astype(np.int8) - np.int8(low)).astype(t.dtype.numpy)
-    return codes.astype(t.dtype.numpy)
+    return unpack_rows(stored, t.dtype)

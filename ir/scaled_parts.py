@@ -43,11 +43,16 @@ class Part:
 
 
 def rank_groups(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """For each rank that scaled types group, and coded ones cut into runs and lanes: the least number of coordinates that
-    is whole groups of all."""
+    """For each rank that scaled types group, coded ones cut into runs and lanes, and packed ones have several of in a byte:
+    the least number of coordinates that is whole groups of all."""
     found: dict[str, int] = {}
     for t in tensors:
         kind: DType | None = t.dtype
+        if t.packed and t.axes[-1]:
+            rank, form = t.axes[-1].upper(), t.dtype.form
+            vector = form.vector if isinstance(form, Scaled) else None
+            per = 8 // t.bits * (vector[1] if vector and vector[0] == t.axes[-1] else 1)
+            found[rank] = math.lcm(found.get(rank, 1), per)
         if isinstance(t.dtype.form, Coded):
             for variable, n in t.dtype.form.neighbours:
                 found[variable.upper()] = math.lcm(found.get(variable.upper(), 1), n)

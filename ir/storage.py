@@ -45,7 +45,7 @@ def as_stored(
     if isinstance(t.form, Coded):  # lossless
         t = t.form.element
     if isinstance(t.form, Scaled):  # its groups are known when the tensor is complete
-        return data, None if error is None else np.where(np.asarray(error) > 0, np.inf, 0.0)
+        return data, None if error is None else np.where(np.asarray(error) == 0, 0.0, np.inf)
     made = t.load(t.store(data, positions=positions))
     if error is None or not np.any(error):
         return made, error

@@ -12,6 +12,7 @@ from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, variable
 from tcc.ir.infer import expression_dtype
 from tcc.ir.mapping import Do, Node
 from tcc.passes._algebra import factors, product
+from tcc.passes._cpu_vectors import nearest_last
 
 if TYPE_CHECKING:
     from tcc.passes._cpu_stream import StreamKernel
@@ -34,7 +35,7 @@ def before_walk(k: StreamKernel, during: list[Einsum]) -> tuple[list[Einsum], li
         if len(fixed) < 2 or not left or not sums or _reads(value) & made or not _is_f32(k, d.body):
             rest.append(d)
             continue
-        order = variables(value)
+        order = nearest_last(variables(value), d)
         if not set(order) & set(d.reduced) or not _is_f32(k, value):
             rest.append(d)
             continue

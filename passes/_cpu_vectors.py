@@ -137,6 +137,11 @@ def lane_variable(
     return max(inner, key=score)
 
 
+def nearest_last(names: list[str], d: Einsum) -> list[str]:
+    """Variables, those last along which most reads of a definition are contiguous: the order for what is made for it."""
+    return sorted(names, key=lambda v: sum(_contiguous(a, v, None) > 0 for a in d.reads))
+
+
 def strided(a: Access, v: str, stored: Buffer | None) -> bool:
     """Whether consecutive coordinates of a variable read elements that lie apart."""
     return _contiguous(a, v, stored) < 0

@@ -1,155 +1,325 @@
-"""Scaled outputs become their parts: the largest magnitude of each group gives its scale, and the scale the codes."""
+"""Scaled outputs become their parts: what each group holds gives its scale, zero and offset, and these the codes.
+
+All of it is computed in f64, in the order of `tcc.ir.dtype_scaled.encode_scaled`, so that equal values get equal codes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from tcc.ir.cascade import Cascade, Einsum, Extern, Rank, Reduction, Tensor
-from tcc.ir.dtype import DType, Float, Scaled
-from tcc.ir.dtype_codes import integer_range, largest
-from tcc.ir.dtype_scaled import scaled_form
+from tcc.ir.dtype import F64, DType, Scaled, Table
+from tcc.ir.dtype_codes import binade, integer_range
+from tcc.ir.dtype_scaled import element_range, reach, scaled_form
 from tcc.ir.dtype_text import dtype
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, call, transform
-from tcc.ir.scaled_parts import divided, parts_of, value_at
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    call,
+    substitute,
+    transform,
+    variables,
+)
+from tcc.ir.index import bounds, poly
+from tcc.ir.scaled_parts import Names, divided, parts_of
+
+INF = Const(float("inf"))
+Path = tuple[str, ...]
 
 
-def stored_by_parts(c: Cascade, t: Tensor) -> Einsum | None:
-    """The definition of an output whose codes and scale can be computed; None for zero points and offsets that are
-    tensors, tables, nested scales, scales without mantissa, and outputs that are read by externs or exist only partly."""
+def stored_by_parts(c: Cascade, t: Tensor) -> bool:
+    """Whether an output of a scaled type has parts that definitions can write: no table, and indices that leave no holes."""
     form = t.dtype.form
-    if not isinstance(form, Scaled) or form.table is not None or form.offset is not None:
-        return None
-    if isinstance(form.zero, DType) or form.scale is None or form.scale.in_parts:
-        return None
-    if isinstance(form.scale.form, Float) and form.scale.form.mantissa == 0:
-        return None  # its rounding is another one
-    rounding = (t.dtype.rounding, form.element.rounding, form.scale.rounding)
+    if not isinstance(form, Scaled) or form.table is not None or not written(c, t):
+        return False
     mine = [d for d in c.definitions if isinstance(d, Einsum) and d.target == t.name]
-    names = [i.name for d in mine for i in d.indices if isinstance(i, Var)]
-    outside = [d for d in c.definitions if isinstance(d, Extern) and t.name in d.operands]
-    if (
-        len(mine) != 1
-        or mine[0].where
-        or outside
-        or any(r not in ("", "nearest") for r in rounding)
-    ):
-        return None
-    plain = (
-        len(set(names)) == len(mine[0].indices) and all(t.axes) and len(set(t.axes)) == len(names)
-    )
-    return mine[0] if plain and t.name not in {x.name for x in c.inputs} else None
+    return all(_whole(c, t, d, len(mine) == 1) for d in mine)
 
 
-@dataclass
+def _whole(c: Cascade, t: Tensor, d: Einsum, alone: bool) -> bool:
+    """Whether a definition's indices run through neighbours, one variable each; `alone`, through whole dimensions."""
+    seen: list[str] = []
+    for i, size in zip(d.indices, t.shape, strict=True):
+        names = variables(i)
+        seen += names
+        if len(names) > 1 or any(poly(i).coefficient(v) is None for v in names):
+            return False
+        if any(abs(factor.constant or 0) != 1 for v in names if (factor := poly(i).coefficient(v))):
+            return False
+        span = bounds(c.resolved(i), {v: c.resolved(c.extent(v)) for v in names})
+        last = poly(c.resolved(size)) - poly(Const(1))
+        if alone and (span is None or span[0].constant != 0 or not span[1].same(last)):
+            return False
+    return len(set(seen)) == len(seen)
+
+
+def written(c: Cascade, t: Tensor) -> bool:
+    """Whether definitions write an output, and no extern writes or reads it."""
+    outside = (d for d in c.definitions if isinstance(d, Extern))
+    foreign = {n for d in outside for n in (*d.operands, *(x.name for x in d.targets))}
+    return t.name not in foreign and t.name not in {x.name for x in c.inputs}
+
+
+@dataclass(frozen=True, slots=True)
 class _Axis:
-    """One dimension: a coordinate of the whole, of a group, and of the whole by group and place in it."""
+    """One dimension: a coordinate of the whole, its group, and the coordinate by group and place in it."""
 
     whole: Expr
     group: Expr
     entry: Expr
     inside: Expr
     reduced: str | None
+    groups: Expr  # how many there are
+    length: int | None  # coordinates per group; None: all
 
 
-def encoded(c: Cascade, t: Tensor, d: Einsum, taken: set[str]) -> Cascade:
-    """The program with the parts of one output in its place.
+@dataclass(frozen=True, slots=True)
+class _Dim:
+    """A dimension of a level: its coordinate, its size, the variable of its rank in the declaration."""
 
-    Z[m, k] = e   -->   Z_value[m, k] = e
-                        Z_most[m, g]  = abs(Z_value[m, 128 * g + j]) :: max(j)
-                        Z_scale[m, g] = Z_most[m, g] / 127
-                        Z_codes[m, k] = i8(max(min(round(Z_value[m, k] / Z_scale[m, k // 128]), 127), -128))
-    """
-    form, compute = scaled_form(t.dtype), t.dtype.compute
-    value, most = (_fresh(f"{t.name}_{n}", taken) for n in ("value", "most"))
-    names: dict[tuple[str, ...], str] = {}
-    made: list[Tensor] = []
-    for p in parts_of(t.dtype, t.axes, t.shape, lambda size, n: divided(c.resolved(size), n)):
-        names[p.path] = _fresh(f"{t.name}_{p.name}", taken)
-        made.append(Tensor(names[p.path], p.dtype, p.shape, 0, t.span))
-    assert form.scale is not None
-    ranks = list(c.ranks)
-    axes = [_axis(c, ranks, size, axis, form, taken) for size, axis in zip(t.shape, t.axes)]
-    entries = tuple(a.entry for a in axes)
-    group = tuple(a.group for a in axes)
-    reached = Cast(compute, Access(value, tuple(a.inside for a in axes)))
-    over = tuple(Reduction(a.reduced, "max") for a in axes if a.reduced)
-    step: Expr = call("div", Access(most, entries), Const(_reach(form)))
-    if form.scale.compute != compute:
-        step = Cast(form.scale.compute, step)
-    scale: Expr = Cast(compute, Access(names["scale",], group))
-    usable = call("and", call("gt", scale, Const(0.0)), call("lt", scale, Const(float("inf"))))
-    whole = tuple(a.whole for a in axes)
-    code = call(
-        "div", Cast(compute, Access(value, whole)), call("select", usable, scale, Const(1.0))
-    )
-    if isinstance(form.zero, int) and form.zero:
-        code = call("add", code, Const(float(form.zero)))
-    parts = {"codes": _code(form.element, code), "scale": step}
-    new = [
-        replace(d, target=value),
-        Einsum(most, entries, call("abs", reached), over, (), d.span),
-        Einsum(names["scale",], entries, parts["scale"], (), (), d.span),
-        Einsum(names["codes",], whole, parts["codes"], (), (), d.span),
-    ]
-
-    def rule(n: Expr) -> Expr:
-        if isinstance(n, Access) and n.tensor == t.name:
-            return value_at(t.dtype, t.axes, names, n.indices)
-        return n
-
-    rest = [
-        replace(x, body=transform(x.body, rule), where=tuple(transform(p, rule) for p in x.where))
-        if isinstance(x, Einsum) and x is not d else x
-        for x in c.definitions
-    ]  # fmt: skip
-    at = rest.index(d)
-    outputs = [x for o in c.outputs for x in (made if o is t else [o])]
-    return replace(c, ranks=tuple(ranks), outputs=tuple(outputs),
-                   definitions=(*rest[:at], *new, *rest[at + 1 :]))  # fmt: skip
+    at: Expr
+    size: Expr
+    axis: str
 
 
-def _axis(
-    c: Cascade, ranks: list[Rank], size: Expr, axis: str, form: Scaled, taken: set[str]
-) -> _Axis:
-    groups, own = dict(form.groups), Var(axis)
-    n = groups.get(axis, 1) if groups else None
-    if n == 1:
-        return _Axis(own, own, own, own, None)
-    if n is None:
-        return _Axis(own, Const(0), Const(0), own, axis)
-    assert isinstance(size, Size)
-    known = next((r.size for r in ranks if r.name == size.rank), None)
-    first, by = known.args if isinstance(known, Call) and known.op == "mul" else (None, None)
-    if isinstance(first, Size) and isinstance(by, Const) and by.value == n:
-        g = first.rank
-    else:
-        g = _fresh(f"{size.rank}_GROUPS", taken)
-        ranks.append(Rank(g, divided(c.resolved(size), n)))
-    j = _fresh(f"{size.rank}_IN", taken)
-    ranks.append(Rank(j, Const(n)))
-    entry, place = Var(g.lower()), Var(j.lower())
-    inside = call("add", call("mul", entry, Const(n)), place)
-    return _Axis(own, call("floordiv", own, Const(n)), entry, inside, j.lower())
+@dataclass
+class Stored:
+    """What takes the place of a scaled output: its parts, and what defines them from the tensor `value`."""
 
+    c: Cascade
+    t: Tensor
+    value: str
+    taken: set[str]
+    names: Names = field(default_factory=dict)
+    outputs: list[Tensor] = field(default_factory=list)
+    ranks: list[Rank] = field(default_factory=list)
+    made: list[Einsum] = field(default_factory=list)
+    dims: list[_Dim] = field(default_factory=list)
 
-def _reach(form: Scaled) -> float:
-    """The magnitude that codes reach in both directions."""
-    if not form.element.is_integer:
-        return float(largest(form.element))
-    low, high = integer_range(form.element)
-    zero = form.zero if isinstance(form.zero, int) else 0
-    return float(min(high - zero, zero - low if low < zero else high - zero))
+    def parts(self) -> None:
+        """Z[m, k] = e   -->   Z_value[m, k] = e
+                            Z_most[m, g]  = abs(Z_value[m, 128 * g + j]) :: max(j)
+                            Z_scale[m, g] = f16(Z_most[m, g] / 127)
+                            Z_codes[m, k] = i8(max(min(round(Z_value[m, k] / Z_scale[m, k // 128]), 127), -128))
 
+        Ranges instead of magnitudes where groups have stored zeros or offsets; scales of scales likewise, level by level.
+        A group's values that are not finite count as 0; a scale that is 0 or not finite, as 1.
+        """
+        t, c = self.t, self.c
+        for p in parts_of(t.dtype, t.axes, t.shape, lambda size, n: divided(c.resolved(size), n)):
+            self.names[p.path] = self.fresh(f"{t.name}_{p.name}")
+            kind = p.dtype
+            if kind.rounding == "stochastic" and p.path[-1] != "scale" and p.path[-1] != "offset":
+                kind = dtype(f"{kind}.sat")
+            self.outputs.append(Tensor(self.names[p.path], kind, p.shape, 0, t.span))
+        dims = self.dims
+        for size, axis in zip(t.shape, t.axes, strict=True):
+            known = axis and not any(axis == d.axis for d in dims)
+            own = axis if known else self.rank(f"{t.name}_{len(dims)}", size)
+            dims.append(_Dim(Var(own), c.resolved(size), axis))
+        self.level(self.value, t.dtype.compute, dims, t.dtype, ())
 
-def _code(element: DType, value: Expr) -> Expr:
-    """The nearest code: integers are rounded and kept in range, others saturate."""
-    if element.is_integer:
-        low, high = integer_range(element)
-        value = call(
-            "max", call("min", call("round", value), Const(float(high))), Const(float(low))
+    def level(self, source: str, kind: DType, dims: list[_Dim], of: DType, path: Path) -> Expr:
+        """Defines the parts of one scaled tensor over `dims`; the value that it then has there, in f64."""
+        form = scaled_form(of)
+        axes = [self.axis(d, form) for d in dims]
+        whole, group, entry = (
+            tuple(getattr(a, n) for a in axes) for n in ("whole", "group", "entry")
         )
-        return Cast(element, value)
-    return Cast(dtype(f"{element.name.removesuffix('.sat')}.sat"), value)
+        grouped = {a.entry.name: a.group for a in axes if isinstance(a.entry, Var)}
+
+        def at_group(e: Expr) -> Expr:
+            return substitute(e, grouped)
+
+        reached = Cast(kind, Access(source, tuple(a.inside for a in axes)))
+        finite = call("select", call("lt", call("abs", reached), INF), reached, Const(0.0))
+        over = tuple(a.reduced for a in axes if a.reduced)
+        least, most = element_range(form)
+        low: Expr = Const(0.0)
+        if isinstance(form.zero, DType) or form.offset is not None:
+            low = self.extreme((*path, "least"), entry, finite, over, "min")
+            high = self.extreme((*path, "most"), entry, finite, over, "max")
+            low, high = call("min", low, Const(0.0)), call("max", high, Const(0.0))
+            size: Expr = call("max", high, call("neg", low))
+            wanted: Expr = call("div", call("sub", high, low), Const(most - least))
+        else:
+            size = self.extreme((*path, "most"), entry, call("abs", finite), over, "max")
+            wanted = call("div", size, Const(reach(least, most)))
+        scale: Expr = Const(1.0)
+        safe: Expr = Const(1.0)
+        if form.scale is not None:
+            scale = self.scale(form.scale, size, wanted, most, axes, dims, (*path, "scale"))
+            usable = call("and", call("ne", scale, Const(0.0)), call("lt", call("abs", scale), INF))
+            safe = self.define(self.name((*path, "safe")), entry,
+                               call("select", usable, scale, Const(1.0)))  # fmt: skip
+        value: Expr = Cast(F64, Cast(kind, Access(source, whole)))
+        if form.offset is not None:
+            offset = call("sub", low, call("mul", Const(least), scale))
+            self.define(self.names[(*path, "offset")], entry, _stored(form.offset, offset))
+            value = call("sub", value, self.part((*path, "offset"), group))
+        value = call("div", value, at_group(safe))
+        if isinstance(form.zero, DType):
+            zero = call("sub", Const(least), call("div", low, safe))
+            self.define(self.names[(*path, "zero")], entry, _nearest(form.zero, zero))
+            value = call("add", value, self.part((*path, "zero"), group))
+        elif form.zero:
+            value = call("add", value, Const(float(form.zero)))
+        self.define(self.names[(*path, "codes")], whole, _nearest(form.element, value))
+        back = self.part((*path, "codes"), whole)
+        if isinstance(form.zero, DType):
+            back = call("sub", back, self.part((*path, "zero"), group))
+        elif form.zero:
+            back = call("sub", back, Const(float(form.zero)))
+        back = call("mul", back, at_group(scale))
+        return (
+            back if form.offset is None else call("add", back, self.part((*path, "offset"), group))
+        )
+
+    def scale(self, t: DType, size: Expr, wanted: Expr, most: float, axes: list[_Axis],
+              dims: list[_Dim], path: Path) -> Expr:  # fmt: skip
+        """Defines the scale of each group; its value in f64."""
+        entry = tuple(a.entry for a in axes)
+        if isinstance(t.form, Scaled):
+            source = self.name((*path, "value"))
+            self.define(source, entry, wanted)
+            inner = [_Dim(a.entry, a.groups, d.axis) for a, d in zip(axes, dims, strict=True)]
+            length = {d.axis: a.length for a, d in zip(axes, dims, strict=True)}
+            groups = tuple((k, n // (length[k] or 1) if n else None) for k, n in t.form.groups)
+            counted = replace(t, form=replace(t.form, groups=groups))  # in scales
+            return self.level(source, F64, inner, counted, path)
+        if t.name == "e8m0":
+            power = call("mul", size, Const(2.0 ** -binade(most)))
+            held = call("select", call("gt", size, Const(0.0)), power, Const(1.0))
+            wanted = Cast(dtype("e8m0.zero"), held)
+        self.define(self.names[path], entry, _stored(t, wanted))
+        return self.part(path, entry)
+
+    # ---- pieces
+
+    def part(self, path: Path, at: tuple[Expr, ...]) -> Expr:
+        return Cast(F64, Access(self.names[path], at))
+
+    def define(self, name: str, at: tuple[Expr, ...], e: Expr, over: tuple[Reduction, ...] = ()) -> Expr:  # fmt: skip
+        self.made.append(Einsum(name, at, e, over, (), self.t.span))
+        return Access(name, at)
+
+    def extreme(self, path: Path, at: tuple[Expr, ...], e: Expr, over: tuple[str, ...], monoid: str) -> Expr:  # fmt: skip
+        """The largest or smallest value of a group, in f64."""
+        found = self.define(self.name(path), at, e, tuple(Reduction(v, monoid) for v in over))
+        return Cast(F64, found)
+
+    def name(self, path: Path) -> str:
+        return self.fresh("_".join((self.t.name, *path)))
+
+    def axis(self, d: _Dim, form: Scaled) -> _Axis:
+        groups = dict(form.groups)
+        n = groups.get(d.axis, 1) if groups else None
+        if not isinstance(d.at, Var) or n == 1:  # an entry of its own
+            return _Axis(d.at, d.at, d.at, d.at, None, d.size, 1)
+        if n is None:
+            return _Axis(d.at, Const(0), Const(0), d.at, d.at.name, Const(1), None)
+        count = divided(d.size, n)
+        g = self.known(d, n) or self.rank(f"{d.at.name}_groups", count)
+        j = self.rank(f"{d.at.name}_in", Const(n))
+        inside = call("add", call("mul", Var(g), Const(n)), Var(j))
+        return _Axis(d.at, call("floordiv", d.at, Const(n)), Var(g), inside, j, count, n)
+
+    def known(self, d: _Dim, n: int) -> str | None:
+        """The variable of a rank that counts the groups already, as that of K = K_GROUPS * 128 does."""
+        rank = self.c.rank(d.at.name.upper()) if isinstance(d.at, Var) else None
+        size = rank.size if rank is not None else None
+        if isinstance(size, Call) and size.op == "mul" and isinstance(size.args[0], Size):
+            by = size.args[1]
+            if isinstance(by, Const) and by.value == n:
+                return size.args[0].rank.lower()
+        return None
+
+    def rank(self, name: str, size: Expr) -> str:
+        name = self.fresh(name.upper())
+        self.ranks.append(Rank(name, size))
+        return name.lower()
+
+    def fresh(self, name: str) -> str:
+        return _fresh(name, self.taken)
+
+
+def _stored(t: DType, value: Expr) -> Expr:
+    """A value rounded into a type; by a random number only where it is stored."""
+    return value if t.rounding == "stochastic" else Cast(t, value)
+
+
+def _nearest(t: DType, value: Expr) -> Expr:
+    """The nearest code, if the type has no other rounding: integers are kept in range, others saturate."""
+    if t.rounding == "stochastic":
+        return value
+    if t.is_integer and t.rounding in ("", "nearest") and t.bits <= 32:
+        low, high = (Const(float(n)) for n in integer_range(t))
+        return Cast(t, call("max", call("min", call("round", value), high), low))
+    if isinstance(t.form, Table) or t.saturate:
+        return Cast(t, value)
+    return Cast(dtype(f"{t}.sat" if t.rounding or not t.is_integer else f"{t}.nearest.sat"), value)
+
+
+def encoded(c: Cascade, t: Tensor, taken: set[str]) -> tuple[Cascade, Names | str]:
+    """The program with the parts of one output in its place, and what reads of it become: values of the parts with these
+    names, or, where it has several definitions, reads of the tensor with this name.
+
+    Where it may not exist everywhere, `Z_value` is an output behind the parts, which holds the fill elsewhere, and who
+    reads the parts takes over where it exists.
+    """
+    value = _fresh(f"{t.name}_value", taken)
+    mine = [d for d in c.definitions if isinstance(d, Einsum) and d.target == t.name]
+    s = Stored(c, t, value, taken)
+    everywhere = len(mine) == 1 and _everywhere(c, t, mine[0])
+    if not everywhere:
+        s.value = _fresh(f"{t.name}_filled", taken)
+    s.parts()
+    at = tuple(d.at for d in s.dims)
+    if not everywhere:
+        held = call("coalesce", Access(value, at), Const(float(t.fill)))
+        s.made.insert(0, Einsum(s.value, at, held, (), (), t.span))
+        s.outputs.append(replace(t, name=value, dtype=t.dtype.compute))
+    made = list(c.definitions)
+    last = max(n for n, d in enumerate(made) if d in mine)
+    made[last + 1 : last + 1] = s.made
+    made = [replace(d, target=value) if d in mine else d for d in made]
+    if not everywhere and len(mine) == 1:
+
+        def rule(n: Expr) -> Expr:
+            if not (isinstance(n, Access) and n.tensor == t.name):
+                return n
+            return call("take", n, Access(value, n.indices), Const(0))
+
+        made = [_rewritten(d, rule) for d in made]
+    outputs = tuple(x for o in c.outputs for x in (s.outputs if o is t else [o]))
+    c = replace(c, ranks=(*c.ranks, *s.ranks), outputs=outputs, definitions=tuple(made))
+    return c, s.names if len(mine) == 1 else value
+
+
+def _everywhere(c: Cascade, t: Tensor, d: Einsum) -> bool:
+    """Whether a definition certainly defines every element."""
+    names = [i.name for i in d.indices if isinstance(i, Var)]
+    if len(set(names)) < len(d.indices):
+        return False
+    if any(not c.same_size(c.extent(v), size) for v, size in zip(names, t.shape, strict=True)):
+        return False
+    known = {x.name for x in c.inputs}
+    return all(len(c.defining(n)) <= 1 for n in c.tensors if n not in known) and not any(
+        x.where for x in c.definitions if isinstance(x, Einsum)
+    )
+
+
+def _rewritten(d: Einsum | Extern, rule: Callable[[Expr], Expr]) -> Einsum | Extern:
+    if isinstance(d, Extern):
+        return d
+    where = tuple(transform(p, rule) for p in d.where)
+    return replace(d, body=transform(d.body, rule), where=where)
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -157,3 +327,8 @@ def _fresh(name: str, taken: set[str]) -> str:
         name += "_"
     taken.add(name)
     return name
+
+
+def is_value(t: Tensor) -> bool:
+    """Whether an output behind the parts of a scaled one is what they were made from."""
+    return t.name.rstrip("_").endswith("_value") and t.dtype.native

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Einsum, Extern, Rank, Tensor
-from tcc.ir.dtype import Scaled
+from tcc.ir.cascade import Cascade, Definition, Einsum, Extern, Rank, Tensor
+from tcc.ir.dtype import Coded, Scaled
 from tcc.ir.expr import Access, Const, Expr, Size, Var, call, transform
 from tcc.ir.index import within
 from tcc.ir.scaled_parts import Names, divided, parts_of, rank_groups, value_at
 from tcc.ir.target import Target
-from tcc.passes._scaled_outputs import encoded, stored_by_parts
+from tcc.passes._scaled_outputs import encoded, stored_by_parts, written
 
 
 def unscale(c: Cascade, target: Target) -> Cascade:
@@ -20,14 +21,14 @@ def unscale(c: Cascade, target: Target) -> Cascade:
     W[n, k]   -->   (f32(W_codes[n, k]) - 8) * f32(W_scale[n, k // 128])
 
     A rank K of unknown size that has groups is K_GROUPS * 128 from then on. A read that may lie outside is
-    `select(inside, …, fill)`. Inputs that are outputs or that externs read stay as they are. Scaled outputs become their
-    parts, too, where `_scaled_outputs` says how.
+    `select(inside, …, fill)`. Inputs that externs read stay as they are. Scaled outputs become their parts, too, as
+    `_scaled_outputs` says, and coded ones their elements.
     """
-    kept = {t.name for t in c.outputs}
-    kept |= {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
+    kept = {o for d in c.definitions if isinstance(d, Extern) for o in d.operands}
     scaled = [t for t in c.inputs if isinstance(t.dtype.form, Scaled) and t.name not in kept]
-    stored = [t for t in c.outputs if stored_by_parts(c, t) is not None]
-    if not scaled and not stored:
+    stored = [t for t in c.outputs if stored_by_parts(c, t)]
+    bits = [t for t in c.outputs if isinstance(t.dtype.form, Coded) and written(c, t)]
+    if not scaled and not stored and not bits:
         return c
     c = replace(c, ranks=_grouped(c, [*scaled, *stored]))
 
@@ -36,25 +37,61 @@ def unscale(c: Cascade, target: Target) -> Cascade:
 
     taken = set(c.tensors)
     names: dict[str, Names] = {}
-    inputs: list[Tensor] = []
+    inputs: dict[str, list[Tensor]] = {}
     for t in c.inputs:
         if t not in scaled:
-            inputs.append(t)
+            inputs[t.name] = [t]
             continue
         mine = names[t.name] = {}
+        made = inputs[t.name] = []
         for p in parts_of(t.dtype, t.axes, t.shape, over):
             mine[p.path] = _fresh(f"{t.name}_{p.name}", taken)
-            inputs.append(Tensor(mine[p.path], p.dtype, p.shape, 0, t.span, t.constant))
-    made = tuple(_read(c, d, names) if isinstance(d, Einsum) else d for d in c.definitions)
+            packed = t.packed and p.path == ("codes",)
+            made.append(Tensor(mine[p.path], p.dtype, p.shape, 0, t.span, t.constant, packed=packed))  # fmt: skip
+    outputs = [x for t in c.outputs for x in (inputs[t.name] if t.name in names else [t])]
+    taken |= {r.name for r in c.ranks}
+    c = replace(
+        c, inputs=tuple(t for mine in inputs.values() for t in mine), outputs=tuple(outputs)
+    )
+    held = dict(c.tensors)
+    for t in stored:
+        c, found = encoded(c, t, taken)
+        if isinstance(found, str):
+            c = replace(c, definitions=tuple(_renamed(d, t.name, found) for d in c.definitions),
+                        stops=tuple(replace(s, condition=transform(s.condition, _naming(t.name, found))) for s in c.stops))  # fmt: skip
+        else:
+            names[t.name] = found
+    for t in bits:
+        c = _uncoded(c, t, taken)
+    read = (_read(c, held, d, names) if isinstance(d, Einsum) else d for d in c.definitions)
     from tcc.ir.infer import build
 
-    c = replace(c, inputs=tuple(inputs), definitions=made)
-    taken |= {r.name for r in c.ranks}
-    for t in stored:
-        d = stored_by_parts(c, t)
-        assert d is not None
-        c = encoded(c, t, d, taken)
-    return build(c)
+    return build(replace(c, definitions=tuple(read)))
+
+
+def _uncoded(c: Cascade, t: Tensor, taken: set[str]) -> Cascade:
+    """The program with the elements of a coded output, which the caller gets coded."""
+    assert isinstance(t.dtype.form, Coded)
+    plain = replace(t, name=_fresh(f"{t.name}_elements", taken), dtype=t.dtype.form.element)
+    named = (_renamed(d, t.name, plain.name) for d in c.definitions)
+    made = (
+        replace(d, target=plain.name) if isinstance(d, Einsum) and d.target == t.name else d
+        for d in named
+    )
+    outputs = tuple(plain if o is t else o for o in c.outputs)
+    return replace(c, outputs=outputs, definitions=tuple(made))
+
+
+def _naming(old: str, new: str) -> Callable[[Expr], Expr]:
+    return lambda n: replace(n, tensor=new) if isinstance(n, Access) and n.tensor == old else n
+
+
+def _renamed(d: Definition, old: str, new: str) -> Definition:
+    if not isinstance(d, Einsum):
+        return d
+    rule = _naming(old, new)
+    where = tuple(transform(p, rule) for p in d.where)
+    return replace(d, body=transform(d.body, rule), where=where)
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -80,7 +117,7 @@ def _grouped(c: Cascade, scaled: list[Tensor]) -> tuple[Rank, ...]:
     return tuple(found)
 
 
-def _read(c: Cascade, d: Einsum, names: dict[str, Names]) -> Einsum:
+def _read(c: Cascade, tensors: dict[str, Tensor], d: Einsum, names: dict[str, Names]) -> Einsum:
     """The definition with every read of a scaled tensor as arithmetic on its parts."""
     if not any(a.tensor in names for a in d.reads):
         return d
@@ -89,7 +126,7 @@ def _read(c: Cascade, d: Einsum, names: dict[str, Names]) -> Einsum:
     def rule(n: Expr) -> Expr:
         if not (isinstance(n, Access) and n.tensor in names):
             return n
-        t = c.tensors[n.tensor]
+        t = tensors[n.tensor]
         value = value_at(t.dtype, t.axes, names[n.tensor], n.indices)
         held: Expr | None = None
         for i, size in zip(n.indices, t.shape, strict=True):

@@ -12,11 +12,17 @@ from tcc import dtypes
 from tcc.cost_report import predicted
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.dtype_scaled import random_stored
 from tcc.ir.dtype_text import dtype
 from tcc.ir.packed import packed_bytes, unpacked
 
 torch = pytest.importorskip("torch")
 TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "nf4", "f4e2m1", "posit4_1"]
+SCALED = [
+    "u4[group k 32, scale f16, zero 8]", "i4[group k 32, scale f16]", "nf4[group k 32, scale f32]", "i1[scale f32]",
+    "f4e2m1[group k 32, scale e8m0]", "u2[group k 16, scale f16, zero u2]", "u4[vector k 2, table f16]",
+    "u4[vector n 2, table f16, residual 2]", "f4e2m1[group k 16, scale f8e4m3fn[scale f32]]",
+]  # fmt: skip
 
 
 def declared(name: str) -> Any:
@@ -133,6 +139,29 @@ def test_attention_walks_packed_keys_once_and_moves_their_bytes(bits: int) -> No
     np.testing.assert_allclose(many(q, kc, ks, vc, vs), attended(q, k, v), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "t", [SCALED[0].replace("k ", "e "), SCALED[4].replace("k ", "e "), "nf4[group e, scale f32]"]
+)
+def test_attention_walks_scaled_caches_with_channels_on_the_lanes(t: str) -> None:
+    """Also where a row has several scales, so that channels are two variables."""
+    f = tcc.compile(f"""
+        ranks H=4, M=1030, E=64
+        in  Q: f32[H, E], K: {t}[H, M, E] packed, V: {t}[H, M, E] packed
+        out Z: f32[H, E]
+        QK[h, m] = Q[h, e] * K[h, m, e] / 8.0
+        GM[h]    = QK[h, m] :: max(m)
+        SN[h, m] = exp(QK[h, m] - GM[h])
+        SD[h]    = SN[h, m]
+        Z[h, e]  = SN[h, m] / SD[h] * V[h, m, e]""")
+    rng = np.random.default_rng(6)
+    q = rng.standard_normal((4, 64)).astype(np.float32)
+    k, v = (dtypes.encode(rng.standard_normal((4, 1030, 64)), t, "h m e") for _ in range(2))
+    want = attended(q[:, None], k.decode(), v.decode())[:, 0]
+    np.testing.assert_allclose(f(q, k.pack(), v.pack()), want, rtol=1e-3, atol=1e-5)
+    reads = [x for x in str(f.result.mapping).splitlines() if " = " in x and "K_codes[" in x]
+    assert reads and all(" with e" in x for x in reads)
+
+
 TAIL = """
     ranks H=8, M=P+T, E=64
     in  Q: f32[H, E], KC: u4[H, P, E] packed, KS: f32[H, E], KR: f32[H, T, E]
@@ -185,10 +214,68 @@ def test_computed_bytes_are_unpacked_by_division() -> None:
     torch.testing.assert_close(tcc.compile(f)(x), f(x))
 
 
+@pytest.mark.parametrize("names", [SCALED[:5], SCALED[5:]], ids="-".join)
+def test_scaled_tensors_come_as_packed_codes_and_scales(names: list[str]) -> None:
+    rng = np.random.default_rng(3)
+    ins = "".join(f", W{n}: {t}[N, K] packed{' constant' * (n % 2)}" for n, t in enumerate(names))
+    outs = ", ".join(f"C{n}: f32[M, N]" for n in range(len(names)))
+    text = f"in A: f32[M, K]{ins}\nout {outs}, D: f32[N, K]\nD[n, k] = W0[n, k]\n"
+    text += "\n".join(f"C{n}[m, n] = A[m, k] * W{n}[n, k]" for n in range(len(names)))
+    assert str(tcc.parse(text)).count(" packed") == len(names)
+    whole = [random_stored(dtype(t), ("n", "k"), (48, 128), rng, 2) for t in names]
+    given = [w.pack() for w in whole]
+    for w, p in zip(whole, given, strict=True):
+        assert (
+            p.codes.dtype == np.uint8
+            and p.codes.shape[-1] == w.codes.shape[-1] * dtype(w.dtype.name).bits // 8
+        )
+        assert p.shape == w.shape
+        np.testing.assert_array_equal(p.unpack().codes, w.codes)
+        np.testing.assert_array_equal(p.decode(), w.decode())
+    compiled, truth = tcc.compile(text, verify_each=True), tcc.compile(text, target="numpy")
+    for m in (1, 40):
+        a = rng.standard_normal((m, 128)).astype(np.float32)
+        got, want = compiled(a, *given), truth(a, *given)
+        for g, w in zip(got[:-1], whole, strict=False):
+            np.testing.assert_allclose(g, a @ w.decode().T, rtol=1e-4, atol=1e-4)
+        for g, v in zip(got, want, strict=True):
+            np.testing.assert_allclose(g, v, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_and_plain_tensors_are_told_apart() -> None:
+    kind = "u4[group k 8, scale e8m0]"
+    text = f"in W: {kind}[N, K]{{}}\nout Z: f32[N]\nZ[n] = W[n, k]"
+    w = dtypes.encode(np.arange(64.0).reshape(4, 16), kind, "n k")
+    for target in ("cpu", "numpy"):
+        packed, plain = (tcc.compile(text.format(p), target=target) for p in (" packed", ""))
+        np.testing.assert_allclose(packed(w.pack()), plain(w), rtol=1e-6)
+        with pytest.raises(CompileError, match="is not packed") as caught:
+            packed(w)
+        assert caught.value.diagnostic.code == "T0148"
+        with pytest.raises(CompileError, match="is packed"):
+            plain(w.pack())
+    codes, scale = torch.from_numpy(w.pack().codes), torch.from_numpy(w.parts["scale"])
+    tensors = dtypes.Encoded(w.dtype, w.axes, codes, {"scale": scale}, packed=True)
+    np.testing.assert_allclose(packed(w.pack()), packed(tensors))
+    assert isinstance(tensors.unpack().codes, torch.Tensor)
+    with pytest.raises(CompileError, match="no whole bytes"):
+        dtypes.encode(np.ones((2, 3)), "u4[scale f16]", "n k").pack()
+    with pytest.raises(CompileError, match="no whole bytes"):
+        dtypes.encode(np.ones((2, 8)), "u3[scale f16]", "n k").pack()
+    with pytest.raises(CompileError, match="no packed codes"):
+        dtypes.Encoded(w.dtype, w.axes, w.codes.astype(np.int8), dict(w.parts), packed=True)
+
+
 @pytest.mark.parametrize(
     ("declaration", "part"),
     [
         ("in X: u3[N] packed\nout Z: i32\nZ = X[n]", "type u3"),
+        ("in X: bf16[coded n 4][N] packed\nout Z: f32\nZ = X[n]", "type bf16"),
+        ("ranks N=6\nin X: i2[scale f16][N] packed\nout Z: f32\nZ = X[n]", "rows of 6"),
+        (
+            "ranks N=6\nin X: u4[vector n 2, table f16][N] packed\nout Z: f32\nZ = X[n]",
+            "4 to a byte",
+        ),
         ("in X: f32[N] packed\nout Z: f32\nZ = X[n]", "type f32"),
         ("in X: u4 packed\nout Z: i32\nZ = X", "no dimension"),
         ("ranks N=7\nin X: u4[N] packed\nout Z: i32\nZ = X[n]", "rows of 7"),

@@ -123,8 +123,9 @@ def _scatter(
         s.intervals[lane] = Interval(plus(old[lane].low, Var(x)), old[lane].high, 1, False)
         place = f"{t} * {sizes[lane]} + {x}"
     target = s.storage[d.target]
-    address = integer_text(s, s.address(Access(d.target, d.indices)))
-    s.lines.add(f"{target.pointer}[{address}] = {s.put(d.target, f'{part}[{place}]')};")
+    stored = Access(d.target, d.indices)
+    address = integer_text(s, s.address(stored))
+    s.lines.add(f"{target.pointer}[{address}] = {s.put(stored, f'{part}[{place}]')};")
     s.lines.close()
     if lane is not None:
         s.lines.close()

@@ -1,7 +1,8 @@
 """Codes in C: `get_T` decodes one stored element, `put_T` rounds a value to its code, both as the reference does.
 
 bf16 and f16 are computed (eight at a time: `ld_T ldn_T st_T stn_T rnd_T`); other floats of up to 10 bits are looked up in the
-reference's own table, and rounded by its ladder; integers of any width are cut to it, or saturate.
+reference's own table, and rounded by its ladder; wider ones are computed (`_wide_codes`); integers of any width are cut to it,
+or saturate.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tcc.backends.c._draws import DRAW
+from tcc.backends.c._wide_codes import wide_functions
 from tcc.ir.dtype import DTYPES, Coded, DType, Float, Posit, Scaled, Table
 from tcc.ir.dtype_codes import encode, float_form, integer_range, ladder, table
 from tcc.ir.expr import Cast, walk
@@ -27,7 +30,14 @@ def is_coded(t: DType) -> bool:
 
 def computed(t: DType) -> DType:
     """The type in which C computes with elements of `t`."""
-    return DTYPES["f32"] if t.name == "f16" else t.compute
+    return DTYPES["f32"] if t.compute.name == "f16" else t.compute
+
+
+def same_codes(stored: DType | None, t: DType) -> bool:
+    """Whether what is stored are the codes of a type, however it rounds to them."""
+    if stored is None or stored.rounding == "stochastic" or stored.name in HALVES:
+        return False
+    return t.form is not None and (t.form, t.bits) == (stored.form, stored.bits)
 
 
 def supported(t: DType) -> bool:
@@ -36,11 +46,7 @@ def supported(t: DType) -> bool:
         return True
     if isinstance(t.form, Coded):  # read only, by leaves that decode
         return supported(t.form.element) or starts_f32(t.form.element)
-    if isinstance(t.form, Scaled) or t.rounding == "stochastic" or (t.bits == 64 and t.saturate):
-        return False
-    if t.is_integer:
-        return True
-    return t.form is not None and t.bits <= TABLE_BITS and t.rounding in ("", "nearest")
+    return not isinstance(t.form, Scaled)
 
 
 def starts_f32(t: DType) -> bool:
@@ -87,10 +93,10 @@ def code_functions(m: Mapping, used: set[str]) -> list[str]:
         for leaf in leaves(k.body) if isinstance(k, Kernel) else ():
             parts = walk(leaf.einsum.body, *leaf.einsum.where, *leaf.einsum.indices)
             types += [e.dtype for e in parts if isinstance(e, Cast)]
-    out = []
+    out = [DRAW] if any(t.rounding == "stochastic" for t in types) else []
     for t in sorted({word(t): t for t in types if is_coded(t)}.values(), key=word):
         name = word(t)
-        mine = {f for f in used if re.fullmatch(rf"\w+_{name}(_f32x8|_float)?", f)}
+        mine = {f for f in used if re.fullmatch(rf"\w+_{name}(_f32x8|_float|_u64)?", f)}
         if not mine:
             continue
         if t.name in HALVES:
@@ -99,8 +105,11 @@ def code_functions(m: Mapping, used: set[str]) -> list[str]:
                 out.append((_BF16_LANES if t.name == "bf16" else _F16_LANES) + _LANES.replace("$T", name))  # fmt: skip
         elif t.is_integer:
             out.append(_integer(t, name))
-        else:
+        elif isinstance(t.form, Table) or t.bits <= TABLE_BITS:
             out.append(_table(t, name))
+        else:
+            real = "float" if computed(t).name == "f32" else "double"
+            out.append(wide_functions(t, name, stored_type(t), real))
     return out
 
 
@@ -223,18 +232,40 @@ def _integer(t: DType, name: str) -> str:
     low, high = integer_range(t)
     c, wide = stored_type(t), f"{computed(t).numpy.name}_t"
     unused = 64 - t.bits
-    cut = f"({c})((int64_t)((uint64_t)v << {unused}) >> {unused})" if low else f"({c})(v & {high})"
+    cut = (
+        f"({c})((int64_t)((uint64_t)v << {unused}) >> {unused})" if low else f"({c})(v & {high}ll)"
+    )
+    least, most = (f"-{high}ll - 1", f"{high}ll") if low else ("0", f"{high}ull")
+    top = "" if t.bits == 64 else f" : v > {high}ll ? {high}ll"
     if t.saturate:
-        least = f"-{high}ll - 1" if low else "0"
-        cut = f"({c})(v < {least} ? {least} : v > {high}ll ? {high}ll : v)"
-    if t.bits == 64:
+        cut = f"({c})(v < {least} ? {least}{top} : v)"
+    elif t.bits == 64:
         cut = f"({c})v"
+    natural = f"({c})(v > {most} ? {most} : v)" if t.saturate else f"put_{name}((int64_t)v)"
     turned = "nearbyint(v)" if t.rounding == "nearest" else "trunc(v)"
+    place, drawn = "", ""
+    if t.rounding == "stochastic":
+        turned, place, drawn = (
+            "floor(v)",
+            ", int64_t place",
+            "const double part = v - floor(v);\n  ",
+        )
+        turned += f" + (tcc_draw({t.seed}ull, place) < part)"
+    end = "v >= 0x1p62 ? (int64_t)1 << 62 : v <= -0x1p62 ? -((int64_t)1 << 62) : (int64_t)v"
+    whole = (
+        f"put_{name}(v != v ? 0 : {end})"  # beyond what i64 holds, the lowest bits do not matter
+    )
+    if t.saturate:
+        wider = "int64_t" if low else "uint64_t"
+        whole = (
+            f"({c})(v != v ? 0 : v <= {low or 0}. ? {least} : v >= {high}. ? {most} : ({wider})v)"
+        )
     return f"""static inline {wide} get_{name}({c} v) {{ return ({wide})v; }}
 static inline {c} put_{name}(int64_t v) {{ return {cut}; }}
-static inline {c} put_{name}_float(double v) {{  /* NaN is 0; the rest of what is too large for i64 does not matter */
-  v = {turned};
-  return put_{name}(v != v ? 0 : v >= 0x1p62 ? (int64_t)1 << 62 : v <= -0x1p62 ? -((int64_t)1 << 62) : (int64_t)v);
+static inline {c} put_{name}_u64(uint64_t v) {{ return {natural}; }}
+static inline {c} put_{name}_float(double v{place}) {{
+  {drawn}v = {turned};
+  return {whole};
 }}"""
 
 
@@ -255,15 +286,18 @@ def _table(t: DType, name: str) -> str:
     c, real = stored_type(t), "float" if single else "double"
     rungs = ladder(t)
     codes = [int(v) for v in rungs.codes]
-    over = int(encode(np.asarray([np.inf]), t)[0])
-    codes += [over] if len(rungs.turn) == len(rungs.values) else []
+    drawn = t.rounding == "stochastic"
+    down = t.rounding == "zero" or drawn
+    turn = rungs.values[1:] if down else rungs.turn  # where the code before ends
+    if len(turn) == len(codes) or down:
+        codes += [int(encode(np.asarray([np.inf]), t)[0])]
     odd = [int(v) for v in rungs.odd]
     sign = 1 << (t.bits - 1)
     nan = int(encode(np.asarray([np.nan]), t)[0])
     after = ""
     if isinstance(t.form, Posit):
         after = (
-            f"  if (isinf(v)) return {sign};\n  if (a > 0 && at == 0) at = 1;\n"
+            f"  if (isinf(v)) return {sign};\n{'' if down else '  if (a > 0 && at == 0) at = 1;'}\n"
             f"  return ({c})(v < 0 ? -codes[at] & {2 * sign - 1} : codes[at]);"
         )
     elif isinstance(t.form, Table):
@@ -276,22 +310,36 @@ def _table(t: DType, name: str) -> str:
         else:
             lost = "v < 0" if t.form.subnormal else "v <= 0"
             after = f"  return ({c})({lost} ? {nan} : codes[at]);"
+    if drawn:
+        above = f"at < {len(turn)} ? values[at + 1] : {_numbers([rungs.beyond], '')}"
+        after = f"  if (a >= values[0] && tcc_draw({t.seed}ull, place) < (a - values[at]) / (({above}) - values[at])) at++;\n{after}"
+    elif down and rungs.signed:
+        after = f"  if (isinf(v)) at = {len(codes) - 1};\n{after}"
+    elif down:
+        after = f"  if (a < 0 && a > values[at] && at < {len(turn)}) at++;\n{after}"
     size = "fabs(v)" if rungs.signed else "v"
+    before = "<=" if down else "<"
+    tie = "" if down else f"\n  if (at < {len(turn)} && turn[at] == a && odd[at]) at++;"
+    evens = (
+        ""
+        if down
+        else f"\n  static const unsigned char odd[{len(odd)}] = {{{', '.join(map(str, odd))}}};"
+    )
+    if drawn or (down and not rungs.signed):
+        evens = f"\n  static const double values[{len(rungs.values)}] = {{{_numbers(rungs.values, '')}}};"
     return f"""static inline {real} get_{name}({c} c) {{
   static const {real} values[{2**t.bits}] = {{{_numbers(table(t), "f" if single else "")}}};
   return values[c & {2**t.bits - 1}];
 }}
-static inline {c} put_{name}(double v) {{
-  static const double turn[{len(rungs.turn)}] = {{{_numbers(rungs.turn, "")}}};
-  static const int codes[{len(codes)}] = {{{", ".join(map(str, codes))}}};
-  static const unsigned char odd[{len(odd)}] = {{{", ".join(map(str, odd))}}};
+static inline {c} put_{name}(double v{", int64_t place" * drawn}) {{
+  static const double turn[{len(turn)}] = {{{_numbers(turn, "")}}};
+  static const int codes[{len(codes)}] = {{{", ".join(map(str, codes))}}};{evens}
   const double a = {size};
   int at = 0;
   if (v != v) return {nan};
-  for (int n = {len(rungs.turn)}; n;) {{
+  for (int n = {len(turn)}; n;) {{
     const int half = n / 2;
-    if (turn[at + half] < a) at += half + 1, n -= half + 1; else n = half;
-  }}
-  if (at < {len(rungs.turn)} && turn[at] == a && odd[at]) at++;
+    if (turn[at + half] {before} a) at += half + 1, n -= half + 1; else n = half;
+  }}{tie}
 {after}
 }}"""

@@ -46,14 +46,14 @@ class Decoder:
             name = s.names.fresh(f"{self.access.tensor}_values")
             if len(values) > 2**REGISTER:
                 self.names.append((name,))
-                s.lines.add(_static(name, values))
+                s.lines.add(static_table(name, values))
                 continue
             names = [name, *(s.names.fresh(name) for _ in range(1, together))]
             self.names.append(tuple(names))
             ld = s.use(f"ld_f32x{lanes}")
             for part, name in enumerate(names):
                 moved = [values[(i >> part * self.bits) % len(values)] for i in range(len(values))]
-                s.lines.add(_static(f"{name}_", moved))
+                s.lines.add(static_table(f"{name}_", moved))
                 high = f", {name}h = {ld}({name}_ + 8)" * (lanes == 8 and self.bits == REGISTER)
                 s.lines.add(f"const f32x{lanes} {name} = {ld}({name}_){high};")
 
@@ -179,7 +179,8 @@ def all_values(t: DType) -> Any:
     return np.asarray(table(t)).astype(np.float32)
 
 
-def _static(name: str, values: Sequence[float]) -> str:
+def static_table(name: str, values: Sequence[float]) -> str:
+    """The C text of a table of floats."""
     return f"static const float {name}[{len(values)}] = {{{', '.join(map(_number, values))}}};"
 
 

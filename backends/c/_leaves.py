@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tcc.backends.c._scalar import literal, scalar, typed
+from tcc.backends.c._codes import same_codes
+from tcc.backends.c._scalar import code_of, literal, scalar, typed
 from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, span_text
 from tcc.backends.c._streams import computes, fetch, next_rows, stream_test, streaming
 from tcc.backends.c._transpose import emit_transposed
@@ -113,7 +114,9 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
     inner = [p for p in d.where if set(variables(p)) & set(reduced)]
     outer = [p for p in d.where if p not in inner]
     if not reduced:
-        value = typed(s, _unrounded(s, d), t)
+        code = s.storage[d.target].code
+        drawn = code is not None and code.rounding == "stochastic"  # of what is not rounded yet
+        value = typed(s, _unrounded(s, d), F64 if drawn else t)
     else:
         monoid = d.monoid(reduced[0])
         first = first_visit(s, d)
@@ -134,7 +137,16 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
     if outer:
         other = old if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
         value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
-    s.lines.add(f"{place} = {s.put(d.target, value)};")
+    stored = s.put(target, value)
+    last = _unrounded(s, d)
+    if (
+        not reduced
+        and not outer
+        and isinstance(last, Cast)
+        and same_codes(s.storage[d.target].code, last.dtype)
+    ):
+        stored = code_of(s, last)
+    s.lines.add(f"{place} = {stored};")
     for v, interval in reversed(opened):
         s.lines.close()
         s.intervals[v] = interval
@@ -143,10 +155,9 @@ def _scalar_leaf(s: Scope, d: Einsum, free: list[str], reduced: list[str]) -> No
 def _split_reduction(s: Scope, d: Einsum, lane: str, reduced: list[str]) -> None:
     """Loops over the other reduced variables around a vector loop that combines into the target."""
     t = s.storage[d.target].dtype
-    place = (
-        f"{s.storage[d.target].pointer}[{integer_text(s, s.address(Access(d.target, d.indices)))}]"
-    )
-    start = s.put(d.target, literal(MONOIDS[d.monoid(lane)].identity, t))
+    target = Access(d.target, d.indices)
+    place = f"{s.storage[d.target].pointer}[{integer_text(s, s.address(target))}]"
+    start = s.put(target, literal(MONOIDS[d.monoid(lane)].identity, t))
     first = first_visit(s, d)
     s.lines.add(f"{place} = {start};" if first is None else f"if ({first}) {place} = {start};")
     loops = [open_loop(s, v) for v in reduced]
@@ -484,4 +495,4 @@ def _finish(s: Scope, d: Einsum, sums: _Sum, accumulate: bool) -> None:
             s.get(d.target, place) if id(d) in s.updates else literal(s.tensor(d.target).fill, t)
         )
         value = f"{' && '.join(scalar(s, p) for p in outer)} ? {value} : {other}"
-    s.lines.add(f"{place} = {s.put(d.target, value)};")
+    s.lines.add(f"{place} = {s.put(Access(d.target, d.indices), value)};")

@@ -103,6 +103,11 @@ def scalar(s: Scope, e: Expr) -> str:
 
 def _rounded(s: Scope, e: Cast) -> str:
     """The value that a narrow type has for the operand: encoded, and decoded again."""
+    return f"{s.use(f'get_{word(e.dtype)}')}({code_of(s, e)})"
+
+
+def code_of(s: Scope, e: Cast) -> str:
+    """The code that a narrow type has for the operand."""
     t = e.dtype
     if not supported(t):
         raise CompileError("T0302", f"the C backend can not convert to {t} yet", e.span,
@@ -112,8 +117,9 @@ def _rounded(s: Scope, e: Cast) -> str:
     if t.name in HALVES and have.name == "f64":  # rounded to odd on the way, not twice to even
         value = f"{s.use('odd_float')}({value})"
     whole = t.is_integer and have.is_float
-    put = s.use(f"put_{word(t)}{'_float' if whole else ''}")
-    return f"{s.use(f'get_{word(t)}')}({put}({value}))"
+    source = "_float" if whole else "_u64" if t.is_integer and have.name == "u64" else ""
+    put = s.use(f"put_{word(t)}{source}")
+    return f"{put}({value})"
 
 
 def _type(s: Scope, e: Expr, wanted: DType) -> DType:

@@ -130,10 +130,19 @@ class Scope:
         code = self.storage[tensor].code
         return element if code is None else f"{self.use(f'get_{word(code)}')}({element})"
 
-    def put(self, tensor: str, value: str) -> str:
+    def put(self, a: Access, value: str) -> str:
         """What is stored for a value."""
-        code = self.storage[tensor].code
-        return value if code is None else f"{self.use(f'put_{word(code)}')}({value})"
+        code = self.storage[a.tensor].code
+        if code is None:
+            return value
+        if code.rounding != "stochastic":
+            return f"{self.use(f'put_{word(code)}')}({value})"
+        at: Expr = Const(0)  # the row-major position, which draws the random number
+        for i, size in zip(a.indices, self.tensor(a.tensor).shape, strict=True):
+            at = call("add", call("mul", at, size), i)
+        place = integer_text(self, simplify_index(self.located(at), self.counters))
+        put = self.use(f"put_{word(code)}{'_float' * code.is_integer}")
+        return f"{put}({value}, {place})"
 
     def located(self, e: Expr) -> Expr:
         """An index with variables replaced by their values: lower bounds of their tiles plus counters."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from tcc.backends.c._code_lanes import lanes_of_codes, load_codes
 from tcc.backends.c._codes import HALVES, is_coded
 from tcc.backends.c._narrow import cut, narrow, widened
 from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
@@ -314,13 +315,12 @@ class Vector:
         moving = [(i, n) for i, n in s.unsafe(a) if self.lane in variables(i)]
         indirect = any(self.lane in variables(x) for i in a.indices for x in accesses(i))
         code = s.storage[a.tensor].code
-        stored = s.storage[a.tensor]
-        looked_up = code is not None and code.name not in HALVES and not narrow(s, a.tensor)
-        looked_up = looked_up or bool(stored.packed and not narrow(s, a.tensor))
+        one_by_one = code is not None and code.name not in HALVES and not narrow(s, a.tensor)
+        one_by_one = one_by_one and not lanes_of_codes(s, a.tensor, self.lanes)
         near = step is not None and (
             step.constant == 1 or (step.constant == 2 and code is None and t.is_float)
         )
-        if not near or indirect or looked_up:
+        if not near or indirect or one_by_one:
             return self._gather(a, t)
         if moving:
             return self._window(a, t, moving)
@@ -389,7 +389,8 @@ class Vector:
         if stored := narrow(self.s, tensor):
             return self.fn(f"{name}_{stored}", self.integer)
         if code is not None:
-            return self._half(f"{name}_{code.name}")
+            loads = load_codes(self.s, tensor, name, self.lanes)
+            return loads or self._half(f"{name}_{code.name}")
         if t.kind == "b":
             name = f"{name[:2]}b{name[2:]}"
         elif name == "st" and tensor in self.streamed:
@@ -485,7 +486,7 @@ class Vector:
             at = integer_text(s, s.address(a))
             shown = f"{name}[{n}] != 0" if t.kind == "b" else f"{name}[{n}]"
             guard = f"if ({n} < {self.count}) " if self.count is not None else ""
-            s.lines.add(f"{guard}{pointer}[{at}] = {s.put(a.tensor, shown)};")
+            s.lines.add(f"{guard}{pointer}[{at}] = {s.put(a, shown)};")
         s.intervals[self.lane] = old
 
 

@@ -11,14 +11,19 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from tcc.backends.triton._codes import readable, stored_type
 from tcc.backends.triton._interpret import Job, interpret_all
 from tcc.backends.triton._kernel import KernelText, emit_kernel
 from tcc.backends.triton._launcher import CHECK, emit_launcher
 from tcc.backends.triton._names import Names, mangled
-from tcc.ir.cascade import Extern
+from tcc.ir.cascade import Extern, Tensor
 from tcc.ir.diagnostics import CompileError
+from tcc.ir.expr import Cast, walk
 from tcc.ir.interpret import bind
-from tcc.ir.mapping import Mapping, signature
+from tcc.ir.mapping import Kernel, Mapping, leaves, signature
+from tcc.ir.packed import elements_shape
 from tcc.ir.target import Target
 
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -56,7 +61,7 @@ class Program:
 
         if not self._module:
             self._module.append(_toolchain.load(self.source))
-        tensors = [torch.as_tensor(inputs[t.name]).cuda() for t in self.mapping.inputs]
+        tensors = [_codes_of(torch, inputs[t.name], t).cuda() for t in self.mapping.inputs]
         out = getattr(self._module[0], self.launcher)(*tensors, **given)
         return dict(zip(names, out if isinstance(out, tuple) else (out,), strict=True))
 
@@ -66,13 +71,14 @@ class Program:
 
     def _arrays(self, inputs: MappingABC[str, Any]) -> list[Any]:
         """The inputs as NumPy arrays of the declared types."""
-        import numpy as np
-
         found = []
         for t in self.mapping.inputs:
             value = inputs[t.name]
-            value = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-            found.append(value.astype(t.dtype.numpy, copy=False))
+            if hasattr(value, "detach"):
+                import torch
+
+                value = _codes_of(torch, value, t).cpu().numpy()
+            found.append(np.asarray(value).astype(stored_type(t), copy=False))
         return found
 
     def _sizes(
@@ -81,7 +87,12 @@ class Program:
         """The sizes that the launcher takes: those that no input has. Checks shapes (T0125 to
         T0127).
         """
-        bound = bind(signature(self.mapping), inputs, sizes)
+        shaped = dict(inputs)
+        for t in self.mapping.inputs:
+            if t.packed:  # bytes, of which each holds several elements
+                shape = elements_shape(t, tuple(inputs[t.name].shape))
+                shaped[t.name] = np.broadcast_to(np.zeros((), np.uint8), shape)
+        bound = bind(signature(self.mapping), shaped, sizes)
         from tcc.ir.expr import Size
 
         seen = {s.rank for t in self.mapping.inputs for s in t.shape if isinstance(s, Size)}
@@ -103,14 +114,16 @@ def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
         raise CompileError(
             "T0367", f"unknown precision `{precision}`", helps=f"one of {', '.join(PRECISIONS)}"
         )
+    read = {t.name for t in mapping.inputs} - {t.name for t in mapping.outputs}
     for t in signature(mapping).tensors.values():
-        if not t.dtype.native:
+        if not (readable(t.dtype) if t.name in read else t.dtype.native):
             raise CompileError(
                 "T0367",
-                f"the Triton backend has no {t.dtype} tensors yet: `{t.name}`",
+                f"the Triton backend has no {t.dtype} {'inputs' if t.name in read else 'results'} yet: `{t.name}`",
                 t.span,
                 helps="decode it before, or compile for the cpu target",
             )
+    _check_conversions(mapping)
     module = Names({"_check"})
     helpers: dict[str, str] = {}
     kernels: list[KernelText] = []
@@ -134,6 +147,28 @@ def build(mapping: Mapping, target: Target, *, precision: str = "") -> Program:
         wrapper,
     ]
     return Program(mapping, "\n\n\n".join(parts) + "\n", launcher, tuple(kernels))
+
+
+def _check_conversions(m: Mapping) -> None:
+    """T0367 for a conversion into a type that is only stored."""
+    for k in m.kernels:
+        for leaf in leaves(k.body) if isinstance(k, Kernel) else ():
+            for e in walk(leaf.einsum.body, *leaf.einsum.where, *leaf.einsum.indices):
+                if isinstance(e, Cast) and not e.dtype.native:
+                    raise CompileError(
+                        "T0367",
+                        f"the Triton backend can not convert to {e.dtype} yet",
+                        e.span or leaf.einsum.span,
+                        helps="convert to a native type, or compile for the cpu target",
+                    )
+
+
+def _codes_of(torch: Any, value: Any, t: Tensor) -> Any:
+    """A tensor as the launcher takes it: torch's own floats of few bits as their codes."""
+    found = torch.as_tensor(value).detach()
+    wanted = getattr(torch, stored_type(t))
+    same_size = found.dtype != wanted and found.dtype.itemsize == wanted.itemsize
+    return found.view(wanted) if same_size and not t.dtype.native else found
 
 
 def emit(mapping: Mapping, target: Target, *, precision: str = "") -> str:

@@ -4,11 +4,13 @@ and launches.
 
 from __future__ import annotations
 
+from tcc.backends.triton._codes import stored_type
 from tcc.backends.triton._kernel import KernelText, Parameter
 from tcc.backends.triton._names import Lines, Names, quoted
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Call, Const, Expr, Size, Var, walk
+from tcc.ir.expr import Call, Const, Expr, Size, Var, call, walk
 from tcc.ir.mapping import Kernel, Mapping, leaves, signature, tensors
+from tcc.ir.packed import per_byte
 
 CHECK = '''def _check(name, tensor, dtype, shape, device):
     """Raises where a tensor is not what the kernels were written for."""
@@ -63,9 +65,12 @@ class _Launcher:
         inputs = list(self.tensor.values())
         add(f"{device} = {inputs[0]}.device" if inputs else f'{device} = torch.device("cuda")')
         for t in self.m.inputs:
+            shape = t.shape
+            if t.packed:
+                shape = (*shape[:-1], call("floordiv", shape[-1], Const(per_byte(t))))
             add(
-                f"_check({t.name!r}, {self.tensor[t.name]}, torch.{_TORCH[t.dtype.name]}, "
-                f"{self._shape(t.shape)}, {device})"
+                f"_check({t.name!r}, {self.tensor[t.name]}, torch.{stored_type(t)}, "
+                f"{self._shape(shape)}, {device})"
             )
         for t in self.m.outputs:
             if t.name not in self.tensor:
@@ -90,7 +95,8 @@ class _Launcher:
         for t in self.m.inputs:
             for n, s in enumerate(t.shape):
                 if isinstance(s, Size) and s.rank not in fixed:
-                    found.setdefault(s.rank, f"{self.tensor[t.name]}.shape[{n}]")
+                    many = f" * {per_byte(t)}" if t.packed and n == len(t.shape) - 1 else ""
+                    found.setdefault(s.rank, f"{self.tensor[t.name]}.shape[{n}]{many}")
         return found
 
     def _in_order(self) -> list[tuple[str, Expr]]:

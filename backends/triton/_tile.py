@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tcc.backends.triton._codes import decoded
 from tcc.backends.triton._names import Lines, Names
 from tcc.backends.triton._scalar import (
     ATOM,
@@ -26,9 +27,23 @@ from tcc.backends.triton._scalar import (
 )
 from tcc.ir.cascade import Cascade
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.expr import Access, Call, Cast, Const, Expr, Size, Var, text, transform, variables, walk
+from tcc.ir.expr import (
+    Access,
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Size,
+    Var,
+    call,
+    text,
+    transform,
+    variables,
+    walk,
+)
 from tcc.ir.index import poly, within
 from tcc.ir.infer import expression_dtype
+from tcc.ir.packed import per_byte
 
 Axes = tuple[str, ...]
 
@@ -275,26 +290,49 @@ class Tile:
                 return scope[key]
         used = set(variables(a))
         level = max((n + 1 for n, scope in enumerate(self.scopes) if scope.var in used), default=0)
+        t = self.signature.tensors[a.tensor]
+        coded = not t.dtype.native or t.packed
         arguments = [self.address(a, axes)]
-        if (mask := self.guard(a, axes)) is not None:
-            arguments += [
-                f"mask={mask.text}",
-                f"other={literal(self.signature.tensors[a.tensor].fill).text}",
-            ]
+        mask = self.guard(a, axes)
+        if mask is not None:
+            other = 0 if coded else t.fill
+            arguments += [f"mask={mask.text}", f"other={literal(other).text}"]
         indirect = any(isinstance(n, Access) for i in a.indices for n in walk(i))
         while level < len(self.scopes) and not self.scopes[level].var:
             level += 1  # what only some tiles need is loaded inside their `if`
         level = len(self.scopes) if indirect else level
-        name = self.define(a.tensor, "tl.load", arguments, level)
+        name = self.define(f"{a.tensor}{'_codes' * coded}", "tl.load", arguments, level)
+        if coded:
+            name = self.decode(a, name, axes, mask, level)
         self.loaded[level][key] = name
         return name
+
+    def decode(self, a: Access, codes: str, axes: Axes, mask: Code | None, level: int) -> str:
+        """The Python name of the values of loaded codes: of packed ones their bits of a byte; the fill where nothing was
+        loaded.
+        """
+        t = self.signature.tensors[a.tensor]
+        if t.packed:
+            place = self._integer(call("mod", a.indices[-1], Const(per_byte(t))), axes)
+            codes = f"{codes} >> ({place.within(PRODUCT)} * {t.bits})"
+            if t.dtype.native:  # bool
+                codes = f"({codes}) & {2**t.bits - 1}"
+        value = (
+            f"({codes}) != 0" if t.dtype.native else f"{decoded(t.dtype, self.helpers)}({codes})"
+        )
+        if mask is None:
+            return self.define(a.tensor, "", [value], level)
+        return self.define(a.tensor, "tl.where", [mask.text, value, literal(t.fill).text], level)
 
     def address(self, a: Access, axes: Axes) -> str:
         """The addresses of a tile."""
         if a.tensor not in self.pointers:
             self.pointers[a.tensor] = self.names.fresh(f"{a.tensor}_ptr")
         terms = [self.pointers[a.tensor]]
+        packed = self.signature.tensors[a.tensor].packed
         for n, i in enumerate(a.indices):
+            if packed and n == len(a.indices) - 1:
+                i = call("floordiv", i, Const(per_byte(self.signature.tensors[a.tensor])))
             terms.append(f"{self._integer(i, axes).within(PRODUCT)} * {self.stride(a.tensor, n)}")
         return " + ".join(terms)
 

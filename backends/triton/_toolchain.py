@@ -17,9 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tcc.backends.triton._codes import stored_type
 from tcc.backends.triton._kernel import KernelText
+from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.mapping import Mapping, tensors
+from tcc.ir.mapping import Buffer, Mapping, tensors
 
 _POINTER = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "bool": "i1"}
 
@@ -77,7 +79,7 @@ def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> d
             "Triton's interpreter is on, so nothing can be built ahead of time",
             helps="unset `TRITON_INTERPRET`",
         )
-    types = {name: t.dtype for name, t in tensors(m).items()}
+    types = {name: _kind(t) for name, t in tensors(m).items()}
     ranks = {name: len(t.shape) for name, t in tensors(m).items()}
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], int] = {}
@@ -87,7 +89,7 @@ def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> d
         if p.kind == "block" or contiguous:
             signature[p.name], constants[(i,)] = "constexpr", p.value if p.kind == "block" else 1
             continue
-        name = types[p.of].name if p.kind == "pointer" else ""
+        name = types[p.of] if p.kind == "pointer" else ""
         signature[p.name] = f"*{_POINTER.get(name, name)}" if name else "i32"
         attributes[(i,)] = [["tt.divisibility", 16]]
     function = getattr(load(source), k.name)
@@ -105,6 +107,13 @@ def compile_kernel(m: Mapping, k: KernelText, source: str, capability: int) -> d
         "warps": k.warps,
     }
     return out | _resources(out["ptx"], capability)
+
+
+def _kind(t: Tensor | Buffer) -> str:
+    """The name of a tensor's stored type: that of an integer, where it holds codes."""
+    if isinstance(t, Tensor) and (t.packed or not t.dtype.native):
+        return stored_type(t).replace("int", "")
+    return t.dtype.name
 
 
 def _resources(ptx: str, capability: int) -> dict[str, int]:
