@@ -62,6 +62,22 @@ def both(c: Cascade, sizes: dict[str, int], rng: np.random.Generator, shown: boo
     return str(program.mapping) if shown else program.source
 
 
+def processor(name: str, monkeypatch: pytest.MonkeyPatch, simd: str = "") -> bool:
+    """Compiles for another processor from now on, perhaps with text for other vectors; whether it is another one."""
+    needed, flags = PROCESSORS[name]
+    found = toolchain.find_toolchain()
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if flags and ("x86" not in "".join(found.target_flags) + info and "sse2" not in info):
+        pytest.skip("not an x86 processor")
+    if needed not in info:
+        pytest.skip(f"this processor has no {needed}")
+    if flags:
+        simd = simd or ("avx2" if needed else "sse")
+        other = replace(found, target_flags=flags, simd=simd)
+        monkeypatch.setattr(toolchain, "find_toolchain", lambda: other)
+    return bool(flags)
+
+
 # ---- all widths, all processors
 
 
@@ -84,17 +100,8 @@ PROCESSORS = {
 def test_products_of_all_widths_are_exact(
     name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed, flags = PROCESSORS[name]
-    found = toolchain.find_toolchain()
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if flags and ("x86" not in "".join(found.target_flags) + info and "sse2" not in info):
-        pytest.skip("not an x86 processor")
-    if needed not in info:
-        pytest.skip(f"this processor has no {needed}")
-    if flags:
-        other = replace(found, target_flags=flags, simd="avx2" if needed else "sse")
-        monkeypatch.setattr(toolchain, "find_toolchain", lambda: other)
-    c = pairs("i8", ("u1", "u2", "i4", "i8") if flags else COLUMNS)
+    other = processor(name, monkeypatch)
+    c = pairs("i8", ("u1", "u2", "i4", "i8") if other else COLUMNS)
     source = both(c, {"M": 13, "N": 67, "K": 37}, rng)
     assert len(set(re.findall(r"void dots8x64_(u\d)\(", source))) == 4
     program = built(c)
@@ -115,6 +122,31 @@ def test_one_row_reads_weights_of_5_and_6_bits_in_two_parts(rng: np.random.Gener
     lines += [f"C_{t}[n] = i32(A[k]) * i32(B_{t}[n, k])" for t in names]
     source = both(parse_cascade("\n".join(lines)), {"N": 67, "K": 300}, rng)
     assert set(re.findall(r"void dots1x64_(u\d)\(", source)) == {"u1", "u2", "u4", "u8"}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_sums_over_groups_stay_in_registers(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text for vectors of 64 bytes, whatever the processor makes of it: two panels and a part of one, two sums that share
+    a product, a product in two parts, two variables of groups."""
+    processor(name, monkeypatch, "avx512")
+    c = parse_cascade("""
+    ranks G = 3, H = 2, J = 20
+    in A: i8[G, J], B: i6[N, G, J] constant, S: f32[G], R: f32[N, G], P: f32[N]
+    in E: i8[G, H, J], F: u2[N, G, H, J], T: f16[G, H]
+    out Y: f32[N], Z: f32[N], X: f32[N]
+    D[n, g] = i32(A[g, j]) * B[n, g, j]
+    Y[n] = D[n, g] * S[g] * R[n, g]
+    Z_sum[n] = f32(D[n, g] + 3) * R[n, g]
+    Z[n] = max(Z_sum[n] + P[n], 0)
+    K[n, g, h] = i32(E[g, h, j]) * F[n, g, h, j]
+    X[n] = K[n, g, h] * T[g, h]
+    """)
+    source = both(c, {"N": 150}, rng)
+    if toolchain.find_toolchain().simd == "avx512":
+        assert source.count("#if DOT_LANES == 16\n") == 2
+        assert {"dots_u2", "dots_u4"} <= set(re.findall(r"\bdots_u\d", source))
 
 
 def test_vectors_and_batches(rng: np.random.Generator) -> None:

@@ -6,6 +6,8 @@ q of a byte occupies its bits q·W … q·W + W - 1, and what lies beyond the te
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tcc.backends.c._dots_text import HALF, PANEL, STEP
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
@@ -73,69 +75,92 @@ def _divided(shown: str, p: int) -> str:
     return shown if shown == "0" else f"({shown}) / {p}" if p > 1 else shown
 
 
-def emit_dots(s: Scope, leaf: Do) -> bool:
-    """Prints the leaf as a call of a kernel of integer products; False when its shape or storage does not allow one."""
+@dataclass(frozen=True)
+class Products:
+    """The C text of the operands of an integer product, which adds up 2^shift · Σ rows · columns."""
+
+    bits: int  # of a column value
+    count: int  # rows of the tile
+    row: str | None
+    deep: str
+    lane: str
+    rows: str
+    columns: str
+    length: str
+    shift: int
+    pitch: str  # of the rows
+
+
+def products(s: Scope, leaf: Do) -> Products | None:
+    """The operands of a leaf that a kernel of integer products computes; None when its shape or storage does not allow one."""
     d = leaf.einsum
     lanes, rows = leaf.on("lane"), leaf.on("unroll")
     body = d.body
     if len(lanes) != 1 or len(rows) > 1 or len(d.reduced) != 1 or d.where:
-        return False
+        return None
     if not (isinstance(body, Call) and body.spec.name == "mul") or d.monoid(d.reduced[0]) != "sum":
-        return False
+        return None
     lane, deep, row = lanes[0], d.reduced[0], rows[0] if rows else None
     times, shift = body.args[1], 0  # columns, perhaps times a power of two
     if isinstance(times, Call) and times.op == "mul" and isinstance(times.args[1], Const):
         by = int(times.args[1].value)
         if by < 1 or by & (by - 1):
-            return False
+            return None
         times, shift = times.args[0], by.bit_length() - 1
     a, b = (x.arg if isinstance(x, Cast) else x for x in (body.args[0], times))
-    if (
-        not (isinstance(a, Access) and isinstance(b, Access))
-        or s.storage[d.target].dtype.name != "i32"
-    ):
-        return False
+    if not (isinstance(a, Access) and isinstance(b, Access)):
+        return None
     p = per_byte(s, b.tensor)
     if not p or s.tensor(a.tensor).dtype != DTYPES["i8"] or s.unsafe(a) or s.unsafe(b):
-        return False
+        return None
     count = s.intervals[row].step if row else 1
     if count is None or s.intervals[lane].step != PANEL or lane in variables(a):
-        return False
+        return None
     if any(s.intervals[v].step != 1 for v in d.free if v not in (lane, row)):
+        return None
+    at_a, at_b = (_linear(s, x, lane, row, deep) for x in (a, b))
+    if at_a is None or at_b is None or at_a[deep] != "1":
+        return None
+    return Products(
+        8 // p, count, row, deep, lane, f"{s.storage[a.tensor].pointer} + {at_a['']}",
+        f"(const uint8_t *){s.storage[b.tensor].pointer} + {_divided(at_b[''], p)}",
+        span_text(s, s.intervals[deep]), shift, at_a[row] if row else "0",
+    )  # fmt: skip
+
+
+def emit_dots(s: Scope, leaf: Do) -> bool:
+    """Prints the leaf as a call of a kernel of integer products; False when its shape or storage does not allow one."""
+    d = leaf.einsum
+    x = products(s, leaf)
+    if x is None or s.storage[d.target].dtype.name != "i32":
         return False
-    out = Access(d.target, d.indices)
-    at_a, at_b, at_c = (_linear(s, x, lane, row, deep) for x in (a, b, out))
-    if at_a is None or at_b is None or at_c is None or at_a[deep] != "1" or at_c[lane] != "1":
+    at = _linear(s, Access(d.target, d.indices), x.lane, x.row, x.deep)
+    if at is None or at[x.lane] != "1":
         return False
     from tcc.backends.c._leaves import first_visit
 
-    bits = 8 // p
     s.lines.open("{")
     last, base = s.names.fresh("last"), s.names.fresh("rows")
-    span = span_text(s, s.intervals[row]) if row else "1"
-    s.lines.add(f"const int8_t *{base} = {s.storage[a.tensor].pointer} + {at_a['']};")
+    span = span_text(s, s.intervals[x.row]) if x.row else "1"
+    s.lines.add(f"const int8_t *{base} = {x.rows};")
     first = "0" if leaf.update else (first_visit(s, d) or "1")
-    columns = f"(const uint8_t *){s.storage[b.tensor].pointer} + {_divided(at_b[''], p)}"
-    length = span_text(s, s.intervals[deep])
-    target = f"{s.storage[d.target].pointer} + {at_c['']}"
-    pitch = at_c.get(row or "", "0") if row else "0"
+    target = f"{s.storage[d.target].pointer} + {at['']}"
+    pitch = at.get(x.row or "", "0") if x.row else "0"
 
     def called(n: int) -> str:
         starts = [base]
-        if row:
-            starts += [
-                f"{base} + ({r} < {last} ? {r} : {last}) * ({at_a[row]})" for r in range(1, n)
-            ]
-        s.functions.add(f"dots:{n}:{bits}")
-        numbers = f"{columns}, {length}, {target}, {pitch}, {first}, {shift}"
-        return f"dots{n}x{PANEL}_u{bits}({', '.join(starts)}, {numbers});"
+        if x.row:
+            starts += [f"{base} + ({r} < {last} ? {r} : {last}) * ({x.pitch})" for r in range(1, n)]
+        s.functions.add(f"dots:{n}:{x.bits}")
+        numbers = f"{x.columns}, {x.length}, {target}, {pitch}, {first}, {x.shift}"
+        return f"dots{n}x{PANEL}_u{x.bits}({', '.join(starts)}, {numbers});"
 
-    if row and count > 1:
+    if x.row and x.count > 1:
         s.lines.add(f"const int64_t {last} = {span} - 1;")
         s.lines.add(f"if ({last} == 0) {called(1)}")
-        if count > HALF:
+        if x.count > HALF:
             s.lines.add(f"else if ({last} < {HALF}) {called(HALF)}")
-        s.lines.add(f"else {called(count)}")
+        s.lines.add(f"else {called(x.count)}")
     else:
         s.lines.add(called(1))
     s.lines.close()

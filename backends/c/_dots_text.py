@@ -4,6 +4,7 @@ from __future__ import annotations
 
 PANEL, STEP = 64, 4  # columns of a panel, products that one instruction adds up
 HALF = 4  # rows whose sums fit in 16 registers
+VECTORS = 4  # of sums of one row that stay in registers
 AHEAD = 2048  # bytes of columns that are fetched early, where there is arithmetic to hide that
 
 TYPES = """\
@@ -82,30 +83,35 @@ def dot_functions(used: set[str]) -> list[str]:
         (int(r), int(b)) for f in used if f.startswith("dots:") for r, b in [f.split(":")[1:]]
     }
     wanted |= {(HALF, bits) for rows, bits in wanted if rows > HALF}
-    return [TYPES, *(_kernel(*key) for key in sorted(wanted))] if wanted else []
+    bits = sorted({bits for rows, bits in wanted if rows == 1})
+    return [TYPES, *map(_sums, bits), *(_kernel(*key) for key in sorted(wanted))] if wanted else []
+
+
+def _sums(bits: int) -> str:
+    """`VECTORS` sums of one row, which stay in registers."""
+    names = [f"0_{v}" for v in range(VECTORS)]
+    return "\n".join([
+        f"/* *out[v][column] = the sum over j of x[j] * columns[j][column], columns of {bits} bits */",
+        "static inline __attribute__((always_inline))",
+        f"void dots_u{bits}(const int8_t *x0, const uint8_t *columns, int64_t length,",
+        f"    {', '.join(f'dot_sums *out{v}' for v in range(VECTORS))}) {{",
+        _steps(bits),
+        *_products(1, bits, "  "),
+        *(f"  *out{v} = c{n};" for v, n in enumerate(names)),
+        "}",
+    ])  # fmt: skip
 
 
 def _kernel(rows: int, bits: int) -> str:
     """`rows` x 64 sums over `length` products, of columns that have `bits` bits each.
 
-    The columns are taken a few vectors at a time, so that their sums stay in registers. Where there is one row, the
-    second of two parts of a byte is not shifted into place: it has sums of its own, which are.
+    The columns are taken a few vectors at a time, so that their sums stay in registers.
     """
-    p = 8 // bits
-    vectors = 4 if rows == 1 else 2
-    narrow, apart = bits < 8, rows == 1 and bits < 8
-    sums = [f"{i}_{v}" for i in range(rows) for v in range(vectors)]
-    parts = [0, 1] if apart else [0]
-    add = "dot_add" if narrow else "dot_add8"
-    mask = f"0x{int(f'{2**bits - 1:02x}' * 4, 16):08x}"
+    vectors = VECTORS if rows == 1 else 2
     x = [f"const int8_t *x{i}" for i in range(rows)]
     name = f"void dots{rows}x{PANEL}_u{bits}"
     operands = "const uint8_t *columns, int64_t length"
     out = "int32_t *restrict out, int64_t pitch, int first, int shift"
-
-    def zeros(prefix: str) -> str:
-        return f"dot_sums {', '.join(f'{prefix}{n} = {{0}}' for n in sums)};"
-
     lines = [
         f"/* out[{rows}][{PANEL}] (+)= 2^shift times the sum over j of x[row][j] * columns[j][column], columns of {bits} bits */",
         "static __attribute__((noinline))",
@@ -121,12 +127,48 @@ def _kernel(rows: int, bits: int) -> str:
                 f"  {half}({mine}, columns, length, out + {i} * pitch, pitch, first, shift);"
             )
         lines.append("#else")
-    lines += [
-        f"  const int64_t steps = (length + {STEP * p - 1}) / {STEP * p};",
-        f"  for (int at = 0; at < {PANEL}; at += {vectors} * DOT_LANES, columns += {4 * vectors} * DOT_LANES) {{",
-        f"    {zeros('c')}",
-    ]
-    pad = "    "
+    if rows > 1:
+        lines.append(_steps(bits))
+    lines.append(
+        f"  for (int at = 0; at < {PANEL}; at += {vectors} * DOT_LANES, columns += {4 * vectors} * DOT_LANES) {{"
+    )
+    if rows > 1:
+        lines += _products(rows, bits, "    ")
+    else:
+        lines.append(f"    dot_sums {', '.join(f'c0_{v}' for v in range(vectors))};")
+        sums = ", ".join(f"&c0_{v}" for v in range(vectors))
+        lines.append(f"    dots_u{bits}(x0, columns, length, {sums});")
+    for i in range(rows):
+        for v in range(vectors):
+            lines.append(
+                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v} << shift, first);"
+            )
+    lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
+    return "\n".join(lines)
+
+
+def _steps(bits: int) -> str:
+    step = STEP * (8 // bits)
+    return f"  const int64_t steps = (length + {step - 1}) / {step};"
+
+
+def _products(rows: int, bits: int, pad: str) -> list[str]:
+    """Lines that compute the sums `c{row}_{vector}` of the vectors of columns that lie at `columns`.
+
+    Where there is one row, the second of two parts of a byte is not shifted into place: it has sums of its own, which are.
+    """
+    p = 8 // bits
+    vectors = VECTORS if rows == 1 else 2
+    narrow, apart = bits < 8, rows == 1 and bits < 8
+    sums = [f"{i}_{v}" for i in range(rows) for v in range(vectors)]
+    parts = [0, 1] if apart else [0]
+    add = "dot_add" if narrow else "dot_add8"
+    mask = f"0x{int(f'{2**bits - 1:02x}' * 4, 16):08x}"
+
+    def zeros(prefix: str) -> str:
+        return f"dot_sums {', '.join(f'{prefix}{n} = {{0}}' for n in sums)};"
+
+    lines, outer = [f"{pad}{zeros('c')}"], pad
     if narrow:
         lines += [
             f"{pad}for (int64_t block = 0, end; block < steps; block = end) {{",
@@ -166,16 +208,10 @@ def _kernel(rows: int, bits: int) -> str:
             lines.append(f"{pad}  {' '.join(adds)}")
         lines.append(f"{pad}}}")
     if narrow:
-        lines.append("      }")
+        lines.append(f"{outer}  }}")
         for q in parts:
             total = [f"dot_total(s{q}_{n})" for n in sums]
             total = [f"dot_whole({t}, {bits * q})" if apart and q else t for t in total]
-            lines += [f"      c{n} += {t};" for n, t in zip(sums, total, strict=True)]
-    lines.append("    }")
-    for i in range(rows):
-        for v in range(vectors):
-            lines.append(
-                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v} << shift, first);"
-            )
-    lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
-    return "\n".join(lines)
+            lines += [f"{outer}  c{n} += {t};" for n, t in zip(sums, total, strict=True)]
+    lines.append(f"{outer}}}")
+    return lines

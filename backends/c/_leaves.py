@@ -202,7 +202,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         unroll = max(1, size // width)  # the whole row at once
     elif inner and old.step is not None and old.step >= 4 * UNROLL * width:
         unroll = 2 * UNROLL  # long rows are read in long runs
-    if tile is not None or _scattered(s, definitions, kind, lane, c):
+    if tile is not None or scattered(s, definitions, kind, lane, c):
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
     sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
@@ -284,7 +284,7 @@ def _vector_bytes(
     return s.vector_bytes
 
 
-def _scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:
+def scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:
     """Whether some value along the lane is not contiguous in memory."""
     e = Vector(s, kind, lane, c, 0, None)
     for d in definitions:

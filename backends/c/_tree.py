@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tcc.backends.c._dots_near import emit_near
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import (
@@ -172,7 +173,11 @@ class Tree:
         s = self.s
         if self._is_vector_loop(n):
             self._vector_loop(n)
-            return
+        elif not emit_near(s, n, lambda: self._tiles(n, loops)):
+            self._tiles(n, loops)
+
+    def _tiles(self, n: Loop, loops: tuple[Loop, ...]) -> None:
+        s = self.s
         old = s.intervals[n.var]
         counter = s.names.fresh(n.var)
         length = span_text(s, old)
