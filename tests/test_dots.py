@@ -134,7 +134,7 @@ def test_sums_over_groups_stay_in_registers(
     c = parse_cascade("""
     ranks G = 3, H = 2, J = 20
     in A: i8[G, J], B: i6[N, G, J] constant, S: f32[G], R: f32[N, G], P: f32[N]
-    in E: i8[G, H, J], F: u2[N, G, H, J], T: f16[G, H]
+    in E: i8[G, H, J], F: u2[N, G, H, J] constant, T: f16[G, H]
     out Y: f32[N], Z: f32[N], X: f32[N]
     D[n, g] = i32(A[g, j]) * B[n, g, j]
     Y[n] = D[n, g] * S[g] * R[n, g]
@@ -149,9 +149,23 @@ def test_sums_over_groups_stay_in_registers(
         assert {"dots_u2", "dots_u4"} <= set(re.findall(r"\bdots_u\d", source))
 
 
+@pytest.mark.parametrize("rank", ["M = 1", "M = 1, K = 300", ""])
+def test_one_row_is_an_integer_product_where_weights_are_constant(
+    rank: str, rng: np.random.Generator
+) -> None:
+    """Columns that every call has to pack are not worth it for a row."""
+    lines = [f"ranks {rank}"] * bool(rank) + [
+        "in A: i8[M, K], R: f32[N], B: u4[N, K] constant, E: u4[N, K]"
+    ]
+    lines += ["out C: i32[M, N], Y: f32[M, N], D: i32[M, N]", "C[m, n] = i32(A[m, k]) * B[n, k]"]
+    lines += ["Y[m, n] = C[m, n] * R[n]", "D[m, n] = i32(A[m, k]) * E[n, k]"]
+    mapped = both(parse_cascade("\n".join(lines)), {"M": 1, "N": 70, "K": 300}, rng, shown=True)
+    assert "C_columns: u4" in mapped and ("D_columns" in mapped) == (not rank)
+
+
 def test_vectors_and_batches(rng: np.random.Generator) -> None:
     c = parse_cascade(
-        "in A: i8[K], B: i4[N, K], D: i8[L, M, K], E: u8[L, N, K]\nout C: i32[N], F: i32[L, M, N]\n"
+        "in A: i8[K], B: i4[N, K] constant, D: i8[L, M, K], E: u8[L, N, K]\nout C: i32[N], F: i32[L, M, N]\n"
         "C[n] = i32(A[k]) * B[n, k]\nF[l, m, n] = i32(D[l, m, k]) * i32(E[l, n, k])"
     )
     assert "dots1x64_u4" in both(c, {"K": 45, "N": 66, "L": 2, "M": 5}, rng)
