@@ -38,26 +38,8 @@ class Dot:
 
     @property
     def bits(self) -> int:
-        """Bits of a stored column value: the next power of two, so that bytes hold whole ones."""
-        return next(b for b in (1, 2, 4, 8) if b >= self.needed)
-
-    @property
-    def needed(self) -> int:
-        """Bits that a stored column value has."""
+        """Bits of a stored column value."""
         return max(1, (self.columns.high + self.offset).bit_length())
-
-    @property
-    def planes(self) -> list[tuple[int, int]]:
-        """(bits, lowest bit) of two parts that together are shorter than `bits`, each of which bytes hold whole; of one
-        part where there are no such. Two products then read less than one would."""
-        rest = self.needed - self.bits // 2
-        if self.bits == 8 and rest in (1, 2):
-            return [(self.bits // 2, 0), (rest, self.bits // 2)]
-        return [(self.bits, 0)]
-
-    @property
-    def per_byte(self) -> int:
-        return 8 // self.bits
 
 
 def dot_of(c: Cascade, d: Definition) -> Dot | None:

@@ -1,14 +1,14 @@
 """Integer products in C: bytes times bytes, four at a time, into sums of 32 bits; and their packed operand.
 
-A buffer of u1, u2, u4 or u8 with the digits [n/64, …, j/(4p), n%64, j%4, j/4%p], p values per byte, is *packed*: element
-q of a byte occupies its bits q·W … q·W + W - 1, and what lies beyond the tensor is 0.
+A buffer of u1 … u8 with the digits [n/64, …, j/(4p), n%64, j%4, j/4%p], p values per byte or string of bytes, is *packed*:
+element q of a string has its bits q·W … q·W + W - 1, and what lies beyond the tensor is 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tcc.backends.c._dots_text import HALF, PANEL, STEP
+from tcc.backends.c._dots_text import HALF, PANEL, SIZE, STEP
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus, span_text
 from tcc.ir.cascade import Einsum
@@ -16,27 +16,27 @@ from tcc.ir.dtype import DTYPES
 from tcc.ir.expr import Access, Call, Cast, Const, Var, variables
 from tcc.ir.index import poly
 from tcc.ir.mapping import Do
+from tcc.ir.packed import BYTE, string
 
 
-def per_byte(s: Scope, tensor: str) -> int:
-    """How many values of a tensor share a byte, where it lies in such panels; else 0."""
+def panel_bits(s: Scope, tensor: str) -> int:
+    """The bits of a value of a tensor that lies in such panels; else 0."""
     t, place = s.tensor(tensor).dtype, s.storage[tensor]
-    if place.layout is None or t.kind != "u" or t.bits not in (1, 2, 4, 8):
+    if place.layout is None or t.kind != "u" or t.bits > BYTE:
         return 0
-    if t.bits < 8 and place.packed != t.bits:
+    if t.bits < BYTE and place.packed != t.bits:
         return 0
-    p = 8 // t.bits
+    p = string(t.bits)[1]
     tail = [(d.dimension, d.divisor, d.modulus) for d in place.layout.digits[-3 if p > 1 else -2 :]]
     j = tail[-1][0] if tail else 0
     wanted = [(j - 1, 1, PANEL), (j, 1, STEP), *([(j, STEP, p)] if p > 1 else [])]
-    return p if tail == wanted else 0
+    return t.bits if tail == wanted else 0
 
 
 def emit_panels(s: Scope, d: Einsum) -> bool:
-    """Prints a leaf that fills panels of a packed buffer, byte by byte; False for any other target."""
-    t, place = s.tensor(d.target).dtype, s.storage[d.target]
-    p = per_byte(s, d.target)
-    if not p or d.reduced or d.where:
+    """Prints a leaf that fills panels of a packed buffer, string by string; False for any other target."""
+    place, bits = s.storage[d.target], panel_bits(s, d.target)
+    if not bits or d.reduced or d.where:
         return False
     *others, column, deep = (i.name for i in d.indices if isinstance(i, Var))
     if len(others) + 2 != len(d.indices) or any(s.intervals[v].step != 1 for v in others):
@@ -44,17 +44,18 @@ def emit_panels(s: Scope, d: Einsum) -> bool:
     old = {v: s.intervals[v] for v in (column, deep)}
     if not old[deep].whole or old[column].step != PANEL:
         return False
-    step, mask = STEP * p, (1 << t.bits) - 1
+    size, p = string(bits)
     bytes_, block, c = s.names.fresh("bytes"), s.names.fresh("block"), s.names.fresh(column)
     lane, part, k = s.names.fresh("lane"), s.names.fresh("part"), s.names.fresh(deep)
     s.intervals[deep] = Interval(Const(0), old[deep].high, 1)
     start = integer_text(s, s.address(Access(d.target, d.indices)))
     s.lines.open("{")
-    s.lines.add(f"uint8_t *{bytes_} = (uint8_t *){place.pointer} + {_divided(start, p)};")
-    s.lines.open(f"for (int64_t {block} = 0; {block} < {old[deep].high}; {block} += {step}) {{")
+    s.lines.add(f"uint8_t *{bytes_} = (uint8_t *){place.pointer} + {_in_bytes(start, bits)};")
+    last = f"{block} < {old[deep].high}; {block} += {STEP * p}, {bytes_} += {(size - 1) * SIZE}"
+    s.lines.open(f"for (int64_t {block} = 0; {last}) {{")
     s.lines.open(f"for (int64_t {c} = 0; {c} < {PANEL}; {c}++) {{")
-    s.lines.open(f"for (int64_t {lane} = 0; {lane} < {STEP}; {lane}++) {{")
-    s.lines.add("unsigned byte = 0;")
+    s.lines.open(f"for (int64_t {lane} = 0; {lane} < {STEP}; {lane}++, {bytes_}++) {{")
+    s.lines.add("uint64_t string = 0;")
     s.lines.open(f"for (int {part} = 0; {part} < {p}; {part}++) {{")
     s.lines.add(f"const int64_t {k} = {block} + {STEP} * {part} + {lane};")
     low = integer_text(s, plus(old[column].low, Var(c)))
@@ -62,22 +63,28 @@ def emit_panels(s: Scope, d: Einsum) -> bool:
     s.counters |= {c: Const(PANEL), k: s.extents[deep]}
     s.intervals[column] = Interval(plus(old[column].low, Var(c)), old[column].high, 1)
     s.intervals[deep] = Interval(Var(k), old[deep].high, 1)
-    s.lines.add(f"byte |= ((unsigned)({scalar(s, d.body)}) & {mask}) << {t.bits} * {part};")
+    value = f"((uint64_t)({scalar(s, d.body)}) & {(1 << bits) - 1})"
+    s.lines.add(f"string |= {value} << {bits} * {part};")
     s.lines.close()
-    s.lines.add(f"*{bytes_}++ = (uint8_t)byte;")
+    for i in range(size):
+        s.lines.add(f"{bytes_}[{i * SIZE}] = (uint8_t)(string >> {8 * i});")
     for _ in range(4):
         s.lines.close()
     s.intervals.update(old)
     return True
 
 
-def _divided(shown: str, p: int) -> str:
-    return shown if shown == "0" else f"({shown}) / {p}" if p > 1 else shown
+def _in_bytes(shown: str, bits: int) -> str:
+    """The byte at which the panel of a position starts."""
+    size, p = string(bits)
+    if shown == "0":
+        return shown
+    return (f"({shown}) / {p}" if p > 1 else shown) + (f" * {size}" if size > 1 else "")
 
 
 @dataclass(frozen=True)
 class Products:
-    """The C text of the operands of an integer product, which adds up 2^shift · Σ rows · columns."""
+    """The C text of the operands of an integer product."""
 
     bits: int  # of a column value
     count: int  # rows of the tile
@@ -87,7 +94,6 @@ class Products:
     rows: str
     columns: str
     length: str
-    shift: int
     pitch: str  # of the rows
 
 
@@ -101,17 +107,11 @@ def products(s: Scope, leaf: Do) -> Products | None:
     if not (isinstance(body, Call) and body.spec.name == "mul") or d.monoid(d.reduced[0]) != "sum":
         return None
     lane, deep, row = lanes[0], d.reduced[0], rows[0] if rows else None
-    times, shift = body.args[1], 0  # columns, perhaps times a power of two
-    if isinstance(times, Call) and times.op == "mul" and isinstance(times.args[1], Const):
-        by = int(times.args[1].value)
-        if by < 1 or by & (by - 1):
-            return None
-        times, shift = times.args[0], by.bit_length() - 1
-    a, b = (x.arg if isinstance(x, Cast) else x for x in (body.args[0], times))
+    a, b = (x.arg if isinstance(x, Cast) else x for x in body.args)
     if not (isinstance(a, Access) and isinstance(b, Access)):
         return None
-    p = per_byte(s, b.tensor)
-    if not p or s.tensor(a.tensor).dtype != DTYPES["i8"] or s.unsafe(a) or s.unsafe(b):
+    bits = panel_bits(s, b.tensor)
+    if not bits or s.tensor(a.tensor).dtype != DTYPES["i8"] or s.unsafe(a) or s.unsafe(b):
         return None
     count = s.intervals[row].step if row else 1
     if count is None or s.intervals[lane].step != PANEL or lane in variables(a):
@@ -122,9 +122,9 @@ def products(s: Scope, leaf: Do) -> Products | None:
     if at_a is None or at_b is None or at_a[deep] != "1":
         return None
     return Products(
-        8 // p, count, row, deep, lane, f"{s.storage[a.tensor].pointer} + {at_a['']}",
-        f"(const uint8_t *){s.storage[b.tensor].pointer} + {_divided(at_b[''], p)}",
-        span_text(s, s.intervals[deep]), shift, at_a[row] if row else "0",
+        bits, count, row, deep, lane, f"{s.storage[a.tensor].pointer} + {at_a['']}",
+        f"(const uint8_t *){s.storage[b.tensor].pointer} + {_in_bytes(at_b[''], bits)}",
+        span_text(s, s.intervals[deep]), at_a[row] if row else "0",
     )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def emit_dots(s: Scope, leaf: Do) -> bool:
         if x.row:
             starts += [f"{base} + ({r} < {last} ? {r} : {last}) * ({x.pitch})" for r in range(1, n)]
         s.functions.add(f"dots:{n}:{x.bits}")
-        numbers = f"{x.columns}, {x.length}, {target}, {pitch}, {first}, {x.shift}"
+        numbers = f"{x.columns}, {x.length}, {target}, {pitch}, {first}"
         return f"dots{n}x{PANEL}_u{x.bits}({', '.join(starts)}, {numbers});"
 
     if x.row and x.count > 1:

@@ -29,16 +29,16 @@ MOST = 3  # sums over groups that stay in registers
 @dataclass(frozen=True)
 class _Near:
     groups: list[str]  # variables of the loops, from the outside
-    products: list[Do]  # they are added up in one buffer
+    product: Do
     after: list[Einsum]  # sums over groups
 
     @property
     def lane(self) -> str:
-        return self.products[0].on("lane")[0]
+        return self.product.on("lane")[0]
 
     @property
-    def product(self) -> str:
-        return self.products[0].einsum.target
+    def target(self) -> Access:
+        return Access(self.product.einsum.target, self.product.einsum.indices)
 
 
 def emit_near(s: Scope, n: Loop, usual: Callable[[], None]) -> bool:
@@ -77,21 +77,20 @@ def _found(n: Loop) -> _Near | None:
         inner = x.body
     if len(inner) != 1 or not isinstance(x := inner[0], Alloc):
         return None
-    leaves = [leaf for leaf in x.body if isinstance(leaf, Do)]
-    loops = [loop for loop in x.body if isinstance(loop, Loop)]
-    if not leaves or x.body != (*leaves, *loops) or not 0 < len(loops) <= MOST:
+    product, loops = x.body[0], [loop for loop in x.body if isinstance(loop, Loop)]
+    if not isinstance(product, Do) or x.body[1:] != (*loops,) or not 0 < len(loops) <= MOST:
         return None
-    if any(leaf.einsum.target != x.buffer.name or len(leaf.on("lane")) != 1 for leaf in leaves):
+    if product.einsum.target != x.buffer.name or product.update or len(product.on("lane")) != 1:
         return None
     after: list[Einsum] = []
     for loop in loops:
         leaf = loop.body[0]
         if len(loop.body) > 1 or not isinstance(leaf, Do) or not _plain(loop) or leaf.update:
             return None
-        if [loop.var] != leaf.on("lane") or leaf.on("lane") != leaves[0].on("lane"):
+        if [loop.var] != leaf.on("lane") or leaf.on("lane") != product.on("lane"):
             return None
         after.append(leaf.einsum)
-    return _Near(groups, leaves, after)
+    return _Near(groups, product, after)
 
 
 def _plain(loop: Loop) -> bool:
@@ -110,36 +109,25 @@ def _emit(s: Scope, x: _Near) -> bool:
         s.lines.add(f"{s.use(f'f32x{LANES}')} {zeros};")
     for v in x.groups:
         open_loop(s, v)
-    near = [s.names.fresh(x.product) for _ in range(VECTORS)]
-    into = near
-    for leaf in x.products:
-        found = products(s, leaf)
-        if found is None or found.row is not None:
-            return False
-        if leaf.update:
-            into = [s.names.fresh(x.product) for _ in range(VECTORS)]
-        s.functions |= {f"dots:1:{found.bits}", f"i32x{LANES}"}
-        s.lines.add(f"i32x{LANES} {', '.join(into)};")
-        where = ", ".join(f"&{name}" for name in into)
-        s.lines.add(f"dots_u{found.bits}({found.rows}, {found.columns}, {found.length}, {where});")
-        shift = f" << {found.shift}" if found.shift else ""
-        for name, part in zip(near, into, strict=True):
-            if leaf.update:
-                s.lines.add(f"{name} += {part}{shift};")
-            elif shift:
-                s.lines.add(f"{name} = {name}{shift};")
+    found = products(s, x.product)
+    if found is None or found.row is not None:
+        return False
+    near = [s.names.fresh(x.target.tensor) for _ in range(VECTORS)]
+    s.functions |= {f"dots:1:{found.bits}", f"i32x{LANES}"}
+    s.lines.add(f"i32x{LANES} {', '.join(near)};")
+    where = ", ".join(f"&{name}" for name in near)
+    s.lines.add(f"dots_u{found.bits}({found.rows}, {found.columns}, {found.length}, {where});")
     s.counters[chunk] = Const(PANEL)
     s.intervals[x.lane] = Interval(plus(low, Var(chunk)), s.intervals[x.lane].high, None, False)
-    if scattered(s, [_without(d, x.product) for d in x.after], "f32", x.lane, chunk):
+    if scattered(s, [_without(d, x.target.tensor) for d in x.after], "f32", x.lane, chunk):
         return False
     hoisted = Hoisted(len(s.lines.out), s.lines.depth, long=False)
     uses: dict[str, int] = {}
     for d in x.after:
         for inner in walk(d.body):
             uses[text(inner)] = uses.get(text(inner), 0) + 1
-    at = text(Access(x.product, x.products[0].einsum.indices))
     for n in range(VECTORS):
-        memo = {at: near[n]}
+        memo = {text(x.target): near[n]}
         for d, names in zip(x.after, sums, strict=True):
             e = Vector(s, "f32", x.lane, chunk, n * LANES, None, memo, hoisted, uses)
             added = combine(s, "sum", names[n], e.value(d.body, F32), F32, e.type(F32))
@@ -156,10 +144,9 @@ def _emit(s: Scope, x: _Near) -> bool:
 
 def _adds(s: Scope, d: Einsum, x: _Near) -> bool:
     """Whether a definition adds up floats over all groups, made of the product as it is stored."""
-    at = text(Access(x.product, x.products[0].einsum.indices))
     if set(d.reduced) != set(x.groups) or d.where or any(d.monoid(v) != "sum" for v in d.reduced):
         return False
-    if any(text(a) != at for a in d.reads if a.tensor == x.product):
+    if any(text(a) != text(x.target) for a in d.reads if a.tensor == x.target.tensor):
         return False
     if {a.tensor for a in d.reads} & {other.target for other in x.after}:
         return False
@@ -167,7 +154,7 @@ def _adds(s: Scope, d: Einsum, x: _Near) -> bool:
         return False
     if s.storage[d.target].dtype != F32 or s.storage[d.target].code is not None:
         return False
-    others = _without(d, x.product)
+    others = _without(d, x.target.tensor)
     return not s.coded(others) and vector_class(s, [others], x.lane) == "f32"
 
 
