@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tcc.backends.c._coded_near import emit_times
 from tcc.backends.c._dots_near import emit_near
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._scalar import scalar
@@ -48,7 +49,8 @@ class Tree:
             if isinstance(n, Do):
                 emit_do(self.s, n)
             elif isinstance(n, Alloc):
-                self._alloc(n, loops)
+                if not emit_times(self.s, n, lambda n=n: self._alloc(n, loops)):  # type: ignore[misc]
+                    self._alloc(n, loops)
             elif n.on is not None and not self.parallel:
                 self._parallel(n)
             else:
