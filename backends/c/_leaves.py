@@ -10,6 +10,7 @@ from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, 
 from tcc.backends.c._streams import computes, fetch, next_rows, stream_test, streaming
 from tcc.backends.c._transpose import emit_transposed
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
+from tcc.backends.c._vector_choice import unpacked
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, F32, F64, DType
 from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, text, variables, walk
@@ -274,8 +275,10 @@ def _vector_bytes(
     width = s.vector_bytes // DTYPES[kind].itemsize
     size = poly(s.extents[lane]).constant if lane in s.extents else None
     spans = [n for n in (s.intervals[lane].step, size) if n is not None]
-    whole = sums and bool(spans) and all(n % width == 0 for n in spans)
-    narrow = not (whole or computes(definitions)) or any(map(s.coded, definitions))
+    unpacks = any(unpacked(s, d) for d in definitions)
+    whole = (sums or unpacks) and bool(spans) and all(n % width == 0 for n in spans)
+    narrow = not (whole or computes(definitions))
+    narrow |= any(s.coded(d) and not unpacked(s, d) for d in definitions)
     if narrow or s.vector_bytes <= least or any(n < width for n in spans):
         return min(least, s.vector_bytes)
     for d in definitions:
