@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-TYPES = ["u1", "u2", "u3", "u4", "u5", "u8", "i8"]
+TYPES = ["u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "i8"]
 GROUP = 128
 COPIES = 3  # of the f32 matrix, which take turns, so that none stays in a cache
 Call = Callable[[], Any]

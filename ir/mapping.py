@@ -25,6 +25,7 @@ from tcc.ir.diagnostics import CompileError, Span, did_you_mean
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Expr, Var, text
 from tcc.ir.layout import Layout, row_major
+from tcc.ir.packed import in_strings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +34,9 @@ class Buffer:
     of that variable's interval at the place of allocation. Indices into it stay those of the whole tensor.
 
     A buffer holds decoded values, each with bytes of its own. A `packed` one holds codes without gaps: the element at
-    position p of its layout has the bits p·W … p·W + W - 1, the lowest first, where W is the `packed_bits` of its type."""
+    position p of its layout has the bits p·W … p·W + W - 1, the lowest first, where W is the `packed_bits` of its type.
+    Where it is `in_strings`, W is the bits of its type, and 256 strings lie side by side: their first bytes, their second …
+    """
 
     name: str
     dtype: DType
@@ -48,7 +51,9 @@ class Buffer:
     @property
     def bits(self) -> int:
         """Of one element in memory."""
-        return self.dtype.packed_bits if self.packed else 8 * self.dtype.itemsize
+        if not self.packed:
+            return 8 * self.dtype.itemsize
+        return self.dtype.bits if in_strings(self.dtype, self.layout) else self.dtype.packed_bits
 
     def __str__(self) -> str:
         dims = f"[{', '.join(text(d) for d in self.dims)}]"

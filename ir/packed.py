@@ -1,16 +1,35 @@
-"""Packed inputs: codes of 1, 2 or 4 bits without gaps, in the bytes of a row; arrays of bytes and of elements."""
+"""Codes without gaps: packed inputs, of 1, 2 or 4 bits in the bytes of a row, and strings of other widths in buffers."""
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 from tcc.ir.cascade import Tensor
 from tcc.ir.diagnostics import CompileError
-from tcc.ir.dtype import Coded, Scaled
+from tcc.ir.dtype import Coded, DType, Scaled
 from tcc.ir.dtype_codes import pack_rows, unpack_rows
+from tcc.ir.layout import Layout
 
 Array = Any
 BYTE = 8  # bits
+SIDE = (64, 4)  # strings that lie side by side, by two digits
+
+
+def string(bits: int) -> tuple[int, int]:
+    """Bytes and elements of the shortest string of elements that is whole bytes: (5, 8) for 5 bits, (1, 2) for 4."""
+    return bits // gcd(bits, BYTE), BYTE // gcd(bits, BYTE)
+
+
+def in_strings(t: DType, layout: Layout) -> bool:
+    """Whether a packed buffer of unsigned integers of 3, 5, 6 or 7 bits has digits […, i%64, j%4, j/4%P], with P elements to
+    a string: then they lie in strings."""
+    if t.kind != "u" or t.bits >= BYTE or t.bits == t.packed_bits or len(layout.digits) < 3:
+        return False
+    a, b, c = layout.digits[-3:]
+    return (a.divisor, a.modulus, b.divisor, b.modulus, c.divisor, c.modulus) == (
+        1, SIDE[0], 1, SIDE[1], SIDE[1], string(t.bits)[1],
+    ) and b.dimension == c.dimension != a.dimension  # fmt: skip
 
 
 def per_byte(t: Tensor) -> int:

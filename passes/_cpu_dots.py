@@ -14,6 +14,7 @@ from tcc.ir.index import poly
 from tcc.ir.infer import expression_dtype
 from tcc.ir.layout import Digit, Layout, row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Kernel, Loop, Node
+from tcc.ir.packed import string
 from tcc.passes._algebra import plain_variables
 from tcc.passes._cpu_group import GroupKernel
 from tcc.passes._cpu_vectors import strided
@@ -61,18 +62,13 @@ class _Dots:
             m.making = {d.target for d in self.before}
             m.kernels.append(GroupKernel(m, m.fresh(f"{self.name}_rows"), self.before).build())
             m.making = {dot.d.target, *(d.target for d in self.after)}
-        one = dot.row is None or self.size(dot.row) == 1
-        planes = dot.planes if one and constant(m.c, dot.columns.value) else [(dot.bits, 0)]
-        columns, rows = [self._columns(*plane) for plane in planes], self._rows()
+        columns, rows = self._columns(), self._rows()
         target, at = dot.d.target, dot.d.indices
         if m.in_memory(target) or not self.after:
             target = self._tensor(f"{target}_sum", I32, dot.d.free)
             at = tuple(Var(v) for v in dot.d.free)
         sums_over = (Reduction(dot.deep, "sum"),)
-        leaves = [
-            Einsum(target, at, call("mul", Cast(I32, rows), x), sums_over, (), dot.d.span)
-            for x in columns
-        ]
+        leaf = Einsum(target, at, call("mul", Cast(I32, rows), columns), sums_over, (), dot.d.span)
         value: Expr = Access(target, at)
         if sums is not None:
             value = call("sub", value, call("mul", sums, Const(dot.offset)))
@@ -81,7 +77,7 @@ class _Dots:
         after = [self._reading(d, value) for d in self.after]
         if target != dot.d.target:
             after.insert(0, Einsum(dot.d.target, dot.d.indices, value, (), (), dot.d.span))
-        m.kernels.append(self._kernel(leaves, after))
+        m.kernels.append(self._kernel(leaf, after))
 
     # ---- operands
 
@@ -116,10 +112,10 @@ class _Dots:
     def _row_layout(self, a: Access) -> Layout:
         return row_layout(self.m.c, self.dot, a)
 
-    def _columns(self, bits: int, low: int) -> Expr:
-        """The second operand, or its bits from one on, packed: 64 columns side by side, of each four values along the
-        reduction; what else a byte has room for follows at a distance of four."""
-        dot = self.dot
+    def _columns(self) -> Expr:
+        """The second operand, packed: 64 columns side by side, of each four values along the reduction; what else a byte
+        or a string of bytes has room for follows at a distance of four."""
+        dot, bits = self.dot, self._bits()
         e = dot.columns.value
         others = [v for v in variables(e) if v not in (dot.column, dot.deep)]
         order = [*others, dot.column, dot.deep]
@@ -129,8 +125,6 @@ class _Dots:
         self._in_memory(name, packed_layout(len(order), bits), keep, bits < 8)
         if dot.offset:
             e = call("add", e, Const(dot.offset))
-        if low:
-            e = call("floordiv", e, Const(2**low))
         if bits == 8:
             e = Cast(t, e)
         access = Access(name, tuple(Var(v) for v in order))
@@ -141,8 +135,14 @@ class _Dots:
         self.m.kernels.append(
             Kernel(self.m.fresh(f"pack_{name}"), self.m.extents(order), (body,), keep)
         )
-        read: Expr = Cast(I32, access) if bits == 8 else access
-        return call("mul", read, Const(2**low)) if low else read
+        return Cast(I32, access) if bits == 8 else access
+
+    def _bits(self) -> int:
+        """Of a value in memory: as many as it has; the next power of two where each value is used once, that is packed in
+        every call, or is decoded more slowly than that is read."""
+        dot, two = self.dot, 1 << (self.dot.bits - 1).bit_length()
+        one = dot.row is None or self.size(dot.row) == 1
+        return two if not constant(self.m.c, dot.columns.value) or (one and two <= 4) else dot.bits
 
     def _rows(self) -> Access:
         """The first operand in bytes, contiguous along the reduction: where it lies, or copied."""
@@ -235,10 +235,9 @@ class _Dots:
 
     # ---- the kernel
 
-    def _kernel(self, products: list[Einsum], after: list[Einsum]) -> Kernel:
+    def _kernel(self, leaf: Einsum, after: list[Einsum]) -> Kernel:
         """for n by 64, m by 48 { for g { D = …;  Y += f(D) };  … }"""
         m, dot = self.m, self.dot
-        leaf = products[0]
         for d in (leaf, *after):
             if not m.in_memory(d.target):
                 names = plain_variables(d)
@@ -246,9 +245,9 @@ class _Dots:
                     d.target, m.types[d.target].dtype, tuple(map(Var, names)), "L1", self._tile(names)
                 )  # fmt: skip
         bind = ((dot.column, "lane"), *(((dot.row, "unroll"),) if dot.row else ()))
-        parts: tuple[Node, ...] = tuple(Do(d, bind, update=d is not leaf) for d in products)
+        parts: tuple[Node, ...] = (Do(leaf, bind),)
         if dot.row:
-            parts = tuple(Loop(dot.row, ROWS, (p,)) for p in parts)
+            parts = (Loop(dot.row, ROWS, parts),)
         if (self.size(dot.deep) or DEPTH + 1) > DEPTH:
             parts = (Loop(dot.deep, DEPTH, parts),)
         late = next((n for n, d in enumerate(after) if not d.reduced), len(after))
@@ -343,8 +342,8 @@ def _panels(rank: int) -> Layout:
 def packed_layout(rank: int, bits: int) -> Layout:
     """Panels of 64 columns (the dimension before the last) with whole steps of the last dimension in each:
 
-    [n/64, …, j/(4p), n%64, j%4, j/4%p], for p values per byte
+    [n/64, …, j/(4p), n%64, j%4, j/4%p], for p values per byte, or per string of bytes
     """
-    n, j, p = rank - 2, rank - 1, 8 // bits
+    n, j, (_, p) = rank - 2, rank - 1, string(bits)
     inner = (Digit(j, 1, STEP),) if p == 1 else (Digit(j, 1, STEP), Digit(j, STEP, p))
     return Layout((Digit(n, PANEL), *map(Digit, range(n)), Digit(j, STEP * p), Digit(n, 1, PANEL), *inner))  # fmt: skip

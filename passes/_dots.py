@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tcc.ir.cascade import Cascade, Definition, Einsum, targets
 from tcc.ir.dtype import I32
-from tcc.ir.expr import Expr, Var, accesses, variables
+from tcc.ir.expr import Access, Const, Expr, accesses, text, variables
 from tcc.ir.infer import expression_dtype
 from tcc.passes._algebra import factors, plain_variables, row_variables
 from tcc.passes._whole import Whole, whole
@@ -38,30 +38,12 @@ class Dot:
 
     @property
     def bits(self) -> int:
-        """Bits of a stored column value: the next power of two, so that bytes hold whole ones."""
-        return next(b for b in (1, 2, 4, 8) if b >= self.needed)
-
-    @property
-    def needed(self) -> int:
-        """Bits that a stored column value has."""
+        """Bits of a stored column value."""
         return max(1, (self.columns.high + self.offset).bit_length())
-
-    @property
-    def planes(self) -> list[tuple[int, int]]:
-        """(bits, lowest bit) of two parts that together are shorter than `bits`, each of which bytes hold whole; of one
-        part where there are no such. Two products then read less than one would."""
-        rest = self.needed - self.bits // 2
-        if self.bits == 8 and rest in (1, 2):
-            return [(self.bits // 2, 0), (rest, self.bits // 2)]
-        return [(self.bits, 0)]
-
-    @property
-    def per_byte(self) -> int:
-        return 8 // self.bits
 
 
 def dot_of(c: Cascade, d: Definition) -> Dot | None:
-    """The integer product that a definition is, or None."""
+    """The integer product that a definition is, or None; nor is one where columns would be packed for a single row."""
     if not isinstance(d, Einsum) or len(d.reduced) != 1 or d.where:
         return None
     (deep,) = d.reduced
@@ -70,11 +52,15 @@ def dot_of(c: Cascade, d: Definition) -> Dot | None:
     parts = [whole(c, f) for f in factors(d.body)]
     known = [p for p in parts if p is not None]
     plain = plain_variables(d)
-    if len(known) != len(parts) or len(set(plain)) != len(d.indices):
+    fixed = sum(isinstance(i, Const) for i in d.indices)
+    if len(known) != len(parts) or len(set(plain)) + fixed != len(d.indices):
         return None
     found = [dot for v in reversed(plain) if (dot := _split(d, known, plain, v)) is not None]
     ahead = [dot for dot in found if constant(c, dot.columns.value)]
-    return next(iter([*ahead, *found]), None)
+    many = (
+        dot for dot in found if dot.row is not None and not c.same_size(c.extent(dot.row), Const(1))
+    )
+    return next(iter([*ahead, *many]), None)
 
 
 def _split(d: Einsum, parts: list[Whole], plain: list[str], column: str) -> Dot | None:
@@ -154,9 +140,8 @@ def _follows(c: Cascade, d: Einsum, dot: Dot, inner: list[str], rows: list[str])
         return False
     if any(d.monoid(v) != "sum" for v in d.reduced) or (d.reduced and d.where):
         return False
-    at = [a.indices for a in d.reads if a.tensor == dot.d.target]
-    own = [v.name for v in dot.d.indices if isinstance(v, Var)]
-    if any([i.name if isinstance(i, Var) else "" for i in x] != own for x in at):
+    own = text(Access(dot.d.target, dot.d.indices))
+    if any(text(a) != own for a in d.reads if a.tensor == dot.d.target):
         return False
     names = plain_variables(d)
     return len(c.defining(d.target)) == 1 and dot.column in names

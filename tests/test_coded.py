@@ -237,6 +237,30 @@ def test_compilers_without_wide_vectors(
     np.testing.assert_array_equal(got, w.decode())
 
 
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("window", [5, 7, 8])
+def test_one_row_is_decoded_in_registers(
+    window: int, wide: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four runs abreast, then those that are left; sums that go on from block to block; a batch."""
+    if not wide:
+        monkeypatch.setenv("TCC_CC", "cc -mno-avx512f")
+    t = f"bf16[coded k 32, lanes n 16, window {window}]"
+    program = tcc.compile(f"""
+        in X: f32[K], Z: f32[B, K], W: {t}[N, K], V: {t}[B, N, K]
+        out Y: f32[N], U: f32[B, N]
+        Y[n] = X[k] * W[n, k]
+        U[b, n] = V[b, n, k] * Z[b, k]
+        """)
+    assert program.source.count("else times4_bf16") == 2
+    w, v = random_tensor(t, rng, (144, 576)), random_tensor(t, rng, (288, 576)).decode()
+    x, z = (rng.standard_normal(s).astype(np.float32) for s in (576, (2, 576)))
+    y, u = program(x, z, w, dtypes.encode(v.reshape(2, 144, 576), t, "b n k"))
+    np.testing.assert_allclose(y, w.decode() @ x, rtol=1e-4, atol=1e-4)
+    want = np.einsum("bnk,bk->bn", v.reshape(2, 144, 576), z)
+    np.testing.assert_allclose(u, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("m", [1, 16, None])
 def test_products_decode_next_to_the_core_and_keep_nothing(
     m: int | None, rng: np.random.Generator

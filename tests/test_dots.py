@@ -13,16 +13,20 @@ from c_runs import built, run
 from random_programs import assert_matches
 
 from tcc import pipeline, targets
+from tcc.backends import c as backend
 from tcc.backends.c import toolchain
 from tcc.ir.cascade import Cascade
 from tcc.ir.cascade_text import parse_cascade
 from tcc.ir.dtype_codes import integer_range
 from tcc.ir.index import evaluate_size
 from tcc.ir.interpret import bind, interpret
+from tcc.ir.mapping import signature
 from tcc.ir.mapping_interpret import interpret_mapping
+from tcc.ir.mapping_text import parse_mapping
 
 CPU = targets.find("cpu")
 COLUMNS = ("u1", "u2", "u3", "u4", "u8", "i4", "i6", "i8")
+KNOWN = ("u3", "i5", "u6", "i7")  # constant columns, which are stored with their own widths
 
 # One row of a quantised layer, as somebody writes it: activations are rounded by groups, weights have a scale and a zero
 # per group.
@@ -62,13 +66,34 @@ def both(c: Cascade, sizes: dict[str, int], rng: np.random.Generator, shown: boo
     return str(program.mapping) if shown else program.source
 
 
+def processor(name: str, monkeypatch: pytest.MonkeyPatch, simd: str = "") -> bool:
+    """Compiles for another processor from now on, perhaps with text for other vectors; whether it is another one."""
+    needed, flags = PROCESSORS[name]
+    found = toolchain.find_toolchain()
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if flags and ("x86" not in "".join(found.target_flags) + info and "sse2" not in info):
+        pytest.skip("not an x86 processor")
+    if needed not in info:
+        pytest.skip(f"this processor has no {needed}")
+    if flags:
+        simd = simd or ("avx2" if needed else "sse")
+        other = replace(found, target_flags=flags, simd=simd)
+        monkeypatch.setattr(toolchain, "find_toolchain", lambda: other)
+    return bool(flags)
+
+
 # ---- all widths, all processors
 
 
 def pairs(row: str, columns: tuple[str, ...] = COLUMNS) -> Cascade:
     lines = [f"in A: {row}[M, K]", *(f"in B_{t}: {t}[N, K]" for t in columns)]
-    lines += [f"out C_{t}: i32[M, N]" for t in columns]
+    lines += [f"in D_{t}: {t}[N, K] constant" for t in KNOWN]
+    lines += [
+        f"out {name}: i32[M, N]"
+        for name in (*(f"C_{t}" for t in columns), *(f"E_{t}" for t in KNOWN))
+    ]
     lines += [f"C_{t}[m, n] = i32(A[m, k]) * i32(B_{t}[n, k])" for t in columns]
+    lines += [f"E_{t}[m, n] = i32(A[m, k]) * i32(D_{t}[n, k])" for t in KNOWN]
     return parse_cascade("\n".join(lines))
 
 
@@ -84,19 +109,10 @@ PROCESSORS = {
 def test_products_of_all_widths_are_exact(
     name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed, flags = PROCESSORS[name]
-    found = toolchain.find_toolchain()
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if flags and ("x86" not in "".join(found.target_flags) + info and "sse2" not in info):
-        pytest.skip("not an x86 processor")
-    if needed not in info:
-        pytest.skip(f"this processor has no {needed}")
-    if flags:
-        other = replace(found, target_flags=flags, simd="avx2" if needed else "sse")
-        monkeypatch.setattr(toolchain, "find_toolchain", lambda: other)
-    c = pairs("i8", ("u1", "u2", "i4", "i8") if flags else COLUMNS)
+    other = processor(name, monkeypatch)
+    c = pairs("i8", ("u1", "u2", "i4", "i8") if other else COLUMNS)
     source = both(c, {"M": 13, "N": 67, "K": 37}, rng)
-    assert len(set(re.findall(r"void dots8x64_(u\d)\(", source))) == 4
+    assert set(re.findall(r"void dots8x64_u(\d)\(", source)) == set("12345678")
     program = built(c)
     for sizes in ({"M": 1, "N": 64, "K": 1100}, {"M": 3, "N": 1, "K": 1}):
         given = inputs(c, sizes, rng)
@@ -108,18 +124,86 @@ def test_first_operands_of_other_widths_are_exact(row: str, rng: np.random.Gener
     both(pairs(row), {"M": 9, "N": 70, "K": 21}, rng)
 
 
-def test_one_row_reads_weights_of_5_and_6_bits_in_two_parts(rng: np.random.Generator) -> None:
-    names = ("u5", "i6", "u7")
+def test_one_row_reads_weights_of_5_to_7_bits_as_strings(rng: np.random.Generator) -> None:
+    names = ("u3", "u5", "i6", "u7")
     lines = ["in A: i8[K]", *(f"in B_{t}: {t}[N, K] constant" for t in names)]
     lines += [f"out C_{t}: i32[N]" for t in names]
     lines += [f"C_{t}[n] = i32(A[k]) * i32(B_{t}[n, k])" for t in names]
-    source = both(parse_cascade("\n".join(lines)), {"N": 67, "K": 300}, rng)
-    assert set(re.findall(r"void dots1x64_(u\d)\(", source)) == {"u1", "u2", "u4", "u8"}
+    c = parse_cascade("\n".join(lines))
+    source = both(c, {"N": 67, "K": 300}, rng)
+    assert set(re.findall(r"void dots1x64_(u\d)\(", source)) == {"u4", "u5", "u6", "u7"}
+    held = {b.name: b.bits for b in built(c).mapping.memory}
+    assert held["C_u5_columns"] == 5 and held["C_u7_columns"] == 7
+
+
+def test_strings_are_read_and_filled_element_by_element_elsewhere(rng: np.random.Generator) -> None:
+    """A mapping by hand: whatever touches such a buffer finds the same elements."""
+    text = """
+    mapping strings for cpu
+    ranks N = 70, K = 45
+    in B: u{bits}[N, K]
+    out C: i32[K, N]
+    memory S: u{bits}[N, K] @memory packed layout [0/64, 1/{step}, 0%64, 1%4, 1/4%{run}]
+    kernel fill over n: N, k: K {{
+      for n by 64 {{
+        for k by {step} {{
+          do S[n, k] = B[n, k]
+        }}
+      }}
+    }}
+    kernel read over n: N, k: K {{
+      do C[k, n] = i32(S[n, k])
+    }}
+    """
+    for bits, run_ in ((3, 8), (5, 8), (6, 4), (7, 8)):
+        m = parse_mapping(text.format(bits=bits, step=4 * run_, run=run_))
+        b = rng.integers(0, 2**bits, (70, 45)).astype(np.uint8)
+        out = run(backend.build(m, CPU), signature(m), {"B": b})["C"]
+        assert (out == b.T).all() and m.memory[0].bits == bits
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_sums_over_groups_stay_in_registers(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text for vectors of 64 bytes, whatever the processor makes of it: two panels and a part of one, two sums that share
+    a product, a product of strings, two variables of groups."""
+    processor(name, monkeypatch, "avx512")
+    c = parse_cascade("""
+    ranks G = 3, H = 2, J = 20
+    in A: i8[G, J], B: i6[N, G, J] constant, S: f32[G], R: f32[N, G], P: f32[N]
+    in E: i8[G, H, J], F: u2[N, G, H, J] constant, T: f16[G, H]
+    out Y: f32[N], Z: f32[N], X: f32[N]
+    D[n, g] = i32(A[g, j]) * B[n, g, j]
+    Y[n] = D[n, g] * S[g] * R[n, g]
+    Z_sum[n] = f32(D[n, g] + 3) * R[n, g]
+    Z[n] = max(Z_sum[n] + P[n], 0)
+    K[n, g, h] = i32(E[g, h, j]) * F[n, g, h, j]
+    X[n] = K[n, g, h] * T[g, h]
+    """)
+    source = both(c, {"N": 150}, rng)
+    if toolchain.find_toolchain().simd == "avx512":
+        assert source.count("#if DOT_LANES == 16\n") == 2
+        assert {"dots_u2", "dots_u6"} <= set(re.findall(r"\bdots_u\d", source))
+
+
+@pytest.mark.parametrize("rank", ["M = 1", "M = 1, K = 300", ""])
+def test_one_row_is_an_integer_product_where_weights_are_constant(
+    rank: str, rng: np.random.Generator
+) -> None:
+    """Columns that every call has to pack are not worth it for a row."""
+    lines = [f"ranks {rank}"] * bool(rank) + [
+        "in A: i8[M, K], R: f32[N], B: u4[N, K] constant, E: u4[N, K]"
+    ]
+    lines += ["out C: i32[M, N], Y: f32[M, N], D: i32[M, N]", "C[m, n] = i32(A[m, k]) * B[n, k]"]
+    lines += ["Y[m, n] = C[m, n] * R[n]", "D[m, n] = i32(A[m, k]) * E[n, k]"]
+    mapped = both(parse_cascade("\n".join(lines)), {"M": 1, "N": 70, "K": 300}, rng, shown=True)
+    assert "C_columns: u4" in mapped and ("D_columns" in mapped) == (not rank)
 
 
 def test_vectors_and_batches(rng: np.random.Generator) -> None:
     c = parse_cascade(
-        "in A: i8[K], B: i4[N, K], D: i8[L, M, K], E: u8[L, N, K]\nout C: i32[N], F: i32[L, M, N]\n"
+        "in A: i8[K], B: i4[N, K] constant, D: i8[L, M, K], E: u8[L, N, K]\nout C: i32[N], F: i32[L, M, N]\n"
         "C[n] = i32(A[k]) * B[n, k]\nF[l, m, n] = i32(D[l, m, k]) * i32(E[l, n, k])"
     )
     assert "dots1x64_u4" in both(c, {"K": 45, "N": 66, "L": 2, "M": 5}, rng)

@@ -162,6 +162,42 @@ def test_attention_walks_scaled_caches_with_channels_on_the_lanes(t: str) -> Non
     assert reads and all(" with e" in x for x in reads)
 
 
+@pytest.mark.parametrize(
+    "name, compiler",
+    [("u1", ""), ("u2", ""), ("i4", ""), ("u4", ""), ("u4", "cc -mno-avx512vbmi"), ("u4", "cc -mno-avx512f")],
+)  # fmt: skip
+def test_whole_vectors_look_codes_up(
+    name: str, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums along the lanes and across them; a branch that all lanes take, where reading the other would be outside."""
+    if compiler:
+        monkeypatch.setenv("TCC_CC", compiler)
+    text = f"""
+    ranks E = 64, M = P + T
+    in K: {name}[P, E] packed, R: f32[T, E], X: f32[E], W: f32[P]
+    out Y: f32[P], Z: f32[E], A: f32[M], B: f32[M, E]
+    Y[p] = X[e] * ((f32(K[p, e]) - 3) * 0.5)
+    Z[e] = W[p] * ((f32(K[p, e]) - 3) * 0.5)
+    B[m, e] = select(m < P, f32(K[m + 0, e]) * X[e], R[m - P, e])
+    A[m] = B[m, e]
+    """
+    rng = np.random.default_rng(3)
+    t = tcc.dtype(name)
+    low = -(2 ** (t.bits - 1)) if t.kind == "i" else 0
+    k = rng.integers(low, low + 2**t.bits, (37, 64))
+    codes = (k & (2**t.bits - 1)).astype(np.uint8).reshape(37, -1, 8 // t.bits)
+    stored = np.bitwise_or.reduce(
+        codes << np.arange(8 // t.bits, dtype=np.uint8) * t.bits, -1, dtype=np.uint8
+    )
+    r, x, w = (rng.standard_normal(n).astype(np.float32) for n in ((5, 64), 64, 37))
+    y, z, a, b = tcc.compile(text)(stored, r, x, w)
+    both = np.concatenate([k * x, r])
+    np.testing.assert_allclose(y, ((k - 3) * 0.5) @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(z, w @ ((k - 3) * 0.5), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(b, both, rtol=1e-6)
+    np.testing.assert_allclose(a, both.sum(1), rtol=1e-4, atol=1e-4)
+
+
 TAIL = """
     ranks H=8, M=P+T, E=64
     in  Q: f32[H, E], KC: u4[H, P, E] packed, KS: f32[H, E], KR: f32[H, T, E]

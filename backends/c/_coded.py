@@ -3,6 +3,7 @@
 A coded tensor is passed as the address of a `tcc_coded`, which `compiler/coded.py` fills. `decode_T` decodes whole runs
 with all their lanes, up to four at once; `tcc.ir.dtype_coded` states the format. With AVX-512 the 16 lanes of a run are
 those of a vector: words are spread to the lanes that need one, and a table of 2^8 bytes is looked up in registers.
+`times4_T` and `times1_T` then multiply and add up what they decode.
 Elsewhere lanes take their words one after the other, and then step side by side. Neither reads outside of the arguments,
 whatever the words are.
 """
@@ -43,7 +44,7 @@ def decoding(t: DType) -> str:
     """`decode_T(w, at, to, count, step)`: decodes the runs at[0 … count - 1]; element t of lane l of run j goes to
     to[j][t * step + l]. Besides, `get_E` of the element type has to be there if C stores it otherwise than it computes."""
     name, real = coded_word(t), "float" if computed(t).name == "f32" else "double"
-    fast = _vectors(t)
+    fast = _vectors(t, False)
     head = f"static void decode_{name}(const tcc_coded *w, const int64_t *at, {real} *const *to, int64_t count, int64_t step) {{"
     scalar = _scalar(t, real)
     if fast:
@@ -64,6 +65,7 @@ def decoding_functions(m: Mapping, used: set[str]) -> list[str]:
     """The C text of the functions in use."""
     types = {coded_word(t.dtype): t.dtype for t in m.inputs if isinstance(t.dtype.form, Coded)}
     functions = [decoding(types[name]) for name in sorted(types) if f"decode_{name}" in used]
+    functions += [_vectors(types[name], True) for name in sorted(types) if f"times_{name}" in used]
     return [STRUCT, *functions] if types else []
 
 
@@ -116,12 +118,18 @@ def _scalar(t: DType, real: str) -> str:
 {rest}  }}"""
 
 
-def _vectors(t: DType) -> str:
-    """The functions for 16 lanes in a vector; empty where elements are no f32 with fewer bits, or codes are long."""
+def has_vectors(t: DType) -> bool:
+    """Whether 16 lanes are a vector with AVX-512: elements are f32 with fewer bits, and codes are short."""
     form = form_of(t)
-    if not starts_f32(form.element) or form.lanes is None or form.lanes[1] != 16 or form.window > 8:
+    lanes = form.lanes[1] if form.lanes else 1
+    return starts_f32(form.element) and lanes == 16 and form.window <= 8
+
+
+def _vectors(t: DType, times: bool) -> str:
+    """The functions for 16 lanes in a vector, empty where there are none."""
+    if not has_vectors(t):
         return ""
-    functions = "\n".join(_abreast(t, n) for n in (SIDE_BY_SIDE, 1))
+    functions = "\n".join(_abreast(t, n, times) for n in (SIDE_BY_SIDE, 1))
     return f"""{_HEAD}#ifdef TCC_EXPAND
 {functions}
 #endif
@@ -134,6 +142,8 @@ _HEAD = """#ifndef TCC_EXPAND
 #define TCC_EXPAND
 typedef uint32_t u32x16_c __attribute__((vector_size(64)));
 typedef int32_t i32x16_c __attribute__((vector_size(64)));
+typedef float f32x16_c __attribute__((vector_size(64)));
+typedef float f32x16_cu __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t i32x16_cu __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t i32x4_cu __attribute__((vector_size(16), aligned(1), may_alias));
 typedef char i8x64_c __attribute__((vector_size(64)));
@@ -168,16 +178,26 @@ static inline u32x16_c shifted_c(u32x16_c v, u32x16_c n, int left) {
 """
 
 
-def _abreast(t: DType, runs: int) -> str:
-    """One function for so many runs, whose instructions take turns, since each run waits for itself at every step."""
+def _abreast(t: DType, runs: int, times: bool = False) -> str:
+    """One function for so many runs. Each waits for itself at every step, so that all do a part of it before any does the
+    next. `times`: the elements are multiplied with x and added up, and are stored nowhere."""
     form = form_of(t)
-    width = raw_bits(form.element)
-    stored = 8 * raw_type(form.element).itemsize
     every, wide = WORD // form.window, form.window == 8
     name, run = coded_word(t), form.run[1]
+    stored = 8 * raw_type(form.element).itemsize
     tables = 4 if wide else 2
+    if times:
+        given = "const float *x, float *out, int first"
+        head = [
+            f"static __attribute__((noinline)) void times{runs}_{name}(const tcc_coded *w, const int64_t *at, {given}) {{"
+        ]
+    else:
+        given = "float *const *to, int64_t step"
+        head = [
+            f"static void decode{runs}_{name}(const tcc_coded *w, const int64_t *at, {given}) {{"
+        ]
     lines = [
-        f"static void decode{runs}_{name}(const tcc_coded *w, const int64_t *at, float *const *to, int64_t step) {{",
+        *head,
         f"  i8x64_c length[{tables}], symbol[{tables}];",
         f"  memcpy(length, w->length, {64 * tables});",
         f"  memcpy(symbol, w->symbol, {64 * tables});",
@@ -190,62 +210,78 @@ def _abreast(t: DType, runs: int) -> str:
             f"  const uint{stored}_t *raw{j} = (const uint{stored}_t *)w->raw + at[{j}] * {run * 16};",
             f"  int64_t next{j} = w->start[at[{j}]];",
             f"  u32x16_c bits{j} = {{0}}, held{j} = {{0}};",
-            f"  float *to{j} = to[{j}];",
+            f"  f32x16_c sum{j} = {{0}};" if times else f"  float *to{j} = to[{j}];",
         ]
     for inside in (True, False):
         if not inside and run % every == 0:
             break
-        steps = range(every) if inside else range(run % every)
         if inside:
             lines.append(f"  for (int64_t t = 0; t < {run // every}; t++) {{")
-        for at in steps:
-            for j in range(runs):
-                lines += _step(j, at == 0, wide, width, stored)
+        for at in range(every) if inside else range(run % every):
+            parts = [
+                *(_words() if at == 0 else []),
+                *_element(at, wide, raw_bits(form.element), stored),
+            ]
+            parts.append(
+                "sum$ += value * (f32x16_c)v$;" if times else "*(i32x16_cu *)to$ = v$; to$ += step;"
+            )
+            lines.append("    {")
+            if times:
+                lines.append(f"      const f32x16_c value = x[{at}] - (f32x16_c){{0}};")
+            lines += ["      " + part.replace("$", str(j)) for part in parts for j in range(runs)]
+            lines.append("    }")
         if inside:
+            lines += [f"    raw{j} += {16 * every};" for j in range(runs)]
+            lines += [f"    x += {every};"] * times
             lines.append("  }")
+    if times:
+        for j in range(runs):
+            place = f"*(f32x16_cu *)(out + {16 * j})"
+            lines.append(f"  if (!first) sum{j} += {place};")
+            lines.append(f"  {place} = sum{j};")
     return "\n".join([*lines, "}"])
 
 
-def _step(j: int, takes: bool, wide: bool, width: int, stored: int) -> list[str]:
-    lines = ["    {"]
-    if takes:
-        lines += [
-            f"      const uint16_t need = __builtin_ia32_ucmpd512_mask((i32x16_c)held{j}, word, 1, -1);",
-            f"      const i16x16_c more = *(const i16x16_cu *)(words + next{j});",
-            "      const i32x16_c given = __builtin_ia32_pmovzxwd512_mask("
-            "__builtin_ia32_expandhi256_maskz(more, (i16x16_c){0}, need), (i32x16_c){0}, -1);",
-            f"      bits{j} |= shifted_c((u32x16_c)given, held{j}, 1);",
-            f"      held{j} = (u32x16_c)__builtin_ia32_paddd512_mask((i32x16_c)held{j}, word, (i32x16_c)held{j}, need);",
-            f"      next{j} += __builtin_popcount(need);",
-            f"      next{j} = next{j} < last ? next{j} : last;",
-            f"      __builtin_prefetch(raw{j} + {AHEAD});",
-            f"      __builtin_prefetch(words + next{j} + {AHEAD // 8});",
-        ]
-    at = f"(i8x64_c)bits{j}"
+def _words() -> list[str]:
+    """Every lane of run $ that has room for a word takes the next one."""
+    return [
+        "const uint16_t need$ = __builtin_ia32_ucmpd512_mask((i32x16_c)held$, word, 1, -1);",
+        "const i16x16_c more$ = __builtin_ia32_expandhi256_maskz(*(const i16x16_cu *)(words + next$), (i16x16_c){0}, need$);",
+        "const i32x16_c given$ = __builtin_ia32_pmovzxwd512_mask(more$, (i32x16_c){0}, -1);",
+        "bits$ |= shifted_c((u32x16_c)given$, held$, 1);",
+        "held$ = (u32x16_c)__builtin_ia32_paddd512_mask((i32x16_c)held$, word, (i32x16_c)held$, need$);",
+        "next$ += __builtin_popcount(need$);",
+        "next$ = next$ < last ? next$ : last;",
+        f"__builtin_prefetch(raw$ + {AHEAD});",
+        f"__builtin_prefetch(words + next$ + {AHEAD // 8});",
+    ]
+
+
+def _element(step: int, wide: bool, width: int, stored: int) -> list[str]:
+    """v$, the elements of run $ at a step: an exponent, then sign and mantissa."""
+    at = "(i8x64_c)bits$"
     if wide:
-        lines += [
-            f"      const i32x16_c high = -(i32x16_c)(bits{j} >> 7 & 1);",
-            f"      const u32x16_c n = choice_c(high, entry_c({at}, length + 2), entry_c({at}, length));",
-            f"      const u32x16_c s = choice_c(high, entry_c({at}, symbol + 2), entry_c({at}, symbol));",
+        parts = [
+            "const i32x16_c high$ = -(i32x16_c)(bits$ >> 7 & 1);",
+            f"const u32x16_c n$ = choice_c(high$, entry_c({at}, length + 2), entry_c({at}, length));",
+            f"const u32x16_c s$ = choice_c(high$, entry_c({at}, symbol + 2), entry_c({at}, symbol));",
         ]
     else:
-        lines += [
-            f"      const u32x16_c n = entry_c({at}, length), s = entry_c({at}, symbol);",
+        parts = [
+            f"const u32x16_c n$ = entry_c({at}, length);",
+            f"const u32x16_c s$ = entry_c({at}, symbol);",
         ]
-    raw = f"raw{j}"
+    raw = f"(raw$ + {16 * step})"
     load = {
         8: f"__builtin_ia32_pmovsxbd512_mask(*(const i8x16_cu *){raw}, (i32x16_c){{0}}, -1)",
         16: f"__builtin_ia32_pmovsxwd512_mask(*(const i16x16_cu *){raw}, (i32x16_c){{0}}, -1)",
         32: f"*(const i32x16_cu *){raw}",
     }[stored]
-    placed = f"{load} << {32 - width} >> 8" if width != 8 else f"twice_c({raw})"
+    placed = f"{load} << {32 - width} >> 8" if width != 8 else f"twice_c{raw}"
     return [
-        *lines,
-        f"      bits{j} = shifted_c(bits{j}, n, 0);",
-        f"      held{j} -= n;",
-        f"      const i32x16_c r = {placed};  /* sign and mantissa where f32 has them */",
-        f"      *(i32x16_cu *)to{j} = __builtin_ia32_pternlogd512_mask(field, (i32x16_c)(s << 23), r, 0xca, -1);",
-        f"      to{j} += step;",
-        f"      raw{j} += 16;",
-        "    }",
+        *parts,
+        "bits$ = shifted_c(bits$, n$, 0);",
+        "held$ -= n$;",
+        f"const i32x16_c r$ = {placed};  /* sign and mantissa where f32 has them */",
+        "const i32x16_c v$ = __builtin_ia32_pternlogd512_mask(field, (i32x16_c)(s$ << 23), r$, 0xca, -1);",
     ]

@@ -62,7 +62,7 @@ def emit_decoded(s: Scope, d: Einsum) -> bool:
         s.intervals[v.name] = Interval(low, old[v.name].high, 1, False)
     at, to, some = names["at"], names["to"], names["some"]
     target = s.storage[d.target]
-    s.lines.add(f"{at}[{some}] = {integer_text(s, _block(s, t, w, blocks))};")
+    s.lines.add(f"{at}[{some}] = {integer_text(s, block_of(s, t, w, blocks))};")
     coded = s.storage[w.tensor].pointer
     if step is not None:
         place = integer_text(s, s.address(Access(d.target, d.indices)))
@@ -87,7 +87,7 @@ def emit_decoded(s: Scope, d: Einsum) -> bool:
     return True
 
 
-def _block(s: Scope, t: Tensor, w: Access, blocks: dict[str, Expr]) -> Expr:
+def block_of(s: Scope, t: Tensor, w: Access, blocks: dict[str, Expr]) -> Expr:
     """The number of a run: other dimensions in order, the lanes' one divided by them, then the runs of a row."""
     form = form_of(t.dtype)
     sizes = dict(form.neighbours)

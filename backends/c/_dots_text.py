@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-PANEL, STEP = 64, 4  # columns of a panel, products that one instruction adds up
+from tcc.ir.packed import SIDE, string
+
+PANEL, STEP = SIDE  # columns of a panel, products that one instruction adds up
+SIZE = PANEL * STEP  # bytes of a panel, for one byte of each string
 HALF = 4  # rows whose sums fit in 16 registers
+VECTORS = 4  # of sums of one row that stay in registers
 AHEAD = 2048  # bytes of columns that are fetched early, where there is arithmetic to hide that
 
 TYPES = """\
@@ -29,7 +33,7 @@ static inline void dot_store(int32_t *out, dot_sums c, int first) {
 }
 /* dot_add(s, w, x): s plus the products of the unsigned bytes w and the signed bytes x, added up in fours
    dot_total(s): what such sums are in 32 bits; dot_add keeps them in 16 where DOT_DEPTH says how many fit
-   dot_add8: dot_add for w of all 8 bits, always in 32 bits
+   dot_add7, dot_add8: dot_add for w of 7 and of all 8 bits, always in 32 bits
    dot_part(w, n, mask): bits n and up of every byte, perhaps times 2^n, which dot_whole takes back */
 #if DOT_LANES == 16 || ((defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))) && !defined(__clang__))
 #define DOT_DEPTH(most) INT64_MAX
@@ -41,6 +45,7 @@ static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
   return (dot_sums)__builtin_ia32_vpdpbusd_v8si((dot_ints)s, (dot_ints)w, (dot_ints)x);
 #endif
 }
+#define dot_add7 dot_add
 #define dot_add8 dot_add
 #define dot_total(s) (s)
 #define dot_part(w, n, mask) ((w) & (uint32_t)(mask) << (n))
@@ -68,6 +73,9 @@ static inline dot_sums dot_total(dot_sums s) {  /* sums of two 16-bit sums each 
 static inline dot_sums dot_add(dot_sums s, dot_bytes w, dot_sums x) {
   return (dot_sums)((dot_shorts)s + dot_twos(w, x));
 }
+static inline dot_sums dot_add7(dot_sums s, dot_bytes w, dot_sums x) {
+  return s + dot_total((dot_sums)dot_twos(w, x));
+}
 static inline dot_sums dot_add8(dot_sums s, dot_bytes w, dot_sums x) {  /* two products of 255 * 128 need 17 bits */
   return s + dot_total((dot_sums)dot_twos(w & 0x7f7f7f7f, x)) + dot_total((dot_sums)dot_twos(w & 0x80808080, x));
 }
@@ -82,32 +90,37 @@ def dot_functions(used: set[str]) -> list[str]:
         (int(r), int(b)) for f in used if f.startswith("dots:") for r, b in [f.split(":")[1:]]
     }
     wanted |= {(HALF, bits) for rows, bits in wanted if rows > HALF}
-    return [TYPES, *(_kernel(*key) for key in sorted(wanted))] if wanted else []
+    bits = sorted({bits for rows, bits in wanted if rows == 1})
+    return [TYPES, *map(_sums, bits), *(_kernel(*key) for key in sorted(wanted))] if wanted else []
+
+
+def _sums(bits: int) -> str:
+    """`VECTORS` sums of one row, which stay in registers."""
+    names = [f"0_{v}" for v in range(VECTORS)]
+    return "\n".join([
+        f"/* *out[v][column] = the sum over j of x[j] * columns[j][column], columns of {bits} bits */",
+        "static inline __attribute__((always_inline))",
+        f"void dots_u{bits}(const int8_t *x0, const uint8_t *columns, int64_t length,",
+        f"    {', '.join(f'dot_sums *out{v}' for v in range(VECTORS))}) {{",
+        _steps(bits),
+        *_products(1, bits, "  "),
+        *(f"  *out{v} = c{n};" for v, n in enumerate(names)),
+        "}",
+    ])  # fmt: skip
 
 
 def _kernel(rows: int, bits: int) -> str:
     """`rows` x 64 sums over `length` products, of columns that have `bits` bits each.
 
-    The columns are taken a few vectors at a time, so that their sums stay in registers. Where there is one row, the
-    second of two parts of a byte is not shifted into place: it has sums of its own, which are.
+    The columns are taken a few vectors at a time, so that their sums stay in registers.
     """
-    p = 8 // bits
-    vectors = 4 if rows == 1 else 2
-    narrow, apart = bits < 8, rows == 1 and bits < 8
-    sums = [f"{i}_{v}" for i in range(rows) for v in range(vectors)]
-    parts = [0, 1] if apart else [0]
-    add = "dot_add" if narrow else "dot_add8"
-    mask = f"0x{int(f'{2**bits - 1:02x}' * 4, 16):08x}"
+    vectors = VECTORS if rows == 1 else 2
     x = [f"const int8_t *x{i}" for i in range(rows)]
     name = f"void dots{rows}x{PANEL}_u{bits}"
     operands = "const uint8_t *columns, int64_t length"
-    out = "int32_t *restrict out, int64_t pitch, int first, int shift"
-
-    def zeros(prefix: str) -> str:
-        return f"dot_sums {', '.join(f'{prefix}{n} = {{0}}' for n in sums)};"
-
+    out = "int32_t *restrict out, int64_t pitch, int first"
     lines = [
-        f"/* out[{rows}][{PANEL}] (+)= 2^shift times the sum over j of x[row][j] * columns[j][column], columns of {bits} bits */",
+        f"/* out[{rows}][{PANEL}] (+)= the sum over j of x[row][j] * columns[j][column], columns of {bits} bits */",
         "static __attribute__((noinline))",
         f"{name}({', '.join(x)},",
         f"    {operands}, {out}) {{",
@@ -117,17 +130,51 @@ def _kernel(rows: int, bits: int) -> str:
         lines.append("#if DOT_LANES < 16  /* with 16 registers */")
         for i in range(0, rows, HALF):
             mine = ", ".join(f"x{n}" for n in range(i, i + HALF))
-            lines.append(
-                f"  {half}({mine}, columns, length, out + {i} * pitch, pitch, first, shift);"
-            )
+            lines.append(f"  {half}({mine}, columns, length, out + {i} * pitch, pitch, first);")
         lines.append("#else")
-    lines += [
-        f"  const int64_t steps = (length + {STEP * p - 1}) / {STEP * p};",
-        f"  for (int at = 0; at < {PANEL}; at += {vectors} * DOT_LANES, columns += {4 * vectors} * DOT_LANES) {{",
-        f"    {zeros('c')}",
-    ]
-    pad = "    "
-    if narrow:
+    if rows > 1:
+        lines.append(_steps(bits))
+    lines.append(
+        f"  for (int at = 0; at < {PANEL}; at += {vectors} * DOT_LANES, columns += {4 * vectors} * DOT_LANES) {{"
+    )
+    if rows > 1:
+        lines += _products(rows, bits, "    ")
+    else:
+        lines.append(f"    dot_sums {', '.join(f'c0_{v}' for v in range(vectors))};")
+        sums = ", ".join(f"&c0_{v}" for v in range(vectors))
+        lines.append(f"    dots_u{bits}(x0, columns, length, {sums});")
+    for i in range(rows):
+        for v in range(vectors):
+            lines.append(
+                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v}, first);"
+            )
+    lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
+    return "\n".join(lines)
+
+
+def _steps(bits: int) -> str:
+    step = STEP * string(bits)[1]
+    return f"  const int64_t steps = (length + {step - 1}) / {step};"
+
+
+def _products(rows: int, bits: int, pad: str) -> list[str]:
+    """Lines that compute the sums `c{row}_{vector}` of the vectors of columns that lie at `columns`.
+
+    Where there is one row, the second of two parts of a byte is not shifted into place: it has sums of its own, which are.
+    """
+    size, p = string(bits)
+    vectors = VECTORS if rows == 1 else 2
+    short = bits < 5  # sums of 16 bits hold the products of a string
+    apart = rows == 1 and short and size == 1
+    sums = [f"{i}_{v}" for i in range(rows) for v in range(vectors)]
+    parts = [0, 1] if apart else [0]
+    add = "dot_add" if short else "dot_add8" if bits == 8 else "dot_add7"
+
+    def zeros(prefix: str) -> str:
+        return f"dot_sums {', '.join(f'{prefix}{n} = {{0}}' for n in sums)};"
+
+    lines, outer = [f"{pad}{zeros('c')}"], pad
+    if short:
         lines += [
             f"{pad}for (int64_t block = 0, end; block < steps; block = end) {{",
             f"{pad}  end = steps - block > DOT_DEPTH({2**bits - 1}) / {p} ? block + DOT_DEPTH({2**bits - 1}) / {p} : steps;",
@@ -138,26 +185,21 @@ def _kernel(rows: int, bits: int) -> str:
     else:
         lines.append(f"{pad}for (int64_t k = 0; k < steps; k++) {{")
         pad += "  "
-    lines.append(f"{pad}const uint8_t *w = columns + k * {4 * PANEL};")
-    for v in range(vectors):
-        lines.append(
-            f"{pad}dot_bytes w{v} = *(const dot_bytes_u *)(w + {4 * v} * DOT_LANES); PIN(w{v});"
-        )
-    if rows > 1:
-        lines += [
-            f"{pad}__builtin_prefetch(w + {AHEAD} + {4 * v} * DOT_LANES);" for v in range(vectors)
-        ]
+    lines.append(f"{pad}const uint8_t *w = columns + k * {size * SIZE};")
+    loaded = 0  # bytes of the strings
     for q in range(p):
+        while loaded < size and 8 * loaded < bits * (q + 1):
+            for v in range(vectors):
+                at = f"w + {loaded * SIZE} + {4 * v} * DOT_LANES"
+                name = f"w{loaded}_{v}"
+                lines.append(f"{pad}dot_bytes {name} = *(const dot_bytes_u *)({at}); PIN({name});")
+                if rows > 1:
+                    lines.append(f"{pad}__builtin_prefetch({at} + {AHEAD});")
+            loaded += 1
         lines.append(f"{pad}{{")
         for v in range(vectors):
-            part = f"w{v} >> {bits * q} & {mask}" if q else f"w{v} & {mask}"
-            if apart:
-                pair = f"w{v} >> {bits * (q - q % 2)}" if q > 1 else f"w{v}"
-                part = f"dot_part({pair}, {bits * (q % 2)}, {mask})"
-            elif not narrow:
-                part = f"w{v}"
-            lines.append(f"{pad}  const dot_bytes u{v} = {part};")
-        into = f"s{q % 2 if apart else 0}_" if narrow else "c"
+            lines.append(f"{pad}  const dot_bytes u{v} = {_value(bits, q, v, apart)};")
+        into = f"s{q % 2 if apart else 0}_" if short else "c"
         for i in range(rows):
             lines.append(
                 f"{pad}  const dot_sums f{i} = dot_four(x{i} + k * {STEP * p} + {STEP * q});"
@@ -165,17 +207,31 @@ def _kernel(rows: int, bits: int) -> str:
             adds = (f"{into}{i}_{v} = {add}({into}{i}_{v}, u{v}, f{i});" for v in range(vectors))
             lines.append(f"{pad}  {' '.join(adds)}")
         lines.append(f"{pad}}}")
-    if narrow:
-        lines.append("      }")
+    if short:
+        lines.append(f"{outer}  }}")
         for q in parts:
             total = [f"dot_total(s{q}_{n})" for n in sums]
             total = [f"dot_whole({t}, {bits * q})" if apart and q else t for t in total]
-            lines += [f"      c{n} += {t};" for n, t in zip(sums, total, strict=True)]
-    lines.append("    }")
-    for i in range(rows):
-        for v in range(vectors):
-            lines.append(
-                f"    dot_store(out + {i} * pitch + at + {v} * DOT_LANES, c{i}_{v} << shift, first);"
-            )
-    lines += ["  }", *(["#endif"] if rows > HALF else []), "}"]
-    return "\n".join(lines)
+            lines += [f"{outer}  c{n} += {t};" for n, t in zip(sums, total, strict=True)]
+    lines.append(f"{outer}}}")
+    return lines
+
+
+def _value(bits: int, q: int, v: int, apart: bool) -> str:
+    """Value q of every string, in a byte each."""
+    i, low = divmod(bits * q, 8)
+    here = f"w{i}_{v}"
+    if bits == 8:
+        return here
+    if apart:
+        pair = low - bits * (q % 2)
+        return f"dot_part({f'{here} >> {pair}' if pair else here}, {bits * (q % 2)}, {_mask(2**bits - 1)})"
+    first = min(bits, 8 - low)  # bits in this byte
+    value = f"{f'{here} >> {low}' if low else here} & {_mask(2**first - 1)}"
+    if first == bits:
+        return value
+    return f"({value}) | (w{i + 1}_{v} << {first} & {_mask(2**bits - 2**first)})"
+
+
+def _mask(byte: int) -> str:
+    return f"0x{int(f'{byte:02x}' * 4, 16):08x}"

@@ -11,6 +11,7 @@ from tcc.backends.c._scope import C_TYPES, Interval, Scope, integer_text, plus, 
 from tcc.backends.c._streams import computes, fetch, next_rows, stream_test, streaming
 from tcc.backends.c._transpose import emit_transposed
 from tcc.backends.c._vector import CLASSES, Hoisted, Vector, vector_class
+from tcc.backends.c._vector_choice import unpacked
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, F32, F64, DType
 from tcc.ir.expr import Access, Cast, Const, Expr, Var, accesses, text, variables, walk
@@ -21,17 +22,16 @@ from tcc.ir.ops import MONOIDS
 UNROLL = 4  # vectors per iteration of a full vector loop
 LONG = 8  # vectors from which on a loop is worth some preparation
 SHORT = 8  # iterations of a loop that are written out
+_SIGNS = {"add": "+", "mul": "*", "bit_xor": "^", "or": "|", "and": "&"}
 _FOLD = {"add": "hsum", "mul": "hprod", "max": "hmax", "min": "hmin"}
 
 
 def combine(s: Scope, monoid: str, a: str, b: str, t: DType, suffix: str | None = None) -> str:
     """C text of a ⊕ b, for scalars or for vectors of type `suffix`."""
     op = MONOIDS[monoid].combine
-    if op in ("add", "mul", "bit_xor"):
-        shown = f"{a} {({'add': '+', 'mul': '*', 'bit_xor': '^'})[op]} {b}"
+    if op in _SIGNS:
+        shown = f"{a} {_SIGNS[op]} {b}"
         return shown if t.bits >= 32 or suffix else f"({C_TYPES[t.name]})({shown})"
-    if op in ("or", "and"):
-        return f"{a} {'|' if op == 'or' else '&'} {b}"
     if suffix is None and not t.is_float:
         return f"({a} {'>' if op == 'max' else '<'} {b} ? {a} : {b})"
     return f"{s.use(f'{op}_{suffix or t.name}')}({a}, {b})"
@@ -213,7 +213,7 @@ def vector_loop(s: Scope, lane: str, definitions: list[Einsum], inner: dict[int,
         unroll = max(1, size // width)  # the whole row at once
     elif inner and old.step is not None and old.step >= 4 * UNROLL * width:
         unroll = 2 * UNROLL  # long rows are read in long runs
-    if tile is not None or _scattered(s, definitions, kind, lane, c):
+    if tile is not None or scattered(s, definitions, kind, lane, c):
         unroll = 1  # lanes are read one by one: copies of that would only be long
     reduced_inside = {v for names in inner.values() for v in names}
     sums = {id(d): _sums(s, d, lane, kind, unroll) for d in definitions if lane not in d.free}
@@ -285,8 +285,10 @@ def _vector_bytes(
     width = s.vector_bytes // DTYPES[kind].itemsize
     size = poly(s.extents[lane]).constant if lane in s.extents else None
     spans = [n for n in (s.intervals[lane].step, size) if n is not None]
-    whole = sums and bool(spans) and all(n % width == 0 for n in spans)
-    narrow = not (whole or computes(definitions)) or any(map(s.coded, definitions))
+    unpacks = any(unpacked(s, d) for d in definitions)
+    whole = (sums or unpacks) and bool(spans) and all(n % width == 0 for n in spans)
+    narrow = not (whole or computes(definitions))
+    narrow |= any(s.coded(d) and not unpacked(s, d) for d in definitions)
     if narrow or s.vector_bytes <= least or any(n < width for n in spans):
         return min(least, s.vector_bytes)
     for d in definitions:
@@ -295,7 +297,7 @@ def _vector_bytes(
     return s.vector_bytes
 
 
-def _scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:
+def scattered(s: Scope, definitions: list[Einsum], kind: str, lane: str, c: str) -> bool:
     """Whether some value along the lane is not contiguous in memory."""
     e = Vector(s, kind, lane, c, 0, None)
     for d in definitions:

@@ -128,22 +128,41 @@ def _packed_functions(used: set[str]) -> list[str]:
             "$size": str(4 * lanes),
             "$shifts": ", ".join(str(n * bits % WORD) for n in range(lanes)),
             "$n": str(max(8, lanes * bits)),
+            "$places": ", ".join(f"{n * bits + 8 * byte}" for n in range(lanes) for byte in range(4)),
         }  # fmt: skip
         text = _PACKED if whole == "ld" else _PACKED.replace(_QUICK, "")
+        if lanes * bits == 2 * WORD and lanes * 4 == 64:  # bits of 64, to 64 bytes
+            text = text.replace(_SHIFT, _SPREAD)
         for field, value in fields.items():
             text = text.replace(field, value)
         out.append(text)
     return out
 
 
-_QUICK = """  if ((at & $last) == 0) {
+_SHIFT = """    v = $words >> ($v){$shifts} & $mask;
+"""
+_SPREAD = (
+    """#if defined(__AVX512VBMI__) && __has_builtin(__builtin_ia32_vpmultishiftqb512_mask)
+    typedef char bytes __attribute__((vector_size(64)));
+    typedef uint64_t all __attribute__((vector_size(64)));
+    v = ($v)__builtin_ia32_vpmultishiftqb512_mask((bytes){$places}, (bytes)(w - (all){0}), (bytes){0}, -1) & $mask;
+#else
+"""
+    + _SHIFT
+    + """#endif
+"""
+)
+_QUICK = (
+    """  if ((at & $last) == 0) {
     typedef uint$n_t words __attribute__((vector_size($size)));
     uint$n_t w = 0;
     memcpy(&w, p + (at >> $log), $bytes);
-    v = $words >> ($v){$shifts} & $mask;
-    return v$sign;
+"""
+    + _SHIFT
+    + """    return v$sign;
   }
 """
+)
 _PACKED = (
     """static inline $v $name(const uint8_t *p, int64_t at$counted) {
   $v v = {0};

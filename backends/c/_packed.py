@@ -1,11 +1,13 @@
 """Codes without gaps in C: `codeW(p, at)` reads the W bits of the element at a position, `set_codeW` writes them.
 
-A packed buffer is an array of 32-bit words; the element at position p lies in word p·W/32, from bit p·W%32 on. Packed
-inputs are bytes that may start anywhere: `bitsW(p, at)` reads them.
+A packed buffer is an array of 32-bit words; the element at position p lies in word p·W/32, from bit p·W%32 on; elements of
+3, 5, 6 and 7 bits in strings of bytes, 256 of them side by side. Packed inputs are bytes that may start anywhere:
+`bitsW(p, at)` reads them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from tcc.backends.c._codes import computed, is_coded, word
@@ -14,7 +16,7 @@ from tcc.backends.c._scope import C_TYPES, Scope, integer_text
 from tcc.ir.dtype import DType
 from tcc.ir.expr import Access, Expr
 from tcc.ir.mapping import Do
-from tcc.ir.packed import BYTE
+from tcc.ir.packed import BYTE, SIDE, string
 
 WORD = 32  # bits
 
@@ -37,6 +39,25 @@ def _code(bits: int) -> tuple[str, str]:
     )
 
 
+def _strings(bits: int) -> tuple[str, str]:
+    (size, per), mask, side = string(bits), 2**bits - 1, math.prod(SIDE)
+    start = f"at / {side * per} * {side * size} + at / {per} % {side} + b / 8 * {side}"
+    return (
+        f"""static inline uint32_t code{bits}(const uint32_t *p, int64_t at) {{
+  const int64_t b = at % {per} * {bits};
+  const uint8_t *s = (const uint8_t *)p + {start};
+  return (s[0] >> b % 8 | (b % 8 > {8 - bits} ? s[{side}] << (8 - b % 8) : 0)) & {mask};
+}}""",
+        f"""static inline void set_code{bits}(uint32_t *p, int64_t at, uint32_t c) {{
+  const int64_t b = at % {per} * {bits};
+  uint8_t *s = (uint8_t *)p + {start};
+  const unsigned high = 8 - b % 8;
+  s[0] = (uint8_t)((s[0] & ~({mask}u << b % 8)) | (c & {mask}) << b % 8);
+  if (high < {bits}) s[{side}] = (uint8_t)((s[{side}] & ~({mask}u >> high)) | (c & {mask}) >> high);
+}}""",
+    )
+
+
 def _bits(bits: int) -> str:
     per, mask = BYTE // bits, 2**bits - 1
     return (
@@ -47,8 +68,11 @@ def _bits(bits: int) -> str:
 
 _CODE = {
     name: text
-    for bits in (1, 2, 4, 8, 16)
-    for name, text in zip((f"code{bits}", f"set_code{bits}"), _code(bits), strict=True)
+    for bits, pair in [
+        *((n, _code(n)) for n in (1, 2, 4, 8, 16)),
+        *((n, _strings(n)) for n in (3, 5, 6, 7)),
+    ]
+    for name, text in zip((f"code{bits}", f"set_code{bits}"), pair, strict=True)
 } | {f"bits{bits}": _bits(bits) for bits in (1, 2, 4)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tcc.backends.c._coded_near import emit_times
+from tcc.backends.c._dots_near import emit_near
 from tcc.backends.c._leaves import emit_do, vector_loop
 from tcc.backends.c._scalar import scalar
 from tcc.backends.c._scope import (
@@ -47,7 +49,8 @@ class Tree:
             if isinstance(n, Do):
                 emit_do(self.s, n)
             elif isinstance(n, Alloc):
-                self._alloc(n, loops)
+                if not emit_times(self.s, n, lambda n=n: self._alloc(n, loops)):  # type: ignore[misc]
+                    self._alloc(n, loops)
             elif n.on is not None and not self.parallel:
                 self._parallel(n)
             else:
@@ -172,7 +175,11 @@ class Tree:
         s = self.s
         if self._is_vector_loop(n):
             self._vector_loop(n)
-            return
+        elif not emit_near(s, n, lambda: self._tiles(n, loops)):
+            self._tiles(n, loops)
+
+    def _tiles(self, n: Loop, loops: tuple[Loop, ...]) -> None:
+        s = self.s
         old = s.intervals[n.var]
         counter = s.names.fresh(n.var)
         length = span_text(s, old)

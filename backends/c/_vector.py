@@ -10,6 +10,7 @@ from tcc.backends.c._codes import HALVES, is_coded
 from tcc.backends.c._narrow import cut, narrow, widened
 from tcc.backends.c._scalar import common_type, inside, literal, scalar, typed
 from tcc.backends.c._scope import Interval, Scope, integer_text, plus
+from tcc.backends.c._vector_choice import branch, branches, looked_up
 from tcc.ir.cascade import Einsum
 from tcc.ir.dtype import DTYPES, DType
 from tcc.ir.expr import (
@@ -71,11 +72,10 @@ def _collect(s: Scope, e: Expr, lane: str, seen: set[str]) -> None:
         return
     t = s.dtype(e)
     if isinstance(e, Call) and t.name == "i64" and not accesses(e):
-        plain = not any(
-            isinstance(n, Cast)
-            or (isinstance(n, Call) and n.op not in ("add", "sub", "mul", "neg", "max", "min"))
-            for n in walk(e)
-        )
+        calls = {
+            n.op if isinstance(n, Call) else "cast" for n in walk(e) if isinstance(n, Call | Cast)
+        }
+        plain = calls <= {"add", "sub", "mul", "neg", "max", "min"}
         seen.add("index" if plain else "other")
         return
     if isinstance(e, Cast) and is_coded(e.dtype) and e.dtype.name not in HALVES:
@@ -130,9 +130,7 @@ class Vector:
     count: str | None  # in a tail: how many lanes are left
     memo: dict[str, str] = field(default_factory=dict)
     hoisted: Hoisted | None = None
-    uses: dict[str, int] = field(
-        default_factory=dict
-    )  # how often each sub-expression occurs in the loop
+    uses: dict[str, int] = field(default_factory=dict)  # of each sub-expression in the loop
     streamed: frozenset[str] = frozenset()  # targets that are stored past the caches
 
     @property
@@ -210,7 +208,7 @@ class Vector:
         key = text(e)
         if key in self.memo:
             return self.memo[key]
-        shown = self._print(e)
+        shown = looked_up(self, e) or self._print(e)
         if self.uses.get(key, 0) == 1 and len(shown) < 160:
             return (
                 f"({shown})"
@@ -246,6 +244,8 @@ class Vector:
     def _call(self, e: Call) -> str:
         t = self.s.dtype(e)
         if e.op in ("select", "take"):
+            if e.op == "select" and branches(self, e):
+                return branch(self, e, t)
             if e.op == "select":
                 chosen, a, b = self.mask(e.args[0]), e.args[1], e.args[2]
             else:

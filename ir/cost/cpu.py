@@ -17,7 +17,7 @@ from tcc.ir.cost.cache import Moved, Runs, bodies, moved
 from tcc.ir.cost.reuse import affine, extremes
 from tcc.ir.cost.tiles import Guard, Site, Tiles, count, cut_all, total
 from tcc.ir.dtype import DType
-from tcc.ir.expr import Access, Call, Cast, Const, Var, variables
+from tcc.ir.expr import Access, Call, Cast, Var, variables
 from tcc.ir.index import evaluate_size
 from tcc.ir.mapping import Buffer, Do, Loop
 from tcc.ir.ops import OPS
@@ -162,8 +162,6 @@ def _multiplies_bytes(s: Site, tensors: MappingABC[str, Tensor]) -> bool:
     if not do.on("lane") or not s.facts.reduced or e.where or not isinstance(e.body, Call):
         return False
     a, b = (*e.body.args, *e.body.args)[:2]
-    if isinstance(b, Call) and b.op == "mul" and isinstance(b.args[1], Const):
-        b = b.args[0]  # the upper bits of the columns, times a power of two
     parts = [x.arg if isinstance(x, Cast) else x for x in (a, b)]
     return e.body.op == "mul" and all(
         isinstance(a, Access) and tensors[a.tensor].dtype.is_integer
