@@ -127,6 +127,14 @@ def same(a: Expr, b: Expr) -> bool:
 Extents = Mapping[str, Expr]  # rank variable -> extent (exclusive upper bound, lower bound 0)
 
 
+def divisor(e: Expr) -> int | None:
+    """n where an index is a quotient or a remainder by the number n."""
+    if not isinstance(e, Call) or e.op not in ("floordiv", "mod"):
+        return None
+    by = e.args[1]
+    return int(by.value) if isinstance(by, Const) else None
+
+
 def gap(e: Expr) -> Poly | None:
     """What is 0 or more exactly where a comparison of indices holds; None for anything else."""
     if not isinstance(e, Call) or e.op not in ("le", "lt", "ge", "gt"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from tcc.ir.cascade import Einsum
-from tcc.ir.expr import Access, Var, text, variables
-from tcc.ir.index import poly
+from tcc.ir.expr import Access, Var, text, variables, walk
+from tcc.ir.index import divisor, poly
 from tcc.ir.mapping import Buffer, Do, Loop, Node
 
 LANE_CHUNK = 32  # coordinates of the lane variable per iteration of a vector loop
+LEAST = 16  # coordinates that are worth a vector loop of their own
 
 
 def column_of(members: list[Einsum], rows: list[str], buffers: Mapping[str, Buffer]) -> str | None:
@@ -57,7 +58,8 @@ def vector_nodes(
 
     def flush() -> None:
         if stage and lane is not None:
-            nodes.append(Loop(lane, LANE_CHUNK, tuple(Do(d, ((lane, "lane"),)) for d in stage)))
+            leaves = tuple(Do(d, ((lane, "lane"),)) for d in stage)
+            nodes.append(_by_period(Loop(lane, LANE_CHUNK, leaves), stage))
         stage.clear()
 
     for d in members:
@@ -86,6 +88,18 @@ def vector_nodes(
         stage.append(d)
     flush()
     return nodes
+
+
+def _by_period(loop: Loop, members: list[Einsum]) -> Loop:
+    """A vector loop; where members read at v / n and v % n, as reshaped tensors are read, inside one over stretches of n, in
+    which the quotient stays the same and the remainders follow each other."""
+    indices = [i for d in members for i in (*d.indices, *(i for a in d.reads for i in a.indices))]
+    inner = [e for e in walk(*indices) if variables(e) == [loop.var]]
+    found = {n for e in inner if (n := divisor(e)) is not None}
+    period = min(found, default=0)
+    if period < LEAST or any(n % period for n in found):
+        return loop
+    return Loop(loop.var, period, (loop,))
 
 
 def across(

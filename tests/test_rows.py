@@ -202,3 +202,21 @@ def test_what_follows_a_reduction_of_columns_runs_along_them(
         report = str(compiled.explain())
         column = report.rpartition(" on lane]")[0].rpartition("[")[2]
         assert f"for {column} by 1 on core" not in report
+
+
+@pytest.mark.parametrize("n", [4, 16, 24, 40])
+def test_reshaped_reads_are_vector_loops_over_stretches(n: int) -> None:
+    """Along which v / n stays the same and v % n counts on, if they are long enough, whatever is left at the end."""
+    torch.manual_seed(0)
+    x, y = torch.randn(3, n, 40), torch.randn(n, n)
+    for f, given in (
+        (lambda x: x.permute(1, 0, 2).reshape(n, 120) * 2, (x,)),
+        (lambda x: x.transpose(1, 2).repeat_interleave(3, 2) + 1, (x,)),
+        (lambda x, y: torch.kron(y, x[0]), (x, y)),
+        (lambda x: x.reshape(-1)[5:100].view(5, 19).tanh(), (x,)),
+    ):
+        compiled = tcc.compile(f, target="cpu", dynamic=False)
+        torch.testing.assert_close(compiled(*given), f(*given))
+    compiled = tcc.compile(lambda x: x.repeat(1, 1, 3) * 2, target="cpu", dynamic=False)
+    torch.testing.assert_close(compiled(y[None]), y.repeat(1, 1, 3) * 2)
+    assert (f" by {n}\n" in str(compiled.explain())) == (n >= 16)
