@@ -33,10 +33,14 @@ def column_of(members: list[Einsum], rows: list[str], buffers: Mapping[str, Buff
 
 
 def _along(reductions: list[Einsum], column: str, buffers: Mapping[str, Buffer]) -> bool:
-    """Whether some reads of every reduction are contiguous along `column`, and all others stay the same."""
+    """Whether some reads of every reduction are contiguous along `column`, and not along what is reduced, as windows are; and
+    all others stay the same."""
     for d in reductions:
-        ways = [_contiguous(a, column, buffers.get(a.tensor)) for a in d.reads]
-        if 1 not in ways or -1 in ways:
+        ways = [(_contiguous(a, column, buffers.get(a.tensor)), a) for a in d.reads]
+        along = [a for way, a in ways if way > 0]
+        if not along or any(way < 0 for way, _ in ways):
+            return False
+        if any(_contiguous(a, v, buffers.get(a.tensor)) > 0 for a in along for v in d.reduced):
             return False
     return True
 
