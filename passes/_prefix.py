@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tcc.ir.cascade import Cascade, Definition, Einsum
+from tcc.ir.cascade import Cascade, Definition, Einsum, Recurrence, steps
 from tcc.ir.dtype import F32, F64
 from tcc.ir.expr import Access, Cast, Const, Expr, Var, call, substitute, variables
 from tcc.ir.index import gap, poly
@@ -21,8 +21,12 @@ def running(c: Cascade) -> Cascade:
     """
     names = set(c.tensors)
     made: list[Definition] = []
+    nested = {id(d) for s in steps(c) if isinstance(s, Recurrence) for d in s.steps}
     for d in c.definitions:
-        made += _steps(c, d, names) if isinstance(d, Einsum) else [d]
+        if isinstance(d, Einsum) and id(d) not in nested:
+            made += _steps(c, d, names)
+        else:
+            made.append(d)
     return c.with_definitions(tuple(made))
 
 

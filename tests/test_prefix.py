@@ -69,6 +69,21 @@ def test_other_reductions_stay(line: str) -> None:
     assert recurrences(derive(c, CPU)) == 0
 
 
+def test_one_inside_a_recurrence_stays(rng: np.random.Generator) -> None:
+    c = parse_cascade("""
+    in X: f32[N]
+    out Y: f32[N]
+    ranks T=3
+    S[0,n] = X[n]
+    A[t,n] = S[t,m] where m <= n
+    S[t+1,n] = 0.5 * A[t,n]
+    Y[n] = S[3,n]
+    """)
+    assert recurrences(derive(c, CPU)) == 1
+    x = {"X": rng.standard_normal(70).astype(np.float32)}
+    np.testing.assert_allclose(run(built(c), c, x)["Y"], interpret(c, x)["Y"], rtol=1e-4, atol=1e-4)
+
+
 def test_sums_of_narrow_integers_are_wide(rng: np.random.Generator) -> None:
     c = parse_cascade("in X: i32[N]\nout Y: i64[N]\nY[n] = X[m] where m <= n")
     x = rng.integers(0, 2**31, 100).astype(np.int32)
