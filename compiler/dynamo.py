@@ -126,6 +126,7 @@ def built(target: str | None = None, **options: Any) -> Factory:
 
         from tcc.frontends._pytorch_segments import segments
         from tcc.program import Program
+        from tcc.stored import as_tensor
 
         steps: list[tuple[Any, list[str], list[str], list[str]]] = []
         for part in segments(captured.cascade):
@@ -138,6 +139,7 @@ def built(target: str | None = None, **options: Any) -> Factory:
             program._call.permute(captured.orders)
             steps.append((program, ins, outs, free))
         wanted = [t.name for t in captured.cascade.outputs]
+        types = captured.cascade.tensors
         grad_enabled = torch.is_grad_enabled
 
         def execute(tensors: dict[str, Tensor], sizes: dict[str, int]) -> dict[str, Tensor]:
@@ -151,12 +153,14 @@ def built(target: str | None = None, **options: Any) -> Factory:
                     given = {name: sizes[name] for name in free} if free else None
                     result = step._call.run([values[name] for name in ins], given)
                     found = list(result) if len(outs) > 1 else [result]
+                    if not ins:  # without tensors, results are arrays
+                        found = [as_tensor(torch, v, types[n].dtype) for n, v in zip(outs, found)]
                 values.update(zip(outs, found))
             return {name: values[name] for name in wanted}
 
         programs = [step for step, *_ in steps if not isinstance(step, Extern)]
         execute.programs = programs  # type: ignore[attr-defined]
-        if len(steps) == 1 and programs:
+        if len(steps) == 1 and programs and steps[0][1]:
             execute.whole = steps[0]  # type: ignore[attr-defined]
         return execute
 

@@ -324,3 +324,16 @@ def test_a_channels_last_network_trains_as_the_eager_one() -> None:
     assert out.stride() == net(x).stride()
     same(torch.autograd.grad(out.square().sum(), list(net.parameters())), wanted, 1e-4)
     assert set(orders(compiled).values()) == {(0, 2, 3, 1)}
+
+
+def test_parts_without_tensors_give_tensors() -> None:
+    """Alone, before a call that stays with PyTorch, and in types that NumPy has not."""
+    x = torch.randn(5, 7)
+    for f, given in (
+        (lambda: torch.arange(5) * 2.5, ()),
+        (lambda: (torch.ones(3), torch.zeros(2, dtype=torch.int32)), ()),
+        (lambda: torch.ones(3, dtype=torch.bfloat16) * 2, ()),
+        (lambda x: torch.bucketize(x, torch.linspace(-1, 1, 5)), (x,)),
+        (lambda x: torch.zeros(4, 7).index_add(0, torch.arange(5) % 4, x), (x,)),
+    ):
+        torch.testing.assert_close(tcc.compile(f)(*given), f(*given))
