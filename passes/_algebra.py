@@ -323,3 +323,13 @@ def renamed_tensor(d: Einsum, old: str, new: str) -> Einsum:
 
     return Einsum(new if d.target == old else d.target, tuple(transform(i, rule) for i in d.indices),
                   transform(d.body, rule), d.reductions, tuple(transform(p, rule) for p in d.where), d.span)  # fmt: skip
+
+
+def fresh(base: str, taken: set[str]) -> str:
+    """A name that is not in use yet; from now on it is."""
+    name, n = base, 1
+    while name in taken:
+        n += 1
+        name = f"{base}{n}"
+    taken.add(name)
+    return name

@@ -12,7 +12,7 @@ from tcc.ir.index import poly
 from tcc.ir.layout import row_major
 from tcc.ir.mapping import Alloc, Buffer, Do, Loop, Node
 from tcc.ir.target import Target, Unit
-from tcc.passes._array_prepare import fresh
+from tcc.passes._algebra import fresh
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from tcc.ir.diagnostics import CompileError
 from tcc.ir.expr import Access, Call, Const, Expr, Var, accesses, call, text, transform, variables
 from tcc.ir.index import poly, same
 from tcc.ir.infer import expression_dtype
-from tcc.passes._algebra import contraction
+from tcc.passes._algebra import contraction, fresh
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,16 +73,6 @@ def _plain(d: Einsum) -> Einsum:
         body=transform(d.body, rule),
         where=tuple(transform(p, rule) for p in d.where),
     )
-
-
-def fresh(base: str, taken: set[str]) -> str:
-    """A name that is not in use yet; from now on it is."""
-    name, n = base, 1
-    while name in taken:
-        n += 1
-        name = f"{base}{n}"
-    taken.add(name)
-    return name
 
 
 def _split(c: Cascade, d: Einsum, out: Prepared, taken: set[str]) -> None:

@@ -9,6 +9,7 @@ from tcc.ir.dtype import F32, F64
 from tcc.ir.expr import Access, Cast, Const, Expr, Var, call, substitute, variables
 from tcc.ir.index import gap, poly
 from tcc.ir.ops import MONOIDS, OPS, identity_of
+from tcc.passes._algebra import fresh
 
 SHORT = 64  # coordinates up to which vectors compute every value anew sooner than one value after another
 
@@ -38,10 +39,7 @@ def _steps(c: Cascade, d: Einsum, names: set[str]) -> list[Einsum]:
     (j,) = d.reduced
     monoid, t, size = MONOIDS[d.monoid(j)], c.tensors[d.target].dtype, c.extent(i)
     wide = F64 if t == F32 and OPS[monoid.combine].inverse is not None else t
-    name, n = f"{d.target}_run", 1
-    while name in names:
-        name, n = f"{d.target}_run{n + 1}", n + 1
-    names.add(name)
+    name = fresh(f"{d.target}_run", names)
 
     def at(index: Expr) -> tuple[Expr, ...]:
         return tuple(index if isinstance(x, Var) and x.name == i else x for x in d.indices)

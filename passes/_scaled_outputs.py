@@ -28,6 +28,7 @@ from tcc.ir.expr import (
 )
 from tcc.ir.index import bounds, poly
 from tcc.ir.scaled_parts import Names, divided, parts_of
+from tcc.passes._algebra import fresh
 
 INF = Const(float("inf"))
 Path = tuple[str, ...]
@@ -246,7 +247,7 @@ class Stored:
         return name.lower()
 
     def fresh(self, name: str) -> str:
-        return _fresh(name, self.taken)
+        return fresh(name, self.taken)
 
 
 def _stored(t: DType, value: Expr) -> Expr:
@@ -273,12 +274,12 @@ def encoded(c: Cascade, t: Tensor, taken: set[str]) -> tuple[Cascade, Names | st
     Where it may not exist everywhere, `Z_value` is an output behind the parts, which holds the fill elsewhere, and who
     reads the parts takes over where it exists.
     """
-    value = _fresh(f"{t.name}_value", taken)
+    value = fresh(f"{t.name}_value", taken)
     mine = [d for d in c.definitions if isinstance(d, Einsum) and d.target == t.name]
     s = Stored(c, t, value, taken)
     everywhere = len(mine) == 1 and _everywhere(c, t, mine[0])
     if not everywhere:
-        s.value = _fresh(f"{t.name}_filled", taken)
+        s.value = fresh(f"{t.name}_filled", taken)
     s.parts()
     at = tuple(d.at for d in s.dims)
     if not everywhere:
@@ -320,13 +321,6 @@ def _rewritten(d: Einsum | Extern, rule: Callable[[Expr], Expr]) -> Einsum | Ext
         return d
     where = tuple(transform(p, rule) for p in d.where)
     return replace(d, body=transform(d.body, rule), where=where)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
 
 
 def is_value(t: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -77,7 +79,7 @@ def test_tables_are_looked_up_by_vectors_and_added_by_levels(rng: np.random.Gene
 def test_parts_of_wrong_shapes_are_refused() -> None:
     t = dtype("i4[group k 4, scale f16]")
     codes = np.zeros((2, 8), np.int8)
-    cases = [
+    cases: list[tuple[Callable[[], object], str, str]] = [
         (lambda: dtypes.Encoded(t, ("n", "k"), codes), "T0148", "needs its `scale`"),
         (lambda: dtypes.Encoded(t, ("n", "k"), codes, {"scale": np.ones((2, 3), "f2")}), "T0148", "not \\[2, 2\\]"),
         (lambda: dtypes.Encoded(t, ("n", "k"), codes, {"scale": np.ones((2, 2), "f2"), "zero": 1}), "T0148", "no `zero`"),
@@ -92,7 +94,7 @@ def test_parts_of_wrong_shapes_are_refused() -> None:
     ]  # fmt: skip
     for make, code, message in cases:
         with pytest.raises(CompileError, match=message) as caught:
-            make()  # type: ignore[no-untyped-call]
+            make()
         assert caught.value.diagnostic.code == code and caught.value.diagnostic.helps
 
 

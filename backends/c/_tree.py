@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tcc.backends.c._coded_near import emit_times
@@ -49,7 +50,7 @@ class Tree:
             if isinstance(n, Do):
                 emit_do(self.s, n)
             elif isinstance(n, Alloc):
-                if not emit_times(self.s, n, lambda n=n: self._alloc(n, loops)):  # type: ignore[misc]
+                if not emit_times(self.s, n, partial(self._alloc, n, loops)):
                     self._alloc(n, loops)
             elif n.on is not None and not self.parallel:
                 self._parallel(n)
@@ -175,7 +176,7 @@ class Tree:
         s = self.s
         if self._is_vector_loop(n):
             self._vector_loop(n)
-        elif not emit_near(s, n, lambda: self._tiles(n, loops)):
+        elif not emit_near(s, n, partial(self._tiles, n, loops)):
             self._tiles(n, loops)
 
     def _tiles(self, n: Loop, loops: tuple[Loop, ...]) -> None:
